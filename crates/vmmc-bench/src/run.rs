@@ -1,0 +1,183 @@
+//! From options to a report.
+
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::links::Peer;
+use crate::machine::Machine;
+use crate::options::{Bench, Options};
+use crate::path::Path;
+use crate::progress::Progress;
+use crate::report::{Report, Row, Unit};
+use crate::rounds::{Plan, Round, Series, in_turns};
+use crate::statistics::median;
+use crate::{BenchError, bandwidth, latency, notify, setup, sockets, ucx, utlb};
+
+/// Runs one measurement; takes [`Options::seconds`] and a few more. Starts other processes, which end with it.
+///
+/// The calling thread is held to the first core of the measurement while it runs, and thereafter.
+///
+/// # Errors
+/// See [`BenchError`]; among others when VMMC's node service can be neither reached nor started.
+pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
+    let machine = Machine::look()?;
+    let mut notes = Vec::new();
+    if machine.one_core() {
+        notes.push("only one core may be used: both processes share it, and whatever spins gives way instead".to_owned());
+    }
+    let rows = match bench {
+        Bench::SendLatency => latencies(bench, options, &machine, 2.0, latency::send, &mut notes)?,
+        Bench::FetchLatency => {
+            latencies(bench, options, &machine, 1.0, latency::fetch, &mut notes)?
+        }
+        Bench::SendBandwidth => bandwidths(bench, options, &machine, bandwidth::send)?,
+        Bench::FetchBandwidth => bandwidths(bench, options, &machine, bandwidth::fetch)?,
+        Bench::Notify => notify::run(options, &machine)?,
+        Bench::Setup => setup::run(options, &machine)?,
+        Bench::Utlb => utlb::run(options, &machine, &mut notes)?,
+        Bench::Sockets => sockets::run(options, &machine)?,
+    };
+    Ok(Report { bench, machine, rows, notes })
+}
+
+type Measure = fn(&mut Peer, Path, usize, Duration) -> Result<Round, BenchError>;
+
+/// `ways` is how many operations a sample consists of.
+fn latencies(
+    bench: Bench,
+    options: &Options,
+    machine: &Machine,
+    ways: f64,
+    measure: Measure,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Row>, BenchError> {
+    let mut beside = Ucx::wanted(bench, options, notes);
+    let series = all_paths(bench, options, machine, |peer, path, size, slice| {
+        if path == Path::Vmmc && size == 8 {
+            beside.measure(machine)?;
+        }
+        measure(peer, path, size, slice)
+    })?;
+    let clock = Clock::calibrated();
+    let figure = |ticks: f64| clock.microseconds(ticks) / ways;
+    let mut rows: Vec<Row> = series
+        .iter()
+        .map(|series| Row {
+            cpu_us: Some(series.cpu_us),
+            line_us: Some(series.line_us),
+            ..Row::new(series.path.name(), series.size, Unit::Microseconds, figure(series.middle))
+                .tails(
+                    figure(series.tails.quantile(0.99)),
+                    figure(series.tails.quantile(0.999)),
+                    series.tails.len(),
+                )
+        })
+        .collect();
+    if let Some(row) = beside.row(machine)? {
+        let after = rows.iter().rposition(|other| other.size == row.size).map_or(0, |at| at + 1);
+        rows.insert(after, row);
+    }
+    rows.extend(line(&series));
+    Ok(rows)
+}
+
+fn bandwidths(
+    bench: Bench,
+    options: &Options,
+    machine: &Machine,
+    measure: Measure,
+) -> Result<Vec<Row>, BenchError> {
+    let series = all_paths(bench, options, machine, measure)?;
+    let clock = Clock::calibrated();
+    let mut rows: Vec<Row> = series
+        .iter()
+        .map(|series| {
+            let bytes = (bandwidth::messages_in_turn(series.size) * series.size as u64) as f64;
+            let figure = |ticks: f64| bytes / clock.nanoseconds(ticks);
+            let rate = figure(series.middle);
+            Row {
+                cpu_us: Some(series.cpu_us),
+                copying: series.busy.map(|busy| rate / busy),
+                line_us: Some(series.line_us),
+                ..Row::new(series.path.name(), series.size, Unit::GigabytesPerSecond, rate).tails(
+                    figure(series.tails.quantile(0.99)),
+                    figure(series.tails.quantile(0.999)),
+                    series.tails.len(),
+                )
+            }
+        })
+        .collect();
+    rows.extend(line(&series));
+    Ok(rows)
+}
+
+fn all_paths(
+    bench: Bench,
+    options: &Options,
+    machine: &Machine,
+    measure: impl FnMut(&mut Peer, Path, usize, Duration) -> Result<Round, BenchError>,
+) -> Result<Vec<Series<Path>>, BenchError> {
+    let sizes = options.sizes_for(bench)?;
+    let parts = sizes.len() * Path::COMPARED.len();
+    let plan = Plan { rounds: options.rounds_of(bench), slice: options.slice(bench, parts)? };
+    let progress = Progress::new(options.progress, bench.name(), parts * plan.rounds);
+    let mut peer = Peer::start(&options.peer, machine)?;
+    in_turns(&mut peer, &sizes, &Path::COMPARED, plan, &progress, measure)
+}
+
+/// The line's round trips during the whole run.
+fn line(series: &[Series<Path>]) -> Option<Row> {
+    let clock = Clock::calibrated();
+    let mut all = series.first()?.line.clone();
+    // Every path of one size carries the same measurements of the line.
+    for series in series.iter().filter(|series| series.path == Path::COMPARED[0]).skip(1) {
+        all.merge(&series.line);
+    }
+    let figure = |quantile: f64| clock.microseconds(all.quantile(quantile));
+    let row = Row::new(Path::Line.name(), 64, Unit::Microseconds, figure(0.5));
+    Some(row.tails(figure(0.99), figure(0.999), all.len()))
+}
+
+/// UCX measured in the same rounds.
+#[derive(Debug)]
+struct Ucx {
+    wanted: bool,
+    rounds: Vec<f64>,
+}
+
+impl Ucx {
+    const MESSAGES: u64 = 200_000;
+
+    fn wanted(bench: Bench, options: &Options, notes: &mut Vec<String>) -> Ucx {
+        let asked = bench == Bench::SendLatency
+            && options.sizes_for(bench).is_ok_and(|sizes| sizes.contains(&8));
+        let wanted = asked && ucx::installed();
+        if asked && !wanted {
+            notes.push(
+                "ucx_perftest is not installed (Debian package ucx-utils): no row ucx-posix"
+                    .to_owned(),
+            );
+        }
+        Ucx { wanted, rounds: Vec::new() }
+    }
+
+    fn measure(&mut self, machine: &Machine) -> Result<(), BenchError> {
+        if self.wanted {
+            self.rounds.push(ucx::tag_latency(machine, Self::MESSAGES, "50")?);
+        }
+        Ok(())
+    }
+
+    fn row(&self, machine: &Machine) -> Result<Option<Row>, BenchError> {
+        if self.rounds.is_empty() {
+            return Ok(None);
+        }
+        let tail = |percentile| ucx::tag_latency(machine, Self::MESSAGES, percentile);
+        // Each percentile is a run of its own, so the machine may have been better for a higher one.
+        let p50 = median(&self.rounds);
+        let p99 = tail("99")?.max(p50);
+        let p999 = tail("99.9")?.max(p99);
+        let row = Row::new("ucx-posix", 8, Unit::Microseconds, p50);
+        Ok(Some(row.tails(p99, p999, Self::MESSAGES)))
+    }
+}

@@ -1,0 +1,64 @@
+//! Waiting by looking: how the memory paths and the spinning sockets wait.
+
+use std::time::{Duration, Instant};
+
+use crate::BenchError;
+
+/// Without progress for this long, the other process is taken for stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How to spin: on one core the other process can only make progress if we give way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spin {
+    looks_before_yield: u32,
+}
+
+impl Spin {
+    pub(crate) fn new(one_core: bool) -> Spin {
+        Spin { looks_before_yield: if one_core { 1 } else { 1 << 20 } }
+    }
+
+    /// Looks until `ready`. No pause instruction between looks: on the machines at hand it lengthens
+    /// the way of a line by up to half, and the other core has a pipeline of its own.
+    #[inline(always)]
+    pub(crate) fn until(self, mut ready: impl FnMut() -> bool) -> Result<(), BenchError> {
+        let mut since = None;
+        loop {
+            for _ in 0..self.looks_before_yield {
+                if ready() {
+                    return Ok(());
+                }
+            }
+            give_way(&mut since)?;
+        }
+    }
+}
+
+#[cold]
+fn give_way(since: &mut Option<Instant>) -> Result<(), BenchError> {
+    let start = *since.get_or_insert_with(Instant::now);
+    if start.elapsed() > PATIENCE {
+        return Err(BenchError::Stalled);
+    }
+    rustix::thread::sched_yield();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spinning_ends_when_ready() {
+        for one_core in [true, false] {
+            let mut looks = 0;
+            Spin::new(one_core)
+                .until(|| {
+                    looks += 1;
+                    looks == 5
+                })
+                .unwrap();
+            assert_eq!(looks, 5);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! UCX's own measurement over shared memory (`ucx_perftest`, Debian package ucx-utils), where it is installed.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::BenchError;
+use crate::machine::Machine;
+
+/// Whether `ucx_perftest` can be started.
+pub(crate) fn installed() -> bool {
+    let mut command = Command::new("ucx_perftest");
+    command.arg("-h").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok()
+}
+
+/// One-way latency of 8 bytes, tag matching over `posix`, in microseconds: the given percentile of
+/// its single messages.
+pub(crate) fn tag_latency(
+    machine: &Machine,
+    iterations: u64,
+    percentile: &str,
+) -> Result<f64, BenchError> {
+    let port = free_port()?.to_string();
+    let mut server = Ended(start(machine.pinned[1], &["-p", &port])?);
+    let client_arguments =
+        ["127.0.0.1", "-p", &port, "-t", "tag_lat", "-s", "8", "-f", "-v", "-R", percentile];
+    let iterations = iterations.to_string();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let arguments = [&client_arguments[..], &["-n", &iterations, "-w", "5000"]].concat();
+        let output = start(machine.pinned[0], &arguments)?
+            .wait_with_output()
+            .map_err(|cause| failed(cause.to_string()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if let Some(latency) = output.status.success().then(|| latency_in(&text)).flatten() {
+            return Ok(latency);
+        }
+        // The server says nothing when it listens, and refuses the client that was too early.
+        let gone = server.0.try_wait().ok().flatten().is_some();
+        if gone || Instant::now() > deadline {
+            let error = String::from_utf8_lossy(&output.stderr);
+            let last = error.lines().last().or(text.lines().last()).unwrap_or("it printed nothing");
+            return Err(failed(last.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn start(core: usize, arguments: &[&str]) -> Result<Child, BenchError> {
+    Command::new("ucx_perftest")
+        .args(["-c", &core.to_string()])
+        .args(arguments)
+        .env("UCX_TLS", "posix,self")
+        .env("UCX_LOG_LEVEL", "error")
+        .env("UCX_WARN_UNUSED_ENV_VARS", "n")
+        .env("VMMC_DISABLE", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|cause| failed(cause.to_string()))
+}
+
+/// The first column of the final line, which is `iterations,percentile,average,overall,...`.
+fn latency_in(text: &str) -> Option<f64> {
+    let line = text.lines().rev().find(|line| line.matches(',').count() >= 6)?;
+    line.split(',').nth(1)?.trim().parse().ok()
+}
+
+fn free_port() -> Result<u16, BenchError> {
+    let port = || Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
+    port().map_err(|cause: std::io::Error| BenchError::os("find a free port", cause))
+}
+
+fn failed(cause: String) -> BenchError {
+    BenchError::Program { program: "ucx_perftest", cause }
+}
+
+/// A server that is ended when dropped; it ends by itself after a client has finished.
+#[derive(Debug)]
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,96 @@
+//! `vmmc bench`: measures VMMC beside its peers in one run.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use vmmc_bench::{Bench, BenchError, Options, Table, parse_size};
+
+/// Measures VMMC beside shared memory by hand, kernel TCP, AF_UNIX and memcpy, all in the same run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure
+    #[arg(required_unless_present = "peer")]
+    name: Option<Name>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+    /// Payload sizes, such as 8,4K,1M (4 B to 1 MB; default: those of the paper's figures)
+    #[arg(long, value_delimiter = ',', value_parser = parse_size, value_name = "BYTES")]
+    sizes: Vec<usize>,
+    /// Time to measure in, in seconds (default: 10 to 30, by measurement)
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// How often the paths take turns (default: 5 or 15, by measurement)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Be another process of a measurement
+    #[arg(long, hide = true, value_name = "ROLE")]
+    peer: Option<String>,
+}
+
+/// The measurements.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Name {
+    /// One way of a send, half a round trip
+    SendLatency,
+    /// A stream of sends of one size
+    SendBandwidth,
+    /// One fetch of what the owner has just written
+    FetchLatency,
+    /// A stream of fetches of one size
+    FetchBandwidth,
+    /// The parts of a notification
+    Notify,
+    /// Export, import, unimport, unexport
+    Setup,
+    /// Lookups in the translation table
+    Utlb,
+    /// A program that knows only std::net, plain and under vmmc run
+    Sockets,
+}
+
+impl From<Name> for Bench {
+    fn from(name: Name) -> Bench {
+        match name {
+            Name::SendLatency => Bench::SendLatency,
+            Name::SendBandwidth => Bench::SendBandwidth,
+            Name::FetchLatency => Bench::FetchLatency,
+            Name::FetchBandwidth => Bench::FetchBandwidth,
+            Name::Notify => Bench::Notify,
+            Name::Setup => Bench::Setup,
+            Name::Utlb => Bench::Utlb,
+            Name::Sockets => Bench::Sockets,
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    if let Some(role) = &args.peer {
+        return vmmc_bench::serve_peer(role);
+    }
+    match measure(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("vmmc bench: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(args: Args) -> Result<(), BenchError> {
+    let Some(name) = args.name else { return Ok(()) };
+    let options = Options {
+        sizes: args.sizes,
+        seconds: args.seconds,
+        rounds: args.rounds.map(|rounds| rounds as usize),
+        ..Options::default()
+    };
+    let report = vmmc_bench::run(name.into(), &options)?;
+    if args.json {
+        report.notes.iter().for_each(|note| eprintln!("vmmc bench: {note}"));
+        println!("{}", report.to_json());
+    } else {
+        print!("{}", Table(&report));
+    }
+    Ok(())
+}

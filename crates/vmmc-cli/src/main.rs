@@ -1,0 +1,51 @@
+//! The `vmmc` command: thin faces over the libraries, one module a subcommand.
+
+mod bench;
+mod doctor;
+mod node;
+mod run;
+mod sim;
+mod stat;
+mod utlb;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// User-level communication between the virtual memories of processes.
+#[derive(Debug, Parser)]
+#[command(name = "vmmc", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an unmodified program with its TCP connections lifted
+    Run(run::Args),
+    /// Show which connections are lifted
+    Stat(stat::Args),
+    /// Start, stop or ask the node service
+    Node(node::Args),
+    /// Measure VMMC beside its peers
+    Bench(bench::Args),
+    /// Record and replay what programs look up in their translation tables
+    Utlb(utlb::Args),
+    /// Run the link's protocol on a network in virtual time
+    Sim(sim::Args),
+    /// Show what this machine allows, what follows, and how to change it
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Stat(args) => stat::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Utlb(args) => utlb::run(args),
+        Command::Sim(args) => sim::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    }
+}

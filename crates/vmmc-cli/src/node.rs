@@ -1,0 +1,161 @@
+//! `vmmc node`: starting, stopping and asking the node service.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use vmmc_node::{ServeOptions, serve, start, status, stop};
+use vmmc_os::{close_inherited, default_runtime_dir, detach};
+
+/// The node service of this user.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Start the service in the background, unless it runs; return when it answers
+    Start {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the service to leave, and wait until it has
+    Stop {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether the service runs, and what it knows
+    Status {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Be the service, in the foreground
+    Serve {
+        /// Leave terminal, session and inherited descriptors behind
+        #[arg(long, hide = true)]
+        detached: bool,
+    },
+}
+
+/// How long the service may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let dir = default_runtime_dir();
+    let result = match args.action {
+        Action::Start { json } => start_service(&dir, json),
+        Action::Stop { json } => match stop(&dir, PATIENCE) {
+            Ok(was_running) => {
+                if json {
+                    println!("{}", serde_json::json!({ "running": false, "stopped": was_running }));
+                } else {
+                    println!("{}", if was_running { "stopped" } else { "no service was running" });
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.to_string()),
+        },
+        Action::Status { json } => show_status(&dir, json),
+        Action::Serve { detached } => serve_here(dir, detached),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmmc: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts the service unless it runs.
+pub(crate) fn ensure(dir: &std::path::Path) -> Result<(), String> {
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))?;
+    start(dir, &program, &["node", "serve", "--detached"], PATIENCE)
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+fn start_service(dir: &std::path::Path, json: bool) -> Result<(), String> {
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))?;
+    let started = start(dir, &program, &["node", "serve", "--detached"], PATIENCE);
+    let (pid, new) = started.map_err(|error| error.to_string())?;
+    if json {
+        println!("{}", serde_json::json!({ "running": true, "pid": pid, "started": new }));
+    } else if new {
+        println!("started, process {pid}");
+    } else {
+        println!("already running, process {pid}");
+    }
+    Ok(())
+}
+
+fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
+    let status = status(dir, PATIENCE).map_err(|error| error.to_string())?;
+    match (status, json) {
+        (None, true) => println!("{}", serde_json::json!({ "running": false })),
+        (None, false) => println!("no service runs in {}", dir.display()),
+        (Some(status), true) => {
+            let answer = serde_json::json!({
+                "running": true,
+                "pid": status.pid,
+                "node": format!("{:x}", status.node),
+                "uptime_seconds": status.uptime_seconds,
+                "processes": status.processes,
+                "exports": status.exports,
+                "imports": status.imports,
+                "offers": status.offers,
+                "pairs": status.pairs,
+                "reserved_bytes": status.reserved_bytes,
+                "pinned_limit": status.pinned_limit,
+                "runtime_dir": dir,
+            });
+            println!("{answer}");
+        }
+        (Some(status), false) => {
+            println!("service      process {}, up {} s", status.pid, status.uptime_seconds);
+            println!("node         {:x}", status.node);
+            println!("directory    {}", dir.display());
+            println!("processes    {}", status.processes);
+            println!("exports      {}", status.exports);
+            println!("imports      {}", status.imports);
+            println!("offers       {}", status.offers);
+            println!("pairs        {}", status.pairs);
+            let (reserved, limit) = (status.reserved_bytes >> 20, status.pinned_limit >> 20);
+            println!("pinned       {reserved} MiB reserved of {limit} MiB");
+        }
+    }
+    Ok(())
+}
+
+fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
+    // A relative directory would mean another one after `detach`.
+    let dir = std::path::absolute(&dir).map_err(|error| {
+        format!("cannot find the current directory ({error}): set VMMC_RUNTIME_DIR to a full path")
+    })?;
+    if detached {
+        // SAFETY: this process has just started and has opened nothing yet; whatever is open above the standard streams was
+        // inherited, and nobody here knows of it.
+        unsafe { close_inherited(3) };
+        detach().map_err(|error| format!("cannot detach ({error}): is /dev/null missing?"))?;
+    }
+    let seconds = std::env::var("VMMC_NODE_IDLE_SECONDS").ok();
+    let seconds = match seconds.as_deref().map(str::parse::<f64>) {
+        None => 10.0,
+        Some(Ok(seconds)) if (0.0..1e9).contains(&seconds) => seconds,
+        Some(_) => return Err("VMMC_NODE_IDLE_SECONDS is not a number of seconds".into()),
+    };
+    let idle = Duration::from_secs_f64(seconds);
+    let pinned_limit = match std::env::var("VMMC_NODE_PINNED_BYTES").map(|bytes| bytes.parse()) {
+        Err(_) => vmmc_os::total_memory() / 4,
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return Err("VMMC_NODE_PINNED_BYTES is not a number of bytes".into()),
+    };
+    serve(&ServeOptions { runtime_dir: dir, idle, pinned_limit }).map_err(|error| error.to_string())
+}

@@ -1,0 +1,101 @@
+//! `vmmc run`: an unmodified program with its TCP connections lifted.
+
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use vmmc_os::default_runtime_dir;
+
+/// The program's connections to other such programs of the same user on this host go over VMMC; everything else, and
+/// everything about them but their bytes, stays with the kernel. The program keeps its process id, its exit status, its
+/// descriptors and its signals.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Environment:
+  VMMC_DISABLE=1      run the program plainly
+  VMMC_SPIN=MICROS    how long a waiting call looks before it sleeps (default 50; 0: sleeps at once)
+  VMMC_RUNTIME_DIR    where the node service's socket is
+
+Exit status: the program's own; 127 if it does not exist, 126 if it cannot be executed, 125 for an error of vmmc's own.
+
+Examples:
+  vmmc run redis-server
+  vmmc run -- redis-benchmark -t get -c 50")]
+pub(crate) struct Args {
+    /// The program and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    command: Vec<OsString>,
+}
+
+const LIBRARY: &str = "libvmmc_preload.so";
+const OWN_ERROR: u8 = 125;
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let [program, arguments @ ..] = args.command.as_slice() else {
+        return ExitCode::from(OWN_ERROR);
+    };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if !disabled() {
+        let library = match find_library() {
+            Ok(library) => library,
+            Err(message) => {
+                eprintln!("vmmc: {message}");
+                return ExitCode::from(OWN_ERROR);
+            }
+        };
+        if let Err(message) = crate::node::ensure(&default_runtime_dir()) {
+            eprintln!("vmmc: {message}; connections stay on TCP");
+        }
+        if let (None, Ok(program)) =
+            (std::env::var_os("VMMC_NODE_PROGRAM"), std::env::current_exe())
+        {
+            // With this the library brings the service back if it goes.
+            command.env("VMMC_NODE_PROGRAM", program);
+        }
+        command.env("LD_PRELOAD", preload(&library, std::env::var_os("LD_PRELOAD")));
+    }
+    let error = command.exec();
+    let program = program.to_string_lossy();
+    if error.kind() == ErrorKind::NotFound {
+        eprintln!("vmmc: {program}: no such program: check its name and PATH");
+        return ExitCode::from(127);
+    }
+    eprintln!("vmmc: {program}: cannot be executed: {error}");
+    ExitCode::from(126)
+}
+
+fn disabled() -> bool {
+    std::env::var_os("VMMC_DISABLE").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// The library lies beside this program, or in the `lib` beside its `bin`.
+fn find_library() -> Result<PathBuf, String> {
+    let program =
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let dir = program.parent().unwrap_or(Path::new("/"));
+    let places = [
+        dir.join(LIBRARY),
+        dir.join("../lib").join(LIBRARY),
+        dir.join("../lib/vmmc").join(LIBRARY),
+    ];
+    places.iter().find(|place| place.is_file()).cloned().ok_or_else(|| {
+        format!("{LIBRARY} is not beside {}: build it (cargo build --release --workspace) or install it there", program.display())
+    })
+}
+
+fn preload(library: &Path, others: Option<OsString>) -> OsString {
+    let mut list = library.as_os_str().to_owned();
+    if let Some(others) = others.filter(|others| !others.is_empty()) {
+        list.push(OsStr::new(":"));
+        list.push(others);
+    }
+    list
+}

@@ -1,0 +1,146 @@
+//! Links over a network, and the passing of virtual time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::memory::Exports;
+use super::network::Network;
+use super::random::Random;
+use super::tcp::Tcp;
+use crate::event::Event;
+use crate::link::Link;
+use crate::time::Time;
+
+/// Datagrams built at a time.
+const BATCH: usize = 16;
+
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) network: Network,
+    pub(super) random: Random,
+    pub(super) sides: Vec<Side>,
+    /// Somebody else's stream.
+    pub(super) tcp: Option<Tcp>,
+    flights: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    /// Datagrams on their way, by their place in `flights`, and places that are free.
+    datagrams: Vec<(usize, Vec<u8>)>,
+    free: Vec<usize>,
+    order: u64,
+    buffer: Vec<u8>,
+}
+
+/// One side of a link.
+pub(super) struct Side {
+    pub(super) link: Link,
+    pub(super) memory: Exports,
+    /// The side at the other end.
+    pub(super) peer: usize,
+    /// The wire of each path.
+    pub(super) wires: Vec<usize>,
+}
+
+impl World {
+    pub(super) fn new(network: Network, random: Random, sides: Vec<Side>) -> World {
+        World {
+            now: Time::ZERO,
+            network,
+            random,
+            sides,
+            tcp: None,
+            flights: BinaryHeap::new(),
+            datagrams: Vec::new(),
+            free: Vec::new(),
+            order: 0,
+            buffer: vec![0; BATCH * 65_536],
+        }
+    }
+
+    /// Lets a side send whatever it may send now.
+    pub(super) fn transmit(&mut self, index: usize) {
+        let side = &mut self.sides[index];
+        while let Some(sent) =
+            side.link.poll_transmit(self.now, &mut self.buffer, BATCH, &mut side.memory)
+        {
+            let wire = side.wires[usize::from(sent.path)];
+            for datagram in self.buffer[..sent.len].chunks(sent.segment) {
+                let (random, network) = (&mut self.random, &mut self.network);
+                let mut flip = random.clone();
+                let (flights, datagrams, free) =
+                    (&mut self.flights, &mut self.datagrams, &mut self.free);
+                let (order, to) = (&mut self.order, side.peer);
+                network.offer(self.now, wire, datagram, random, |at, bytes, damaged| {
+                    let place = free.pop().unwrap_or_else(|| {
+                        datagrams.push((0, Vec::new()));
+                        datagrams.len() - 1
+                    });
+                    let (peer, copy) = &mut datagrams[place];
+                    *peer = to;
+                    copy.clear();
+                    copy.extend_from_slice(bytes);
+                    if damaged {
+                        damage(copy, &mut flip);
+                    }
+                    *order += 1;
+                    flights.push(Reverse((at, *order, place)));
+                });
+            }
+        }
+    }
+
+    /// Goes on to the next thing that happens, and lets it happen. `false` if nothing will, or not before `until`.
+    pub(super) fn step(&mut self, until: Time) -> bool {
+        let arrival = self.flights.peek().map(|Reverse((at, ..))| *at);
+        let timer = self.sides.iter().filter_map(|side| side.link.poll_timeout()).min();
+        let tcp = self.tcp.as_ref().and_then(Tcp::deadline);
+        let Some(next) =
+            arrival.into_iter().chain(timer).chain(tcp).min().filter(|&next| next <= until)
+        else {
+            return false;
+        };
+        self.now = self.now.max(next);
+        let now = self.now;
+        if let Some(tcp) = &mut self.tcp {
+            tcp.pump(now, &mut self.network.queues[tcp.queue]);
+        }
+        let mut touched = 0_u64;
+        while let Some(&Reverse((at, _, place))) = self.flights.peek() {
+            if at > now {
+                break;
+            }
+            self.flights.pop();
+            let (to, datagram) = &mut self.datagrams[place];
+            let side = &mut self.sides[*to];
+            // Why a datagram was dropped does not matter here: what matters is that nothing is missing in the end.
+            let _ = side.link.handle_datagram(now, datagram, &mut side.memory);
+            touched |= 1 << (*to % 64);
+            self.free.push(place);
+        }
+        for (index, side) in self.sides.iter_mut().enumerate() {
+            if side.link.poll_timeout().is_some_and(|at| at <= now) {
+                side.link.handle_timeout(now);
+                touched |= 1 << (index % 64);
+            }
+        }
+        for index in 0..self.sides.len() {
+            if touched & (1 << (index % 64)) != 0 {
+                self.transmit(index);
+            }
+        }
+        true
+    }
+
+    pub(super) fn event(&mut self, index: usize) -> Option<Event> {
+        self.sides[index].link.poll_event()
+    }
+}
+
+fn damage(datagram: &mut Vec<u8>, random: &mut Random) {
+    match random.below(4) {
+        0 => datagram.truncate(random.below(datagram.len() as u64) as usize),
+        1 => datagram.push(0),
+        _ => {
+            let at = random.below(datagram.len() as u64) as usize;
+            datagram[at] ^= 1 << random.below(8);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Random networks and commands, by seed. `vmmc sim` runs any number of them.
+
+use vmmc_link::sim::check;
+
+/// Seeds in continuous integration.
+const SEEDS: u64 = 400;
+
+#[test]
+fn every_byte_is_placed_and_every_signal_comes_once_in_order() {
+    let failed: Vec<String> = (0..SEEDS)
+        .filter_map(|seed| {
+            check(seed).err().map(|failure| {
+                format!("seed {seed} (vmmc sim --first {seed} --seeds 1): {failure}")
+            })
+        })
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}

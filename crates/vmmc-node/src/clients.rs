@@ -1,0 +1,211 @@
+//! The processes that are connected.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use vmmc_os::{Credentials, Descriptor, OsError, send};
+use vmmc_proto::{Answer, PairId, ProcessId, encode_answer};
+
+use crate::offers::OfferKey;
+use crate::queues::Queue;
+
+/// Names a connection of a client; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ClientKey(pub(crate) u64);
+
+/// A message on its way to a client.
+#[derive(Debug)]
+pub(crate) struct Post {
+    pub(crate) to: ClientKey,
+    pub(crate) answer: Answer,
+    pub(crate) descriptors: Vec<Rc<Descriptor>>,
+}
+
+impl Post {
+    pub(crate) fn new(to: ClientKey, answer: Answer) -> Self {
+        Self { to, answer, descriptors: Vec::new() }
+    }
+}
+
+/// One connected process.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) socket: Descriptor,
+    /// Readable when the process has ended; a control client has none.
+    pub(crate) life: Option<Descriptor>,
+    pub(crate) credentials: Credentials,
+    /// After Hello.
+    pub(crate) identity: Option<Identity>,
+    /// It may only export and pair.
+    pub(crate) pairing_only: bool,
+    pub(crate) exports: HashSet<u64>,
+    pub(crate) imports: HashSet<u64>,
+    /// Oldest first; may name offers that are gone.
+    pub(crate) offers: VecDeque<OfferKey>,
+    /// Ends that it holds.
+    pub(crate) holds: HashSet<PairId>,
+    /// What it wants done by the engine.
+    pub(crate) queue: Option<Queue>,
+    outbox: VecDeque<Packet>,
+}
+
+/// What Hello and Welcome settled.
+#[derive(Debug, Clone)]
+pub(crate) enum Identity {
+    /// A tool that asks for status or stop.
+    Control,
+    /// A process.
+    Process { id: ProcessId, name: String, mail_slot: u32 },
+}
+
+#[derive(Debug)]
+struct Packet {
+    bytes: Vec<u8>,
+    descriptors: Vec<Rc<Descriptor>>,
+    mail: bool,
+}
+
+/// What became of the outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Nothing is left.
+    Empty,
+    /// The socket is full: wait until it can be written.
+    Full,
+    /// The kernel takes no more descriptors now: try again a little later.
+    Later,
+    /// The client is gone, or leaves too much unread.
+    Gone,
+}
+
+impl Client {
+    /// More unread messages than this, and the client is taken for broken.
+    const MAX_UNREAD: usize = 256 * 1024;
+
+    pub(crate) fn new(
+        socket: Descriptor,
+        life: Option<Descriptor>,
+        credentials: Credentials,
+    ) -> Self {
+        Self {
+            socket,
+            pairing_only: false,
+            life,
+            credentials,
+            identity: None,
+            exports: HashSet::new(),
+            imports: HashSet::new(),
+            offers: VecDeque::new(),
+            holds: HashSet::new(),
+            queue: None,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn process_id(&self) -> Option<ProcessId> {
+        match &self.identity {
+            Some(Identity::Process { id, .. }) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// Puts a message at the end of the outbox; `flush` sends it.
+    pub(crate) fn enqueue(&mut self, answer: &Answer, descriptors: Vec<Rc<Descriptor>>) {
+        // Answers are bounded by construction: lists by MAX_ENTRIES, names by MAX_NAME.
+        if let Ok(bytes) = encode_answer(answer) {
+            self.outbox.push_back(Packet { bytes, descriptors, mail: answer.is_mail() });
+        }
+    }
+
+    /// Sends what fits; calls `mailed` for each mail message that went out.
+    pub(crate) fn flush(&mut self, mut mailed: impl FnMut()) -> Flushed {
+        while let Some(packet) = self.outbox.front() {
+            let descriptors: Vec<BorrowedFd<'_>> =
+                packet.descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+            match send(&self.socket, &packet.bytes, &descriptors) {
+                Ok(()) => {
+                    if packet.mail {
+                        mailed();
+                    }
+                    self.outbox.pop_front();
+                }
+                Err(_) if self.outbox.len() > Self::MAX_UNREAD => return Flushed::Gone,
+                Err(OsError::AGAIN) => return Flushed::Full,
+                Err(OsError::TOOMANYREFS | OsError::NOBUFS | OsError::NOMEM) => {
+                    return Flushed::Later;
+                }
+                Err(_) => return Flushed::Gone,
+            }
+        }
+        Flushed::Empty
+    }
+}
+
+/// All connected processes.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    pub(crate) by_key: HashMap<ClientKey, Client>,
+    by_process: HashMap<ProcessId, ClientKey>,
+    /// The last processes that ended, to tell "dead" from "never was".
+    dead: VecDeque<ProcessId>,
+    next_key: u64,
+}
+
+impl Clients {
+    const REMEMBERED_DEAD: usize = 4096;
+
+    pub(crate) fn add(&mut self, client: Client) -> ClientKey {
+        self.next_key += 1;
+        let key = ClientKey(self.next_key);
+        self.by_key.insert(key, client);
+        key
+    }
+
+    pub(crate) fn remove(&mut self, key: ClientKey) -> Option<Client> {
+        let client = self.by_key.remove(&key)?;
+        if let Some(id) = client.process_id() {
+            self.by_process.remove(&id);
+            self.dead.push_back(id);
+            if self.dead.len() > Self::REMEMBERED_DEAD {
+                self.dead.pop_front();
+            }
+        }
+        Some(client)
+    }
+
+    pub(crate) fn get(&self, key: ClientKey) -> Option<&Client> {
+        self.by_key.get(&key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: ClientKey) -> Option<&mut Client> {
+        self.by_key.get_mut(&key)
+    }
+
+    /// Gives a client its identity; `false` when another has that id.
+    pub(crate) fn identify(&mut self, key: ClientKey, identity: Identity) -> bool {
+        if let Identity::Process { id, .. } = &identity {
+            if self.by_process.contains_key(id) {
+                return false;
+            }
+            self.by_process.insert(*id, key);
+        }
+        if let Some(client) = self.by_key.get_mut(&key) {
+            client.identity = Some(identity);
+        }
+        true
+    }
+
+    pub(crate) fn has_process(&self, id: ProcessId) -> bool {
+        self.by_process.contains_key(&id)
+    }
+
+    pub(crate) fn is_dead(&self, id: ProcessId) -> bool {
+        self.dead.contains(&id)
+    }
+
+    /// Processes, tools not counted.
+    pub(crate) fn process_count(&self) -> usize {
+        self.by_process.len()
+    }
+}

@@ -1,0 +1,412 @@
+//! Pairs: the two ends of TCP connections, who holds them, and the memories that they exchange.
+//!
+//! The life of an end:
+//!
+//! ```text
+//! matched --pair_export--> exported --(both are)--> ready --last holder drops or dies--> closed --queue empty--> gone
+//! held only (announced to a service that was started later) ------------------------------^
+//! ```
+//!
+//! While an end is open the service keeps a duplicate of its socket, so that the peer's unread bytes can be written into it
+//! even if its own process is stopped. The duplicate is closed as soon as the last holder is gone and nothing waits to be
+//! written, so that the kernel can send FIN.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+use vmmc_os::{
+    ConnectionIdentity, Descriptor, Poller, Readiness, connection_identity, end_stream, is_event,
+    memory_len, memory_seals, random_u64,
+};
+use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_EXPORT_LEN, PAGE_SIZE, PairId, ProcessId};
+use vmmc_shm::table::ExportState;
+
+use crate::clients::{ClientKey, Post};
+use crate::injection::{Injection, Lowered, Progress};
+use crate::offers::OfferKey;
+use crate::service::HELD;
+use crate::slots::{Slot, Slots};
+
+/// What the pairs need of the rest of the service.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'s> {
+    pub(crate) slots: &'s mut Slots,
+    pub(crate) poller: &'s Poller,
+    pub(crate) posts: &'s mut Vec<Post>,
+}
+
+/// One end.
+#[derive(Debug, Default)]
+struct End {
+    holders: Vec<ClientKey>,
+    /// Known from the offer, or from the first hold.
+    cookie: Option<u64>,
+    socket: Option<Descriptor>,
+    memory: Option<Box<Memory>>,
+    slot: Option<Slot>,
+    /// The last holder is gone.
+    closed: bool,
+    /// When the last holder goes the socket stays, for what the peer has not read.
+    lingers: bool,
+    /// The peer has said that it needs nothing any more; it may say so first.
+    settled: bool,
+    injection: Injection,
+    /// Waits for the socket to become writable, under this number.
+    waiting: Option<u64>,
+}
+
+/// What `pair_export` brought, until it is passed on.
+#[derive(Debug)]
+struct Memory {
+    owner: ProcessId,
+    memory: Descriptor,
+    event: Descriptor,
+    len: u64,
+    mapped: u64,
+}
+
+#[derive(Debug, Default)]
+struct Pair {
+    ends: [End; 2],
+    /// The user whose processes may hold it.
+    uid: u32,
+    /// As end 0 sees it; unknown until somebody of a later service's processes holds an end.
+    key: Option<OfferKey>,
+}
+
+/// All pairs.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    by_id: HashMap<PairId, Box<Pair>>,
+    waiting: HashMap<u64, PairId>,
+    last_waiting: u64,
+}
+
+impl Pairs {
+    /// Most ends that one process may hold.
+    pub(crate) const MAX_OF_PROCESS: usize = 256 * 1024;
+
+    /// A new pair; `holders` showed end 0 and end 1. The ids of the two ends.
+    pub(crate) fn add(
+        &mut self,
+        key: OfferKey,
+        uid: u32,
+        holders: [(ClientKey, u64); 2],
+    ) -> [PairId; 2] {
+        let id = loop {
+            let id = PairId(random_u64() & !1);
+            if !self.by_id.contains_key(&id) {
+                break id;
+            }
+        };
+        let ends = holders.map(|(client, cookie)| End {
+            holders: vec![client],
+            cookie: Some(cookie),
+            ..End::default()
+        });
+        self.by_id.insert(id, Box::new(Pair { ends, uid, key: Some(key) }));
+        [id, id.peer()]
+    }
+
+    /// Memory, event and socket of one end. When both ends have brought theirs, each gets the other's. Anything wrong breaks
+    /// the pair for both.
+    pub(crate) fn export(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        client: (ClientKey, ProcessId),
+        id: PairId,
+        lengths: (u64, u64),
+        descriptors: Vec<Descriptor>,
+    ) {
+        let broken = |posts: &mut Vec<Post>| {
+            let why = BrokenReason::Refused;
+            posts.push(Post::new(client.0, Answer::PairBroken { pair: id, why }));
+        };
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return broken(around.posts) };
+        if !pair.ends[id.end()].holders.contains(&client.0) {
+            return broken(around.posts);
+        }
+        if !pair.bring(id.end(), client.1, lengths, descriptors) {
+            broken(around.posts);
+            return self.release(around, client.0, id, BrokenReason::Refused);
+        }
+        if pair.ends.iter().any(|end| end.memory.is_none()) {
+            return;
+        }
+        let (Some(first), Some(second)) = (around.slots.take(), around.slots.take()) else {
+            broken(around.posts);
+            return self.release(around, client.0, id, BrokenReason::Refused);
+        };
+        let posts = &mut *around.posts;
+        for (index, slot) in [first, second].into_iter().enumerate() {
+            let end = &mut pair.ends[index];
+            end.slot = Some(slot);
+            let Some(brought) = end.memory.take() else { continue };
+            let Memory { owner, memory, event, len, mapped } = *brought;
+            let descriptors = vec![Rc::new(memory), Rc::new(event)];
+            let pair_id = PairId(base(id).0 | (index as u64 ^ 1));
+            let export = ExportId { process: owner, number: pair_id.peer().0 };
+            let (index_word, live) = (slot.index, slot.live());
+            let answer =
+                Answer::PairReady { pair: pair_id, export, len, mapped, slot: index_word, live };
+            // Only the process that exported gets the peer's memory; other holders of the end share its mappings.
+            let to = pair.ends[index ^ 1].holders.first().copied();
+            posts.extend(to.map(|to| Post { to, answer, descriptors }));
+        }
+    }
+
+    /// One more process holds an end; with an unknown id, a pair that an earlier service made. `false` if it may not.
+    pub(crate) fn hold(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        client: ClientKey,
+        uid: u32,
+        id: PairId,
+        socket: Option<Descriptor>,
+    ) -> bool {
+        let identity = socket.as_ref().and_then(|s| connection_identity(s.as_fd()).ok());
+        let accepted = match (&identity, socket) {
+            (Some(identity), Some(socket)) => {
+                let pair = self
+                    .by_id
+                    .entry(base(id))
+                    .or_insert_with(|| Box::new(Pair { uid, ..Pair::default() }));
+                pair.hold(client, uid, id.end(), identity, socket)
+            }
+            _ => false,
+        };
+        if accepted {
+            // Bytes may have waited for this end.
+            self.advance(around, id);
+            return true;
+        }
+        let why = BrokenReason::Refused;
+        around.posts.push(Post::new(client, Answer::PairBroken { pair: id, why }));
+        self.remove_if_gone(around, id);
+        false
+    }
+
+    /// A process no longer holds an end.
+    pub(crate) fn release(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        client: ClientKey,
+        id: PairId,
+        why: BrokenReason,
+    ) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        end.holders.retain(|holder| *holder != client);
+        if !end.holders.is_empty() || end.closed {
+            return;
+        }
+        let kept = end.lingers && end.socket.is_some();
+        if kept && !pair.ends[id.end() ^ 1].holders.is_empty() {
+            return;
+        }
+        self.close(around, id, why);
+        self.settle(around, id.peer());
+    }
+
+    /// The end's socket is to be kept when its last holder goes, until the peer has read everything.
+    pub(crate) fn linger(&mut self, id: PairId) {
+        if let Some(pair) = self.by_id.get_mut(&base(id)) {
+            let end = &mut pair.ends[id.end()];
+            end.lingers = !end.settled;
+        }
+    }
+
+    /// Closes an end that lingers. The end of the stream comes first: without it, bytes that nobody will read would make a
+    /// reset of the close.
+    pub(crate) fn settle(&mut self, around: &mut Surroundings<'_>, id: PairId) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        end.settled = true;
+        if !end.lingers || end.closed || !end.holders.is_empty() {
+            return;
+        }
+        if let Some(socket) = end.socket.as_ref().filter(|_| end.injection.is_empty()) {
+            end_stream(socket.as_fd());
+        }
+        self.close(around, id, BrokenReason::PeerDropped);
+    }
+
+    /// Nobody holds the end any more.
+    fn close(&mut self, around: &mut Surroundings<'_>, id: PairId, why: BrokenReason) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        end.closed = true;
+        end.memory = None;
+        if let Some(slot) = end.slot {
+            let died = why == BrokenReason::PeerDied;
+            around.slots.mark(slot, if died { ExportState::Dead } else { ExportState::Revoked });
+        }
+        let pair_id = id.peer();
+        for holder in &pair.ends[id.end() ^ 1].holders {
+            around.posts.push(Post::new(*holder, Answer::PairBroken { pair: pair_id, why }));
+        }
+        self.advance(around, id);
+        self.remove_if_gone(around, id);
+    }
+
+    /// Bytes that the holder of `id` asks to be written into its peer's socket.
+    pub(crate) fn inject(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        client: ClientKey,
+        id: PairId,
+        lowered: Lowered,
+    ) {
+        let failed = |posts: &mut Vec<Post>| {
+            let why = BrokenReason::InjectFailed;
+            posts.push(Post::new(client, Answer::PairBroken { pair: id, why }));
+        };
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return failed(around.posts) };
+        if !pair.ends[id.end()].holders.contains(&client) {
+            return failed(around.posts);
+        }
+        let end = &mut pair.ends[id.end() ^ 1];
+        if end.injection.len() >= Injection::MAX_WAITING || (end.closed && end.socket.is_none()) {
+            return failed(around.posts);
+        }
+        end.injection.push(lowered);
+        self.advance(around, id.peer());
+    }
+
+    /// The held socket that waits under `number` can be written.
+    pub(crate) fn writable(&mut self, around: &mut Surroundings<'_>, number: u64) {
+        if let Some(id) = self.waiting.get(&number).copied() {
+            self.advance(around, id);
+            self.remove_if_gone(around, id);
+        }
+    }
+
+    /// Pairs of which an end is held.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether bytes are still on their way.
+    pub(crate) fn is_injecting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Writes what waits for this end's socket, and closes the socket when nobody needs it.
+    fn advance(&mut self, around: &mut Surroundings<'_>, id: PairId) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        // Without a socket the bytes wait: the end is held by a process that has not announced itself to this service yet.
+        let Some(socket) = &end.socket else { return };
+        let mut handed = 0;
+        let progress = end.injection.advance(socket.as_fd(), || handed += 1);
+        for holder in &end.holders {
+            for _ in 0..handed {
+                around.posts.push(Post::new(*holder, Answer::PairHanded { pair: id }));
+            }
+        }
+        match (progress, end.waiting) {
+            (Progress::More, None) => {
+                self.last_waiting += 1;
+                let number = self.last_waiting;
+                if around.poller.add(socket, HELD | number, Readiness::WRITE).is_ok() {
+                    end.waiting = Some(number);
+                    self.waiting.insert(number, id);
+                }
+            }
+            (Progress::Done | Progress::Failed, Some(number)) => {
+                around.poller.remove(socket.as_fd());
+                end.waiting = None;
+                self.waiting.remove(&number);
+            }
+            _ => {}
+        }
+        if end.closed && end.injection.is_empty() {
+            end.socket = None;
+        }
+        if progress == Progress::Failed {
+            let why = BrokenReason::InjectFailed;
+            for holder in &pair.ends[id.end() ^ 1].holders {
+                around.posts.push(Post::new(*holder, Answer::PairBroken { pair: id.peer(), why }));
+            }
+        }
+    }
+
+    fn remove_if_gone(&mut self, around: &mut Surroundings<'_>, id: PairId) {
+        let Some(pair) = self.by_id.get(&base(id)) else { return };
+        let unused = |end: &End| end.holders.is_empty() && end.socket.is_none();
+        if !pair.ends.iter().all(unused) {
+            return;
+        }
+        if let Some(pair) = self.by_id.remove(&base(id)) {
+            for slot in pair.ends.iter().filter_map(|end| end.slot) {
+                around.slots.give_back(slot);
+            }
+        }
+    }
+}
+
+impl Pair {
+    /// Checks and keeps what `pair_export` brought.
+    fn bring(
+        &mut self,
+        index: usize,
+        owner: ProcessId,
+        (len, mapped): (u64, u64),
+        descriptors: Vec<Descriptor>,
+    ) -> bool {
+        let Ok([memory, event, socket]) = <[Descriptor; 3]>::try_from(descriptors) else {
+            return false;
+        };
+        let page = PAGE_SIZE as u64;
+        let lengths = (1..=MAX_EXPORT_LEN).contains(&len)
+            && (1..=len).contains(&mapped)
+            && memory_len(&memory).is_ok_and(|found| found >= len.next_multiple_of(page));
+        let sealed = memory_seals(&memory).is_ok_and(|seals| seals.fixed_size);
+        // Both sockets established, with these addresses in one network: then they are each other's ends.
+        let connection = connection_identity(socket.as_fd());
+        let end = &mut self.ends[index];
+        let same =
+            connection.is_ok_and(|found| end.cookie == Some(found.cookie) && found.established);
+        if !lengths || !sealed || !same || !is_event(event.as_fd()) || end.slot.is_some() {
+            return false;
+        }
+        end.socket = Some(socket);
+        end.memory = Some(Box::new(Memory { owner, memory, event, len, mapped }));
+        true
+    }
+
+    /// Checks and enters one more holder.
+    fn hold(
+        &mut self,
+        client: ClientKey,
+        uid: u32,
+        index: usize,
+        identity: &ConnectionIdentity,
+        socket: Descriptor,
+    ) -> bool {
+        let shown = OfferKey::of(identity);
+        let shown = if index == 0 { shown } else { shown.reversed() };
+        let end = &mut self.ends[index];
+        let same_user = self.uid == uid;
+        let same_connection = self.key.is_none_or(|key| key == shown);
+        let same_socket = end.cookie.is_none_or(|cookie| cookie == identity.cookie);
+        if !same_user || !same_connection || !same_socket || end.closed {
+            return false;
+        }
+        self.key = Some(shown);
+        end.cookie = Some(identity.cookie);
+        if end.socket.is_none() {
+            end.socket = Some(socket);
+        }
+        if !end.holders.contains(&client) {
+            end.holders.push(client);
+        }
+        true
+    }
+}
+
+/// Pairs are kept under the id of end 0.
+fn base(id: PairId) -> PairId {
+    PairId(id.0 & !1)
+}

@@ -1,0 +1,383 @@
+//! What the service does for each request.
+
+use std::rc::Rc;
+
+use vmmc_os::{Descriptor, connection_identity, memory_len, memory_seals, random_u64};
+use vmmc_proto::{
+    Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
+    PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
+};
+use vmmc_shm::table::ExportState;
+
+use crate::clients::{ClientKey, Identity, Post};
+use crate::exports::Exports;
+use crate::injection::{Bytes, Lowered};
+use crate::offers::{Offer, OfferKey, Offers};
+use crate::pairs::Pairs;
+use crate::service::Service;
+
+impl Service {
+    /// Does what a client asks. Anything but Hello from a client without identity, and a second Hello, disconnects it.
+    pub(crate) fn handle(
+        &mut self,
+        key: ClientKey,
+        request: Request,
+        descriptors: Vec<Descriptor>,
+        truncated: bool,
+    ) {
+        let identity = self.clients.get(key).and_then(|client| client.identity.clone());
+        match (identity, request) {
+            (None, Request::Hello(hello)) => self.hello(key, hello),
+            (Some(_), Request::Status { seq }) => {
+                let status = self.status();
+                self.reply(key, Answer::Status { seq, status });
+            }
+            (Some(_), Request::Stop { seq }) => {
+                self.stopping = true;
+                self.reply(key, Answer::Done { seq });
+            }
+            (Some(Identity::Process { id, .. }), request) => {
+                self.handle_process(key, id, request, descriptors, truncated);
+            }
+            _ => self.doom(key),
+        }
+    }
+
+    fn handle_process(
+        &mut self,
+        key: ClientKey,
+        process: ProcessId,
+        request: Request,
+        descriptors: Vec<Descriptor>,
+        truncated: bool,
+    ) {
+        match request {
+            Request::Hello(_) | Request::Status { .. } | Request::Stop { .. } => self.doom(key),
+            Request::Import { seq, .. }
+            | Request::Queue { seq }
+            | Request::Processes { seq, .. }
+            | Request::Exports { seq, .. }
+                if self.clients.get(key).is_some_and(|client| client.pairing_only) =>
+            {
+                self.reply(key, Answer::Refused { seq, why: Refusal::NotAllowed });
+            }
+            Request::Export { seq, .. } if truncated => {
+                self.reply(key, Answer::Refused { seq, why: Refusal::Exhausted });
+            }
+            Request::Export { seq, declaration } => {
+                let result = self.export(key, process, declaration, descriptors);
+                self.finish(key, seq, result);
+            }
+            Request::Unexport { seq, number } => {
+                let id = ExportId { process, number };
+                let result = self.exports.remove(&mut self.slots, id, ExportState::Revoked);
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.exports.remove(&number);
+                }
+                self.finish(key, seq, result);
+            }
+            Request::Import { seq, target, rights, key: secret, again } => {
+                if let Err(why) = self.import(key, seq, &target, rights, secret, again) {
+                    self.reply(key, Answer::Refused { seq, why });
+                }
+            }
+            Request::Unimport { handle } => {
+                let known = self.clients.get_mut(key).is_some_and(|c| c.imports.remove(&handle));
+                if known {
+                    self.exports.unimport(&mut self.slots, handle);
+                }
+            }
+            Request::Queue { seq } => {
+                let result = self.attach(key, descriptors);
+                self.finish(key, seq, result);
+            }
+            Request::Ring => {}
+            Request::Processes { seq, after } => {
+                let entries = self.processes(after);
+                self.reply(key, Answer::Processes { seq, entries });
+            }
+            Request::Exports { seq, after } => {
+                let entries = self.exports.list(after);
+                self.reply(key, Answer::Exports { seq, entries });
+            }
+            Request::Reserve { seq, bytes } => {
+                let bytes = self.pinning.reserve(key, bytes);
+                self.reply(key, Answer::Reserved { seq, bytes });
+            }
+            Request::PairOffer { offer } => self.offer(key, process, offer, descriptors),
+            Request::PairExport { pair, len, mapped } => {
+                self.with_pairs(|pairs, around| {
+                    pairs.export(around, (key, process), pair, (len, mapped), descriptors);
+                });
+            }
+            Request::PairHold { pair } => self.hold(key, pair, descriptors),
+            Request::PairDrop { pair, linger } => {
+                if self.clients.get_mut(key).is_some_and(|client| client.holds.remove(&pair)) {
+                    self.with_pairs(|pairs, around| {
+                        if linger {
+                            pairs.linger(pair);
+                        }
+                        pairs.release(around, key, pair, BrokenReason::PeerDropped);
+                    });
+                }
+            }
+            Request::PairSettle { pair } => {
+                if self.clients.get(key).is_some_and(|client| client.holds.contains(&pair)) {
+                    self.with_pairs(|pairs, around| pairs.settle(around, pair.peer()));
+                }
+            }
+            Request::PairInject { pair, bytes, len, finish } => {
+                self.inject(key, pair, (bytes, len), finish, descriptors);
+            }
+        }
+    }
+
+    fn hello(&mut self, key: ClientKey, hello: Hello) {
+        let refuse = |service: &mut Self, why| {
+            service.reply(key, Answer::Refused { seq: 0, why });
+        };
+        if hello.version != VERSION {
+            return refuse(self, Refusal::Version);
+        }
+        if hello.name.len() > MAX_NAME {
+            return refuse(self, Refusal::Invalid);
+        }
+        let Some(client) = self.clients.get(key) else { return };
+        let pid = client.credentials.pid;
+        let mut id = ProcessId { node: self.node, index: pid, incarnation: 0 };
+        let mut mail_slot = 0;
+        if hello.control {
+            self.clients.identify(key, Identity::Control);
+        } else {
+            // A process outside our process namespace has no number here: any index that no number has will do.
+            if pid == 0 {
+                #[allow(clippy::cast_possible_truncation)]
+                let index = random_u64() as u32 | 1 << 31;
+                id.index = index;
+            }
+            let resumed = hello.resume.map(|resume| resume.process).filter(|old| {
+                let same_process = old.index == pid || (pid == 0 && old.index >> 31 == 1);
+                old.node == self.node && same_process && !self.clients.has_process(*old)
+            });
+            id = match resumed {
+                Some(old) => old,
+                None => self.fresh(id),
+            };
+            let Some(slot) = self.slots.take_mail() else { return refuse(self, Refusal::Limit) };
+            mail_slot = slot;
+            self.clients.identify(key, Identity::Process { id, name: hello.name, mail_slot });
+            if let Some(client) = self.clients.get_mut(key) {
+                client.pairing_only = hello.pairing_only;
+            }
+        }
+        let Ok(table) = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&self.slots.table)) else {
+            return refuse(self, Refusal::Exhausted);
+        };
+        #[allow(clippy::cast_possible_truncation)]
+        let welcome = Welcome {
+            version: VERSION,
+            process: id,
+            service_pid: vmmc_os::process_id(),
+            mail_slot,
+            max_exports: Exports::MAX_OF_PROCESS as u32,
+            max_offers: Offers::MAX_OF_PROCESS as u32,
+        };
+        self.posts.push(Post {
+            to: key,
+            answer: Answer::Welcome(welcome),
+            descriptors: vec![Rc::new(table)],
+        });
+    }
+
+    /// An incarnation that nobody had.
+    fn fresh(&self, mut id: ProcessId) -> ProcessId {
+        loop {
+            #[allow(clippy::cast_possible_truncation)]
+            let incarnation = random_u64() as u32;
+            id.incarnation = incarnation;
+            if !self.clients.has_process(id) && !self.clients.is_dead(id) {
+                return id;
+            }
+        }
+    }
+
+    fn export(
+        &mut self,
+        key: ClientKey,
+        process: ProcessId,
+        declaration: ExportDeclaration,
+        descriptors: Vec<Descriptor>,
+    ) -> Result<(), Refusal> {
+        let client = self.clients.get_mut(key).ok_or(Refusal::Invalid)?;
+        if client.exports.len() >= Exports::MAX_OF_PROCESS {
+            return Err(Refusal::Limit);
+        }
+        let number = declaration.number;
+        let id = ExportId { process, number };
+        let owner = client.credentials;
+        self.exports.add(&mut self.slots, id, owner, declaration, descriptors)?;
+        client.exports.insert(number);
+        Ok(())
+    }
+
+    fn import(
+        &mut self,
+        key: ClientKey,
+        seq: u32,
+        target: &Target,
+        rights: Rights,
+        secret: Option<[u8; 16]>,
+        again: bool,
+    ) -> Result<(), Refusal> {
+        let unknown = |process: ProcessId| {
+            if self.clients.has_process(process) {
+                Refusal::UnknownExport
+            } else if self.clients.is_dead(process) {
+                Refusal::DeadProcess
+            } else {
+                Refusal::UnknownProcess
+            }
+        };
+        let id = match target {
+            Target::Id(id) if self.clients.has_process(id.process) => *id,
+            Target::Id(id) => return Err(unknown(id.process)),
+            Target::Named { process, name } => {
+                self.exports.find(Some(*process), name).ok_or_else(|| unknown(*process))?
+            }
+            Target::Name(name) => self.exports.find(None, name).ok_or(Refusal::UnknownExport)?,
+        };
+        let client = self.clients.get_mut(key).ok_or(Refusal::Invalid)?;
+        if client.imports.len() >= Exports::MAX_IMPORTS {
+            return Err(Refusal::Limit);
+        }
+        let (grant, descriptors) =
+            self.exports.import(id, &client.credentials, rights, secret, again)?;
+        client.imports.insert(grant.handle);
+        self.posts.push(Post { to: key, answer: Answer::Granted { seq, grant }, descriptors });
+        Ok(())
+    }
+
+    fn processes(&self, after: u64) -> Vec<ProcessEntry> {
+        let mut keys: Vec<ClientKey> =
+            self.clients.by_key.keys().copied().filter(|key| key.0 > after).collect();
+        keys.sort_unstable();
+        let entries = keys.into_iter().filter_map(|key| {
+            let client = self.clients.get(key)?;
+            let Some(Identity::Process { id, name, .. }) = &client.identity else { return None };
+            Some(ProcessEntry {
+                serial: key.0,
+                id: *id,
+                pid: client.credentials.pid,
+                uid: client.credentials.uid,
+                name: name.clone(),
+            })
+        });
+        entries.take(MAX_ENTRIES).collect()
+    }
+
+    fn offer(
+        &mut self,
+        key: ClientKey,
+        process: ProcessId,
+        id: OfferId,
+        descriptors: Vec<Descriptor>,
+    ) {
+        let identity =
+            descriptors.first().map(|socket| connection_identity(std::os::fd::AsFd::as_fd(socket)));
+        // Closed now, before anything else: a program that closes its socket must not wait for us.
+        drop(descriptors);
+        let Some(Ok(identity)) = identity else { return };
+        if !identity.established {
+            return;
+        }
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if client.holds.len() >= Pairs::MAX_OF_PROCESS {
+            return;
+        }
+        let uid = client.credentials.uid;
+        let pid = client.credentials.pid;
+        let offer_key = OfferKey::of(&identity);
+        let offer = Offer { client: key, uid, id, cookie: identity.cookie };
+        let Some(other) = self.offers.take_match(offer_key, &offer) else {
+            self.offers.wait(offer_key, offer);
+            client.offers.push_back(offer_key);
+            if client.offers.len() > Offers::MAX_OF_PROCESS
+                && let Some(oldest) = client.offers.pop_front()
+            {
+                self.offers.forget(oldest, key);
+            }
+            return;
+        };
+        let Some(other_process) = self.clients.get(other.client).and_then(|c| c.process_id())
+        else {
+            return;
+        };
+        let other_pid = self.clients.get(other.client).map_or(0, |c| c.credentials.pid);
+        // End 0 is the one that was shown first.
+        let [first, second] = self.pairs.add(
+            offer_key.reversed(),
+            uid,
+            [(other.client, other.cookie), (key, offer.cookie)],
+        );
+        for (client, offer, pair, peer, peer_pid) in [
+            (other.client, other.id, first, process, pid),
+            (key, id, second, other_process, other_pid),
+        ] {
+            if let Some(client) = self.clients.get_mut(client) {
+                client.holds.insert(pair);
+            }
+            self.reply(client, Answer::PairMatched { offer, pair, peer, peer_pid });
+        }
+    }
+
+    fn hold(&mut self, key: ClientKey, pair: PairId, descriptors: Vec<Descriptor>) {
+        let Some(client) = self.clients.get(key) else { return };
+        if client.holds.len() >= Pairs::MAX_OF_PROCESS {
+            let why = BrokenReason::Refused;
+            return self.reply(key, Answer::PairBroken { pair, why });
+        }
+        let uid = client.credentials.uid;
+        let socket = descriptors.into_iter().next();
+        let held = self.with_pairs(|pairs, around| pairs.hold(around, key, uid, pair, socket));
+        if held && let Some(client) = self.clients.get_mut(key) {
+            client.holds.insert(pair);
+        }
+    }
+
+    fn inject(
+        &mut self,
+        key: ClientKey,
+        pair: PairId,
+        (bytes, len): (Vec<u8>, u64),
+        finish: bool,
+        descriptors: Vec<Descriptor>,
+    ) {
+        let bytes = match descriptors.into_iter().next() {
+            // Sealed, so that reading it can neither block nor end early.
+            Some(memory)
+                if memory_seals(&memory).is_ok_and(|seals| seals.fixed_size)
+                    && memory_len(&memory).is_ok_and(|found| found >= len) =>
+            {
+                Bytes::Memory { memory, len, done: 0 }
+            }
+            None if len == 0 => Bytes::Inline { bytes, done: 0 },
+            _ => {
+                let why = BrokenReason::InjectFailed;
+                return self.reply(key, Answer::PairBroken { pair, why });
+            }
+        };
+        self.with_pairs(|pairs, around| pairs.inject(around, key, pair, Lowered { bytes, finish }));
+    }
+
+    fn finish(&mut self, key: ClientKey, seq: u32, result: Result<(), Refusal>) {
+        let answer = match result {
+            Ok(()) => Answer::Done { seq },
+            Err(why) => Answer::Refused { seq, why },
+        };
+        self.reply(key, answer);
+    }
+
+    fn reply(&mut self, key: ClientKey, answer: Answer) {
+        self.posts.push(Post::new(key, answer));
+    }
+}

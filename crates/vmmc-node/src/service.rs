@@ -1,0 +1,335 @@
+//! The loop: one thread that waits for everybody and for nobody in particular.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use vmmc_os::{
+    Descriptor, OsError, Poller, Readiness, accept_packets, peer_credentials, peer_process,
+    raise_descriptor_limit, receive, start_identity, termination_signals, user_id,
+};
+use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus, decode_request};
+use vmmc_shm::table::ExportState;
+
+use crate::clients::{Client, ClientKey, Clients, Flushed, Identity, Post};
+use crate::directory::{ClaimError, Directory};
+use crate::exports::Exports;
+use crate::offers::Offers;
+use crate::pairs::{Pairs, Surroundings};
+use crate::pinning::Pinning;
+use crate::queues::Round;
+use crate::slots::Slots;
+
+/// Kinds of what the loop waits for, in the upper bits of the token.
+const KIND: u64 = 0xff << 56;
+const LISTENER: u64 = 1 << 56;
+const SIGNALS: u64 = 2 << 56;
+const SOCKET: u64 = 3 << 56;
+const LIFE: u64 = 4 << 56;
+/// A held socket that should become writable.
+pub(crate) const HELD: u64 = 5 << 56;
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The runtime directory.
+    pub runtime_dir: PathBuf,
+    /// Leave after this long without a client.
+    pub idle: Duration,
+    /// Most bytes that the processes may have pinned, all together.
+    pub pinned_limit: u64,
+}
+
+/// Why the service cannot start or go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub enum ServeError {
+    /// {0}
+    Claim(ClaimError),
+    /// cannot set up the service ({0}): raise the limits on descriptors and memory
+    Setup(OsError),
+    /// the service cannot wait any longer ({0}): the system is out of memory
+    Wait(OsError),
+}
+
+/// Serves in this thread until told to stop (SIGTERM, SIGINT, `vmmc node stop`) or idle for long. Leaves nothing in the
+/// directory. The thread must be the one that lives as long as the process: its end is what clients see as the service's.
+///
+/// # Errors
+/// When the directory is not usable or another service has it, or the system has no descriptors or memory.
+pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
+    let directory = Directory::claim(&options.runtime_dir).map_err(ServeError::Claim)?;
+    let mut service = match Service::new(options, directory) {
+        Ok(service) => service,
+        Err((cause, directory)) => {
+            directory.release();
+            return Err(ServeError::Setup(cause));
+        }
+    };
+    let result = service.run(options.idle);
+    service.directory.release();
+    service.slots.release();
+    result
+}
+
+/// Everything the service knows.
+#[derive(Debug)]
+pub(crate) struct Service {
+    directory: Directory,
+    pub(crate) node: NodeId,
+    pub(crate) poller: Poller,
+    signals: Descriptor,
+    pub(crate) slots: Slots,
+    pub(crate) clients: Clients,
+    pub(crate) exports: Exports,
+    pub(crate) offers: Offers,
+    pub(crate) pairs: Pairs,
+    pub(crate) pinning: Pinning,
+    pub(crate) round: Round,
+    pub(crate) posts: Vec<Post>,
+    /// Clients to disconnect at the end of the turn.
+    doomed: Vec<ClientKey>,
+    /// Clients whose outbox the kernel refused for want of something other than room.
+    later: Vec<ClientKey>,
+    /// Held in reserve, to be able to accept and refuse when descriptors are exhausted.
+    spare: Option<Descriptor>,
+    started: Instant,
+    pub(crate) stopping: bool,
+}
+
+impl Service {
+    fn new(options: &ServeOptions, directory: Directory) -> Result<Self, (OsError, Directory)> {
+        raise_descriptor_limit(1 << 20);
+        let set_up = || {
+            let poller = Poller::new()?;
+            let signals = termination_signals()?;
+            poller.add(&directory.listener, LISTENER, Readiness::READ)?;
+            poller.add(&signals, SIGNALS, Readiness::READ)?;
+            let node = NodeId(start_identity(&options.runtime_dir)?);
+            Ok((poller, signals, node, Slots::new()?))
+        };
+        let (poller, signals, node, slots) = match set_up() {
+            Ok(parts) => parts,
+            Err(cause) => return Err((cause, directory)),
+        };
+        let spare = Descriptor::duplicate(signals.as_fd()).ok();
+        Ok(Self {
+            directory,
+            node,
+            poller,
+            signals,
+            slots,
+            clients: Clients::default(),
+            exports: Exports::new(),
+            offers: Offers::default(),
+            pairs: Pairs::default(),
+            pinning: Pinning::new(options.pinned_limit),
+            round: Round::default(),
+            posts: Vec::new(),
+            doomed: Vec::new(),
+            later: Vec::new(),
+            spare,
+            started: Instant::now(),
+            stopping: false,
+        })
+    }
+
+    fn run(&mut self, idle: Duration) -> Result<(), ServeError> {
+        let mut buffer = vec![0; MAX_MESSAGE + 1];
+        let mut last_busy = Instant::now();
+        while !self.stopping {
+            let timeout = if !self.round.is_idle() {
+                Some(Duration::ZERO)
+            } else if !self.later.is_empty() {
+                Some(Duration::from_millis(5))
+            } else if self.clients.by_key.is_empty() && !self.pairs.is_injecting() {
+                let left = idle.saturating_sub(last_busy.elapsed());
+                if left.is_zero() {
+                    break;
+                }
+                Some(left)
+            } else {
+                None
+            };
+            for (token, readiness) in self.poller.wait(timeout).map_err(ServeError::Wait)? {
+                let number = token & !KIND;
+                match token & KIND {
+                    LISTENER => self.accept(),
+                    SIGNALS => self.stopping = true,
+                    SOCKET if readiness.readable => self.read(ClientKey(number), &mut buffer),
+                    SOCKET => self.flush(ClientKey(number)),
+                    LIFE => self.doomed.push(ClientKey(number)),
+                    HELD => self.with_pairs(|pairs, around| pairs.writable(around, number)),
+                    _ => {}
+                }
+                self.settle();
+            }
+            self.take_turns();
+            for key in std::mem::take(&mut self.later) {
+                self.flush(key);
+            }
+            self.settle();
+            if !self.clients.by_key.is_empty() || self.pairs.is_injecting() {
+                last_busy = Instant::now();
+            }
+        }
+        let keys: Vec<ClientKey> = self.clients.by_key.keys().copied().collect();
+        self.posts.extend(keys.into_iter().map(|key| Post::new(key, Answer::Goodbye)));
+        self.settle();
+        Ok(())
+    }
+
+    /// Lets `pairs` work, with what they need of the rest.
+    pub(crate) fn with_pairs<R>(
+        &mut self,
+        work: impl FnOnce(&mut Pairs, &mut Surroundings<'_>) -> R,
+    ) -> R {
+        let mut around =
+            Surroundings { slots: &mut self.slots, poller: &self.poller, posts: &mut self.posts };
+        work(&mut self.pairs, &mut around)
+    }
+
+    /// Marks a client to be disconnected.
+    pub(crate) fn doom(&mut self, key: ClientKey) {
+        self.doomed.push(key);
+    }
+
+    pub(crate) fn status(&self) -> NodeStatus {
+        NodeStatus {
+            pid: vmmc_os::process_id(),
+            node: self.node.0,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            processes: self.clients.process_count() as u64,
+            exports: self.exports.export_count() as u64,
+            imports: self.exports.import_count() as u64,
+            offers: self.offers.len() as u64,
+            pairs: self.pairs.len() as u64,
+            reserved_bytes: self.pinning.reserved(),
+            pinned_limit: self.pinning.limit(),
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..64 {
+            let socket = match accept_packets(&self.directory.listener) {
+                Ok(socket) => socket,
+                Err(OsError::MFILE | OsError::NFILE) => {
+                    // Refusing needs a descriptor too: give up the spare one for a moment. The process sees the
+                    // connection close and reports it.
+                    self.spare = None;
+                    let refused = accept_packets(&self.directory.listener).is_ok();
+                    self.spare = Descriptor::duplicate(self.signals.as_fd()).ok();
+                    if !refused {
+                        return;
+                    }
+                    continue;
+                }
+                Err(_) => return,
+            };
+            self.admit(socket);
+        }
+    }
+
+    /// Our own user's processes, and root's, are let in; and nobody whose end we could not notice.
+    fn admit(&mut self, socket: Descriptor) {
+        let Ok(credentials) = peer_credentials(&socket) else { return };
+        if credentials.uid != user_id() && credentials.uid != 0 {
+            return;
+        }
+        let Ok(life) = peer_process(&socket) else { return };
+        let key = self.clients.add(Client::new(socket, Some(life), credentials));
+        let Some(client) = self.clients.get(key) else { return };
+        let watched = self.poller.add(&client.socket, SOCKET | key.0, Readiness::READ).is_ok()
+            && client
+                .life
+                .as_ref()
+                .is_some_and(|life| self.poller.add(life, LIFE | key.0, Readiness::READ).is_ok());
+        if !watched {
+            self.doomed.push(key);
+        }
+    }
+
+    fn read(&mut self, key: ClientKey, buffer: &mut [u8]) {
+        // A few at a time, so that one busy client does not keep the others waiting.
+        for _ in 0..32 {
+            let Some(client) = self.clients.get(key) else { return };
+            let received = match receive(&client.socket, buffer) {
+                Err(OsError::AGAIN) => return,
+                Ok(received) if received.len > 0 => received,
+                _ => return self.doomed.push(key),
+            };
+            let Ok(request) = decode_request(&buffer[..received.len]) else {
+                return self.doomed.push(key);
+            };
+            self.handle(key, request, received.descriptors, received.truncated);
+            self.rung(key);
+            if self.doomed.last() == Some(&key) {
+                return;
+            }
+        }
+    }
+
+    /// Sends the posts and disconnects the doomed, until there are neither.
+    fn settle(&mut self) {
+        while !self.posts.is_empty() || !self.doomed.is_empty() {
+            let mut touched: Vec<ClientKey> = Vec::new();
+            for Post { to, answer, descriptors } in std::mem::take(&mut self.posts) {
+                if let Some(client) = self.clients.get_mut(to) {
+                    client.enqueue(&answer, descriptors);
+                    if touched.last() != Some(&to) {
+                        touched.push(to);
+                    }
+                }
+            }
+            for key in touched {
+                self.flush(key);
+            }
+            for key in std::mem::take(&mut self.doomed) {
+                self.disconnect(key);
+            }
+        }
+    }
+
+    fn flush(&mut self, key: ClientKey) {
+        let slots = &self.slots;
+        let Some(client) = self.clients.get_mut(key) else { return };
+        let mail_slot = match &client.identity {
+            Some(Identity::Process { mail_slot, .. }) => Some(*mail_slot),
+            _ => None,
+        };
+        let flushed =
+            client.flush(|| mail_slot.into_iter().for_each(|slot| slots.count_mail(slot)));
+        let wanted = if flushed == Flushed::Full { Readiness::BOTH } else { Readiness::READ };
+        // Fails only for a client that is about to be disconnected.
+        let _ = self.poller.change(&client.socket, SOCKET | key.0, wanted);
+        match flushed {
+            Flushed::Empty | Flushed::Full => {}
+            Flushed::Later => self.later.push(key),
+            Flushed::Gone => self.doomed.push(key),
+        }
+    }
+
+    /// A process is dead or has left: everything that it had goes at once.
+    fn disconnect(&mut self, key: ClientKey) {
+        self.take_last_turn(key);
+        let Some(client) = self.clients.remove(key) else { return };
+        self.pinning.end(key);
+        if let Some(Identity::Process { id, mail_slot, .. }) = &client.identity {
+            for number in &client.exports {
+                let export = ExportId { process: *id, number: *number };
+                let _ = self.exports.remove(&mut self.slots, export, ExportState::Dead);
+            }
+            self.slots.give_back_mail(*mail_slot);
+        }
+        for handle in &client.imports {
+            self.exports.unimport(&mut self.slots, *handle);
+        }
+        for offer in &client.offers {
+            self.offers.forget(*offer, key);
+        }
+        for pair in &client.holds {
+            self.with_pairs(|pairs, around| {
+                pairs.release(around, key, *pair, BrokenReason::PeerDied);
+            });
+        }
+    }
+}

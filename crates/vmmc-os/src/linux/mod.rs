@@ -1,0 +1,49 @@
+//! Linux 5.14 and later; 6.5 for process descriptors that cannot be mistaken.
+
+mod barrier;
+mod connection;
+mod credentials;
+mod descriptor;
+mod event;
+mod futex;
+mod life;
+mod lock;
+mod mapping;
+mod memory;
+mod memory_watch;
+mod packet;
+mod pin;
+mod poller;
+mod private;
+mod process;
+mod runtime_dir;
+
+pub use barrier::{enable_process_barrier, process_barrier};
+pub use connection::{
+    ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, send_stream,
+};
+pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
+pub use descriptor::Descriptor;
+pub use event::{Event, is_event, wait_readable, wait_writable};
+pub use futex::{futex_wait, futex_wake};
+pub use life::{LIFE_LOST, announce_life};
+pub use lock::{LockFile, remove_file};
+pub use mapping::{Access, Mapping, detach_in_place, share_in_place};
+pub use memory::{
+    Seals, create_memory, fill_memory, memory_len, memory_seals, read_memory, reopen_read_only,
+    reserve_memory, seal_read_only, write_memory,
+};
+pub use memory_watch::MemoryWatch;
+pub use packet::{Received, accept_packets, connect_packets, listen_packets, receive, send};
+pub use pin::{PinError, is_pinned, pin, pin_limit, pinned_bytes, total_memory, unpin};
+pub use poller::{Poller, Readiness};
+pub use private::PrivateMemory;
+pub use process::{
+    StartError, close_inherited, detach, find_program, is_alive, page_size, pin_to_cpu, process_id,
+    raise_descriptor_limit, random_u64, start_and_wait, start_detached, start_identity,
+    start_thread, termination_signals,
+};
+pub use runtime_dir::{RuntimeDirError, default_runtime_dir, prepare_runtime_dir};
+
+/// An error of the operating system.
+pub use rustix::io::Errno as OsError;

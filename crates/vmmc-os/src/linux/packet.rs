@@ -1,0 +1,114 @@
+//! Packets with descriptors between processes: `AF_UNIX`, `SOCK_SEQPACKET`.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::net::{
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use crate::{Descriptor, OsError};
+
+/// Most descriptors beside a packet.
+const DESCRIPTORS: usize = 4;
+
+/// A packet that came.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes; 0 means that the other side has closed.
+    pub len: usize,
+    /// What came beside them, close-on-exec.
+    pub descriptors: Vec<Descriptor>,
+    /// Bytes or descriptors were lost: the packet was too long, or this process has no descriptor left.
+    pub truncated: bool,
+}
+
+/// Connects to the socket at `path`, without blocking; the result does not block either.
+///
+/// # Errors
+/// `AGAIN` when the listener's queue is full, `CONNREFUSED` or `NOENT` when nobody listens, `NAMETOOLONG` for paths
+/// over 107 bytes.
+pub fn connect_packets(path: &Path) -> Result<Descriptor, OsError> {
+    let socket = packet_socket()?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Listens at `path`, which must not exist. The result does not block.
+///
+/// # Errors
+/// As `bind`; `NAMETOOLONG` for paths over 107 bytes.
+pub fn listen_packets(path: &Path) -> Result<Descriptor, OsError> {
+    let socket = packet_socket()?;
+    net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::fs::chmod(path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    net::listen(&socket, 4096)?;
+    Ok(socket)
+}
+
+/// Takes the next connection.
+///
+/// # Errors
+/// `AGAIN` when there is none, `MFILE` or `NFILE` when descriptors are exhausted.
+pub fn accept_packets(listener: impl AsFd) -> Result<Descriptor, OsError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    net::accept_with(listener, flags).map(Descriptor::from)
+}
+
+/// Sends one packet, whole or not at all, without blocking and without SIGPIPE.
+///
+/// # Errors
+/// `AGAIN` when the socket is full, `PIPE` or `CONNRESET` when the other side has closed, `TOOMANYREFS` when too many
+/// descriptors are on their way.
+pub fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), OsError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(OsError::INVAL);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    loop {
+        match net::sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut ancillary, flags) {
+            Ok(_) => return Ok(()),
+            Err(OsError::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Receives one packet without blocking.
+///
+/// # Errors
+/// `AGAIN` when there is none, `CONNRESET` when the other side has closed.
+pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> Result<Received, OsError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let message = loop {
+        let mut slices = [IoSliceMut::new(bytes)];
+        match net::recvmsg(socket.as_fd(), &mut slices, &mut ancillary, flags) {
+            Err(OsError::INTR) => {}
+            other => break other?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    for control in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = control {
+            descriptors.extend(rights.map(Descriptor::from));
+        }
+    }
+    let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    Ok(Received { len: message.bytes, descriptors, truncated })
+}
+
+fn packet_socket() -> Result<Descriptor, OsError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map(Descriptor::from)
+}

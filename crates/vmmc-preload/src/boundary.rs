@@ -1,0 +1,137 @@
+//! Where C meets the layer.
+
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vmmc_socket::kernel::{Errno, Outcome};
+use vmmc_socket::{InFlight, Route, Sleep, Transfer};
+
+/// The function that the C library (or whoever comes next in the search order) has under this name.
+macro_rules! next {
+    ($name:ident: fn($($type:ty),* $(,)?) -> $result:ty) => {{
+        static FOUND: std::sync::atomic::AtomicPtr<libc::c_void> = std::sync::atomic::AtomicPtr::new(std::ptr::null_mut());
+        let mut found = FOUND.load(std::sync::atomic::Ordering::Relaxed);
+        if found.is_null() {
+            found = $crate::boundary::look_up(concat!(stringify!($name), "\0"));
+            FOUND.store(found, std::sync::atomic::Ordering::Relaxed);
+        }
+        // SAFETY: the symbol of this name has this C signature; `look_up` never returns null.
+        unsafe { std::mem::transmute::<*mut libc::c_void, unsafe extern "C-unwind" fn($($type),*) -> $result>(found) }
+    }};
+}
+pub(crate) use next;
+
+/// The next definition of the symbol `name` (which ends with a NUL).
+pub(crate) fn look_up(name: &'static str) -> *mut libc::c_void {
+    // SAFETY: `name` is NUL-terminated.
+    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) };
+    if found.is_null() {
+        // A symbol that this C library does not have was called through this library: there is nothing to go on with.
+        std::process::abort();
+    }
+    found
+}
+
+/// Calls `layer`; if it panics, the answer is `fallback`.
+#[inline]
+pub(crate) fn catch<R>(fallback: R, layer: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(layer)).unwrap_or(fallback)
+}
+
+/// Does the call that `begin` prepares: in the layer, sleeping outside of it where it says so, or by `kernel`.
+#[inline]
+pub(crate) fn transfer<T: Transfer>(
+    begin: impl FnOnce() -> Result<T, Option<InFlight>>,
+    kernel: impl FnOnce() -> isize,
+) -> isize {
+    let mut call = match catch(Err(None), begin) {
+        Ok(call) => call,
+        Err(in_flight) => return by_kernel(in_flight, kernel),
+    };
+    loop {
+        match catch(Route::Kernel(None), || call.go()) {
+            Route::Done(outcome) => return result(outcome),
+            Route::Kernel(in_flight) => return by_kernel(in_flight, kernel),
+            Route::Sleep(mut sleep) => {
+                let outcome = doze(&mut sleep);
+                if let Some(outcome) = catch(None, || call.woken(&sleep, outcome)) {
+                    return result(outcome);
+                }
+            }
+        }
+    }
+}
+
+/// Sleeps in the C library, which makes it a cancellation point. `errno` stays as it was.
+fn doze(sleep: &mut Sleep) -> Outcome {
+    let native = next!(ppoll: fn(*mut libc::pollfd, libc::nfds_t, *const libc::timespec, *const libc::sigset_t) -> libc::c_int);
+    let time = sleep
+        .timeout
+        .map(|t| libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ });
+    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the arguments live on this frame; `errno` is this thread's own.
+    unsafe {
+        let errno = *libc::__errno_location();
+        let found = native(sleep.fds.as_mut_ptr(), 2, limit, std::ptr::null());
+        let error = std::mem::replace(&mut *libc::__errno_location(), errno);
+        if found < 0 { Err(Errno(error)) } else { Ok(found as usize) }
+    }
+}
+
+/// Does what the layer says: its own outcome, or `kernel`'s.
+#[inline]
+pub(crate) fn follow(route: impl FnOnce() -> Route, kernel: impl FnOnce() -> isize) -> isize {
+    match catch(Route::Kernel(None), route) {
+        Route::Done(outcome) => result(outcome),
+        Route::Kernel(in_flight) => by_kernel(in_flight, kernel),
+        Route::Sleep(_) => kernel(),
+    }
+}
+
+fn by_kernel(in_flight: Option<InFlight>, kernel: impl FnOnce() -> isize) -> isize {
+    let Some(call) = in_flight else { return kernel() };
+    // Not dropped if the thread is cancelled or jumps out of the call: the connection then just stays on TCP.
+    let call = ManuallyDrop::new(call);
+    let result = kernel();
+    keep_errno(|| catch((), || ManuallyDrop::into_inner(call).end(result)));
+    result
+}
+
+/// As C functions give it: -1 and `errno` for an error.
+#[inline]
+pub(crate) fn result(outcome: Outcome) -> isize {
+    match outcome {
+        Ok(value) => value as isize,
+        Err(Errno(error)) => {
+            // SAFETY: the C library's own variable of this thread.
+            unsafe { *libc::__errno_location() = error };
+            -1
+        }
+    }
+}
+
+/// Calls `act`, which may use the C library, without a trace in `errno`.
+#[inline]
+pub(crate) fn keep_errno<R>(act: impl FnOnce() -> R) -> R {
+    // SAFETY: the C library's own variable of this thread.
+    let errno = unsafe { *libc::__errno_location() };
+    let result = act();
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+    result
+}
+
+/// A list of pieces as a slice; empty if the count is one that the kernel refuses (which then says so).
+///
+/// # Safety
+/// As for `readv` and its like.
+pub(crate) unsafe fn pieces<'a>(
+    list: *const libc::iovec,
+    count: usize,
+) -> Option<&'a [libc::iovec]> {
+    if count == 0 {
+        return Some(&[]);
+    }
+    // SAFETY: the caller's promise.
+    (count <= 1024 && !list.is_null()).then(|| unsafe { std::slice::from_raw_parts(list, count) })
+}

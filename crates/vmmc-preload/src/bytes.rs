@@ -1,0 +1,492 @@
+//! Reading and writing.
+
+use libc::{
+    c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t,
+    timespec,
+};
+
+use crate::boundary::{catch, keep_errno, next, pieces, transfer};
+
+fn one(base: *const c_void, len: size_t) -> [iovec; 1] {
+    [iovec { iov_base: base.cast_mut(), iov_len: len }]
+}
+
+/// Receives through the layer.
+unsafe fn inward(fd: c_int, list: &[iovec], flags: c_int, kernel: impl FnOnce() -> isize) -> isize {
+    transfer(|| vmmc_socket::receive(fd, list, flags), kernel)
+}
+
+/// Sends through the layer; a broken pipe raises the signal that the native call would.
+unsafe fn outward(
+    fd: c_int,
+    list: &[iovec],
+    flags: c_int,
+    kernel: impl FnOnce() -> isize,
+) -> isize {
+    let mut native = false;
+    let sent = transfer(
+        || vmmc_socket::send(fd, list, flags),
+        || {
+            native = true;
+            kernel()
+        },
+    );
+    if sent < 0
+        && !native
+        && flags & libc::MSG_NOSIGNAL == 0
+        && *libc::__errno_location() == libc::EPIPE
+    {
+        keep_errno(|| libc::raise(libc::SIGPIPE));
+    }
+    sent
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn read(fd: c_int, to: *mut c_void, len: size_t) -> ssize_t {
+    let native = next!(read: fn(c_int, *mut c_void, size_t) -> ssize_t);
+    if len == 0 {
+        return native(fd, to, len);
+    }
+    inward(fd, &one(to, len), 0, || native(fd, to, len))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn write(
+    fd: c_int,
+    from: *const c_void,
+    len: size_t,
+) -> ssize_t {
+    let native = next!(write: fn(c_int, *const c_void, size_t) -> ssize_t);
+    outward(fd, &one(from, len), 0, || native(fd, from, len))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recv(
+    fd: c_int,
+    to: *mut c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(recv: fn(c_int, *mut c_void, size_t, c_int) -> ssize_t);
+    inward(fd, &one(to, len), flags, || native(fd, to, len, flags))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn send(
+    fd: c_int,
+    from: *const c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(send: fn(c_int, *const c_void, size_t, c_int) -> ssize_t);
+    outward(fd, &one(from, len), flags, || native(fd, from, len, flags))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn readv(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+) -> ssize_t {
+    let native = next!(readv: fn(c_int, *const iovec, c_int) -> ssize_t);
+    match pieces(list, count as usize) {
+        Some(pieces) if pieces.iter().any(|piece| piece.iov_len > 0) => {
+            inward(fd, pieces, 0, || native(fd, list, count))
+        }
+        _ => native(fd, list, count),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn writev(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+) -> ssize_t {
+    let native = next!(writev: fn(c_int, *const iovec, c_int) -> ssize_t);
+    match pieces(list, count as usize) {
+        Some(pieces) => outward(fd, pieces, 0, || native(fd, list, count)),
+        None => native(fd, list, count),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recvfrom(
+    fd: c_int,
+    to: *mut c_void,
+    len: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_len: *mut socklen_t,
+) -> ssize_t {
+    let native = next!(recvfrom: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t);
+    let mut by_layer = true;
+    let got = inward(fd, &one(to, len), flags, || {
+        by_layer = false;
+        native(fd, to, len, flags, address, address_len)
+    });
+    // A connected stream tells no address.
+    if by_layer && got >= 0 && !address.is_null() && !address_len.is_null() {
+        *address_len = 0;
+    }
+    got
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sendto(
+    fd: c_int,
+    from: *const c_void,
+    len: size_t,
+    flags: c_int,
+    address: *const sockaddr,
+    address_len: socklen_t,
+) -> ssize_t {
+    let native = next!(sendto: fn(c_int, *const c_void, size_t, c_int, *const sockaddr, socklen_t) -> ssize_t);
+    let kernel = || native(fd, from, len, flags, address, address_len);
+    // A connected stream ignores the address, but not a length that no address has.
+    if !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>() {
+        return kernel();
+    }
+    outward(fd, &one(from, len), flags, kernel)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recvmsg(
+    fd: c_int,
+    message: *mut msghdr,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(recvmsg: fn(c_int, *mut msghdr, c_int) -> ssize_t);
+    if !vmmc_socket::is_connection(fd) {
+        return native(fd, message, flags);
+    }
+    let Some(list) = pieces((*message).msg_iov, (*message).msg_iovlen) else {
+        return native(fd, message, flags);
+    };
+    let mut by_layer = true;
+    let got = inward(fd, list, flags, || {
+        by_layer = false;
+        native(fd, message, flags)
+    });
+    if by_layer && got >= 0 {
+        (*message).msg_namelen = 0;
+        (*message).msg_controllen = 0;
+        (*message).msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+    }
+    got
+}
+
+/// Descriptors that leave this process with a message must be whole in the kernel, and so must a connection that is
+/// told something beside its bytes.
+unsafe fn mind_control(fd: c_int, message: *const msghdr) {
+    if (*message).msg_controllen == 0 || (*message).msg_control.is_null() {
+        return;
+    }
+    vmmc_socket::lower_descriptor(fd);
+    let mut header = libc::CMSG_FIRSTHDR(message);
+    while !header.is_null() {
+        if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+            let bytes = ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            for n in 0..bytes / size_of::<c_int>() {
+                let passed = libc::CMSG_DATA(header).cast::<c_int>().add(n).read_unaligned();
+                vmmc_socket::lower_passed(passed);
+                vmmc_socket::epoll::lower_set(passed);
+            }
+        }
+        header = libc::CMSG_NXTHDR(message, header);
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sendmsg(
+    fd: c_int,
+    message: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(sendmsg: fn(c_int, *const msghdr, c_int) -> ssize_t);
+    catch((), || mind_control(fd, message));
+    match pieces((*message).msg_iov, (*message).msg_iovlen) {
+        Some(list) => outward(fd, list, flags, || native(fd, message, flags)),
+        None => native(fd, message, flags),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recvmmsg(
+    fd: c_int,
+    list: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    let native = next!(recvmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int);
+    if !vmmc_socket::is_connection(fd) {
+        return native(fd, list, count, flags, timeout);
+    }
+    let mut flags = flags;
+    let wait_for_one = flags & libc::MSG_WAITFORONE != 0;
+    flags &= !libc::MSG_WAITFORONE;
+    for n in 0..count {
+        let entry = &mut *list.add(n as usize);
+        let got = recvmsg(fd, &mut entry.msg_hdr, flags);
+        if got < 0 {
+            return if n > 0 { n as c_int } else { -1 };
+        }
+        entry.msg_len = got as c_uint;
+        if wait_for_one {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        if got == 0 {
+            return n as c_int + 1;
+        }
+    }
+    count as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sendmmsg(
+    fd: c_int,
+    list: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+) -> c_int {
+    let native = next!(sendmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int);
+    if !vmmc_socket::is_connection(fd) {
+        for n in 0..count as usize {
+            catch((), || mind_control(fd, &(*list.add(n)).msg_hdr));
+        }
+        return native(fd, list, count, flags);
+    }
+    for n in 0..count {
+        let entry = &mut *list.add(n as usize);
+        let sent = sendmsg(fd, &entry.msg_hdr, flags);
+        if sent < 0 {
+            return if n > 0 { n as c_int } else { -1 };
+        }
+        entry.msg_len = sent as c_uint;
+    }
+    count as c_int
+}
+
+/// `sendfile` into a lifted connection: the file is read straight into the peer's ring.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sendfile(
+    to: c_int,
+    from: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    let native = next!(sendfile: fn(c_int, c_int, *mut off_t, size_t) -> ssize_t);
+    let kernel = || native(to, from, offset, count);
+    if !vmmc_socket::is_connection(to) {
+        return kernel();
+    }
+    let at =
+        keep_errno(
+            || if offset.is_null() { libc::lseek(from, 0, libc::SEEK_CUR) } else { *offset },
+        );
+    if at < 0 || vmmc_socket::is_connection(from) {
+        // Not a file: the kernel says what it thinks of it.
+        catch((), || vmmc_socket::lower_descriptor(to));
+        return kernel();
+    }
+    let mut by_layer = true;
+    let sent = transfer(
+        || vmmc_socket::send_file(to, from, at, count.min(0x7fff_f000)),
+        || {
+            by_layer = false;
+            kernel()
+        },
+    );
+    if by_layer && sent > 0 {
+        if offset.is_null() {
+            libc::lseek(from, at + sent as off_t, libc::SEEK_SET);
+        } else {
+            *offset = at + sent as off_t;
+        }
+    }
+    if by_layer && sent < 0 && *libc::__errno_location() == libc::EPIPE {
+        keep_errno(|| libc::raise(libc::SIGPIPE));
+    }
+    sent
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sendfile64(
+    to: c_int,
+    from: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
+    sendfile(to, from, offset, count)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn splice(
+    from: c_int,
+    from_offset: *mut libc::loff_t,
+    to: c_int,
+    to_offset: *mut libc::loff_t,
+    len: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    let native = next!(splice: fn(c_int, *mut libc::loff_t, c_int, *mut libc::loff_t, size_t, c_uint) -> ssize_t);
+    catch((), || {
+        vmmc_socket::lower_descriptor(from);
+        vmmc_socket::lower_descriptor(to);
+    });
+    native(from, from_offset, to, to_offset, len, flags)
+}
+
+// The forms that fortified programs call: the C library's check first, then as above.
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __read_chk(
+    fd: c_int,
+    to: *mut c_void,
+    len: size_t,
+    room: size_t,
+) -> ssize_t {
+    if len > room {
+        return next!(__read_chk: fn(c_int, *mut c_void, size_t, size_t) -> ssize_t)(
+            fd, to, len, room,
+        );
+    }
+    read(fd, to, len)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __recv_chk(
+    fd: c_int,
+    to: *mut c_void,
+    len: size_t,
+    room: size_t,
+    flags: c_int,
+) -> ssize_t {
+    if len > room {
+        return next!(__recv_chk: fn(c_int, *mut c_void, size_t, size_t, c_int) -> ssize_t)(
+            fd, to, len, room, flags,
+        );
+    }
+    recv(fd, to, len, flags)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __recvfrom_chk(
+    fd: c_int,
+    to: *mut c_void,
+    len: size_t,
+    room: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_len: *mut socklen_t,
+) -> ssize_t {
+    if len > room {
+        let native = next!(__recvfrom_chk: fn(c_int, *mut c_void, size_t, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t);
+        return native(fd, to, len, room, flags, address, address_len);
+    }
+    recvfrom(fd, to, len, flags, address, address_len)
+}
+
+/// The C library's door to any system call. Those that the layer carries go its way; the rest are the caller's own.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn syscall(
+    number: libc::c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> libc::c_long {
+    let native =
+        next!(syscall: fn(libc::c_long, usize, usize, usize, usize, usize, usize) -> libc::c_long);
+    let fd = a as c_int;
+    let plain = |value: isize| value as libc::c_long;
+    match number {
+        libc::SYS_close => return crate::descriptors::close(fd).into(),
+        libc::SYS_poll => {
+            return crate::waiting::poll(a as *mut libc::pollfd, b as libc::nfds_t, c as c_int)
+                .into();
+        }
+        libc::SYS_select => {
+            let set = |pointer: usize| pointer as *mut libc::fd_set;
+            return crate::waiting::select(
+                a as c_int,
+                set(b),
+                set(c),
+                set(d),
+                e as *mut libc::timeval,
+            )
+            .into();
+        }
+        libc::SYS_epoll_create => return crate::waiting::epoll_create(a as c_int).into(),
+        libc::SYS_epoll_create1 => return crate::waiting::epoll_create1(a as c_int).into(),
+        libc::SYS_epoll_pwait => {
+            let (events, mask) = (b as *mut libc::epoll_event, e as *const libc::sigset_t);
+            return crate::waiting::epoll_pwait(fd, events, c as c_int, d as c_int, mask).into();
+        }
+        libc::SYS_epoll_ctl => {
+            return crate::waiting::epoll_ctl(
+                fd,
+                b as c_int,
+                c as c_int,
+                d as *mut libc::epoll_event,
+            )
+            .into();
+        }
+        libc::SYS_epoll_wait => {
+            return crate::waiting::epoll_wait(
+                fd,
+                b as *mut libc::epoll_event,
+                c as c_int,
+                d as c_int,
+            )
+            .into();
+        }
+        libc::SYS_dup2 => return crate::descriptors::dup2(fd, b as c_int).into(),
+        libc::SYS_dup3 => return crate::descriptors::dup3(fd, b as c_int, c as c_int).into(),
+        libc::SYS_io_uring_setup => {
+            // Its queues carry any call past every hook.
+            catch((), vmmc_socket::lower_everything);
+            return native(number, a, b, c, d, e, f);
+        }
+        _ if !vmmc_socket::is_connection(fd) => return native(number, a, b, c, d, e, f),
+        _ => {}
+    }
+    match number {
+        libc::SYS_read => plain(read(fd, b as *mut c_void, c)),
+        libc::SYS_write => plain(write(fd, b as *const c_void, c)),
+        libc::SYS_readv => plain(readv(fd, b as *const iovec, c as c_int)),
+        libc::SYS_writev => plain(writev(fd, b as *const iovec, c as c_int)),
+        libc::SYS_recvfrom => plain(recvfrom(
+            fd,
+            b as *mut c_void,
+            c,
+            d as c_int,
+            e as *mut sockaddr,
+            f as *mut socklen_t,
+        )),
+        libc::SYS_sendto => plain(sendto(
+            fd,
+            b as *const c_void,
+            c,
+            d as c_int,
+            e as *const sockaddr,
+            f as socklen_t,
+        )),
+        libc::SYS_recvmsg => plain(recvmsg(fd, b as *mut msghdr, c as c_int)),
+        libc::SYS_sendmsg => plain(sendmsg(fd, b as *const msghdr, c as c_int)),
+        libc::SYS_shutdown => crate::sockets::shutdown(fd, b as c_int).into(),
+        libc::SYS_dup => crate::descriptors::dup(fd).into(),
+        libc::SYS_fcntl => crate::sockets::fcntl(fd, b as c_int, c).into(),
+        libc::SYS_ioctl => crate::sockets::ioctl(fd, b as libc::c_ulong, c).into(),
+        libc::SYS_getsockname | libc::SYS_getpeername | libc::SYS_getsockopt | libc::SYS_fstat => {
+            native(number, a, b, c, d, e, f)
+        }
+        _ => {
+            catch((), || vmmc_socket::lower_descriptor(fd));
+            native(number, a, b, c, d, e, f)
+        }
+    }
+}

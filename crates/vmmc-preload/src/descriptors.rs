@@ -1,0 +1,89 @@
+//! Closing and duplicating descriptors. The layer keeps descriptors of its own above the program's; they are as if they
+//! were not there.
+
+use libc::{c_int, c_uint};
+
+use crate::boundary::{catch, keep_errno, next, result};
+
+fn bad() -> c_int {
+    result(Err(vmmc_socket::kernel::Errno(libc::EBADF))) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
+    let native = next!(close: fn(c_int) -> c_int);
+    if vmmc_socket::is_own(fd) {
+        return bad();
+    }
+    catch((), || keep_errno(|| vmmc_socket::closing(fd)));
+    native(fd)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn close_range(
+    first: c_uint,
+    last: c_uint,
+    flags: c_int,
+) -> c_int {
+    let native = next!(close_range: fn(c_uint, c_uint, c_int) -> c_int);
+    let top = last.min(c_int::MAX as c_uint) as c_int;
+    if flags == 0 {
+        catch((), || keep_errno(|| vmmc_socket::closing_between(first as c_int, top)));
+    } else if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC != 0 {
+        return native(first, last, flags);
+    }
+    let mut from = first;
+    for own in catch(Vec::new(), || vmmc_socket::own_between(first as c_int, top)) {
+        let own = own as c_uint;
+        if from < own && native(from, own - 1, flags) != 0 {
+            return -1;
+        }
+        from = own + 1;
+    }
+    if from > last && from != first { 0 } else { native(from, last, flags) }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn closefrom(first: c_int) {
+    close_range(first.max(0) as c_uint, c_uint::MAX, 0);
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn dup(old: c_int) -> c_int {
+    let native = next!(dup: fn(c_int) -> c_int);
+    let new = native(old);
+    note(old, new)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
+    let native = next!(dup2: fn(c_int, c_int) -> c_int);
+    make_room(old, new);
+    let made = native(old, new);
+    if old == new { made } else { note(old, made) }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+    let native = next!(dup3: fn(c_int, c_int, c_int) -> c_int);
+    if flags & !libc::O_CLOEXEC == 0 {
+        make_room(old, new);
+    }
+    let made = native(old, new, flags);
+    note(old, made)
+}
+
+/// `new` is about to be replaced by `old`, if that is open.
+fn make_room(old: c_int, new: c_int) {
+    if old != new && vmmc_socket::kernel::descriptor_flags(old).is_some() {
+        catch((), || keep_errno(|| vmmc_socket::closing(new)));
+    }
+}
+
+/// `new` (if there is one) is a duplicate of `old`.
+pub(crate) fn note(old: c_int, new: c_int) -> c_int {
+    if new >= 0 {
+        catch((), || keep_errno(|| vmmc_socket::duplicated(old, new)));
+    }
+    new
+}

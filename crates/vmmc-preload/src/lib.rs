@@ -1,0 +1,60 @@
+//! The library that `vmmc run` puts in front of a program: its socket calls go to `vmmc-socket`.
+//!
+//! Each hooked symbol asks the layer first and calls the C library's own function when the layer says so; nothing here
+//! knows how lifting works. Three rules hold for every hook:
+//! - The C library's function is called outside of any Rust scope that would have to be unwound, because it may be a
+//!   cancellation point, and a handler may leave it by `longjmp`.
+//! - A panic in the layer is a bug in somebody else's program: it is caught at this boundary, and the kernel does the call.
+//! - `errno` changes only when a call fails, as the native one leaves it.
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    reason = "a C function's body acts for its caller, whose pointers it passes on"
+)]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the contracts are those of the C functions of the same names"
+)]
+#![allow(missing_docs, reason = "the functions are documented in the C library's manual")]
+
+mod boundary;
+mod bytes;
+mod descriptors;
+mod programs;
+mod sockets;
+mod stdio;
+mod waiting;
+
+/// Runs when the library is loaded, before the program's own constructors and `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+/// Runs when the program ends by `exit`.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static END: extern "C" fn() = end;
+
+extern "C" fn start() {
+    boundary::catch((), || {
+        std::panic::set_hook(Box::new(|_| {}));
+        vmmc_socket::start();
+    });
+    // SAFETY: the three functions stay loaded as long as the process lives.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+}
+
+extern "C" fn end() {
+    boundary::catch((), vmmc_socket::family::at_exit);
+}
+
+extern "C" fn before_fork() {
+    boundary::catch((), vmmc_socket::family::before_fork);
+}
+
+extern "C" fn in_parent() {
+    boundary::catch((), vmmc_socket::family::after_fork_in_parent);
+}
+
+extern "C" fn in_child() {
+    boundary::catch((), vmmc_socket::family::after_fork_in_child);
+}

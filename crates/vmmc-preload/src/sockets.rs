@@ -1,0 +1,213 @@
+//! Making, ending and tuning connections.
+
+use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
+
+use crate::boundary::{catch, keep_errno, next};
+use crate::descriptors::note;
+
+fn track(fd: c_int, nonblocking: Option<bool>) {
+    keep_errno(|| catch((), || vmmc_socket::track(fd, nonblocking)));
+}
+
+fn renewed(fd: c_int) {
+    if vmmc_socket::is_tracked(fd) {
+        keep_errno(|| catch((), || vmmc_socket::renewed(fd)));
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn socket(
+    family: c_int,
+    kind: c_int,
+    protocol: c_int,
+) -> c_int {
+    let native = next!(socket: fn(c_int, c_int, c_int) -> c_int);
+    let made = native(family, kind, protocol);
+    let inet = family == libc::AF_INET || family == libc::AF_INET6;
+    if made >= 0 {
+        renewed(made);
+    }
+    if made >= 0 && inet && kind & 0xf == libc::SOCK_STREAM {
+        keep_errno(|| catch((), || vmmc_socket::opened(made, kind & libc::SOCK_NONBLOCK != 0)));
+    }
+    made
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn connect(
+    fd: c_int,
+    address: *const sockaddr,
+    len: socklen_t,
+) -> c_int {
+    let native = next!(connect: fn(c_int, *const sockaddr, socklen_t) -> c_int);
+    let family = if address.is_null() || (len as usize) < 2 {
+        libc::AF_UNSPEC
+    } else {
+        c_int::from((*address).sa_family)
+    };
+    if family == libc::AF_UNSPEC {
+        catch((), || vmmc_socket::lower_descriptor(fd));
+        return native(fd, address, len);
+    }
+    let made = native(fd, address, len);
+    let inet = family == libc::AF_INET || family == libc::AF_INET6;
+    if inet && (made == 0 || *libc::__errno_location() == libc::EINPROGRESS) {
+        track(fd, None);
+    }
+    made
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn accept(
+    fd: c_int,
+    address: *mut sockaddr,
+    len: *mut socklen_t,
+) -> c_int {
+    let native = next!(accept: fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int);
+    let made = native(fd, address, len);
+    if made >= 0 {
+        renewed(made);
+        track(made, Some(false));
+    }
+    made
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn accept4(
+    fd: c_int,
+    address: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+) -> c_int {
+    let native = next!(accept4: fn(c_int, *mut sockaddr, *mut socklen_t, c_int) -> c_int);
+    let made = native(fd, address, len, flags);
+    if made >= 0 {
+        renewed(made);
+        track(made, Some(flags & libc::SOCK_NONBLOCK != 0));
+    }
+    made
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
+    let native = next!(shutdown: fn(c_int, c_int) -> c_int);
+    let ends_sending = how == libc::SHUT_WR || how == libc::SHUT_RDWR;
+    let in_ring = ends_sending && catch(false, || keep_errno(|| vmmc_socket::finish(fd)));
+    let done = match (in_ring, how) {
+        (false, _) => native(fd, how),
+        (true, libc::SHUT_RDWR) => native(fd, libc::SHUT_RD),
+        (true, _) => 0,
+    };
+    if done == 0 && (how == libc::SHUT_RD || how == libc::SHUT_RDWR) {
+        keep_errno(|| catch((), || vmmc_socket::deafen(fd)));
+    }
+    done
+}
+
+/// `asm-generic/sockios.h`; the libc crate does not have it.
+const SIOCATMARK: c_ulong = 0x8905;
+
+/// Options that change what is received or how in a way that the ring does not follow.
+fn not_carried(level: c_int, name: c_int) -> bool {
+    const TCP_ULP: c_int = 31;
+    const TCP_INQ: c_int = 36;
+    match level {
+        libc::SOL_SOCKET => matches!(
+            name,
+            libc::SO_TIMESTAMP
+                | libc::SO_TIMESTAMPNS
+                | libc::SO_TIMESTAMPING
+                | libc::SO_RCVLOWAT
+                | libc::SO_ZEROCOPY
+                | libc::SO_PEEK_OFF
+        ),
+        libc::IPPROTO_TCP => matches!(name, TCP_ULP | TCP_INQ | libc::TCP_REPAIR),
+        _ => false,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    let native = next!(setsockopt: fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int);
+    if not_carried(level, name) {
+        catch((), || vmmc_socket::lower_descriptor(fd));
+    }
+    native(fd, level, name, value, len)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    let native = next!(getsockopt: fn(c_int, c_int, c_int, *mut c_void, *mut socklen_t) -> c_int);
+    let done = native(fd, level, name, value, len);
+    if done == 0 && level == libc::IPPROTO_TCP && name == libc::TCP_INFO {
+        let info = std::slice::from_raw_parts_mut(value.cast::<u8>(), *len as usize);
+        catch((), || vmmc_socket::complete_info(fd, info));
+    }
+    done
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn ioctl(
+    fd: c_int,
+    request: c_ulong,
+    argument: usize,
+) -> c_int {
+    let native = next!(ioctl: fn(c_int, c_ulong, usize) -> c_int);
+    let answer = catch(None, || match request {
+        libc::FIONREAD => vmmc_socket::unread(fd),
+        libc::TIOCOUTQ => vmmc_socket::unsent(fd),
+        SIOCATMARK => vmmc_socket::at_mark(fd).map(usize::from),
+        libc::FIOASYNC => {
+            vmmc_socket::lower_descriptor(fd);
+            None
+        }
+        _ => None,
+    });
+    if let (Some(count), false) = (answer, argument == 0) {
+        (argument as *mut c_int).write_unaligned(count.min(c_int::MAX as usize) as c_int);
+        return 0;
+    }
+    let done = native(fd, request, argument);
+    if done == 0 && request == libc::FIONBIO && argument != 0 {
+        vmmc_socket::set_nonblocking(fd, (argument as *const c_int).read_unaligned() != 0);
+    }
+    done
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
+    let native = next!(fcntl: fn(c_int, c_int, usize) -> c_int);
+    if command == libc::F_SETFL && argument as c_int & libc::O_ASYNC != 0 {
+        catch((), || vmmc_socket::lower_descriptor(fd));
+    }
+    let done = native(fd, command, argument);
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => note(fd, done),
+        libc::F_SETFL if done == 0 => {
+            vmmc_socket::set_nonblocking(fd, argument as c_int & libc::O_NONBLOCK != 0);
+            done
+        }
+        _ => done,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn fcntl64(
+    fd: c_int,
+    command: c_int,
+    argument: usize,
+) -> c_int {
+    fcntl(fd, command, argument)
+}

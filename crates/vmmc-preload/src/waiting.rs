@@ -1,0 +1,335 @@
+//! Waiting for many descriptors.
+
+use std::time::{Duration, Instant};
+
+use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
+use vmmc_socket::Route;
+use vmmc_socket::kernel::Outcome;
+use vmmc_socket::{epoll, readiness};
+
+use crate::boundary::{catch, follow, keep_errno, next, result};
+
+fn milliseconds(timeout: c_int) -> Option<Duration> {
+    u64::try_from(timeout).ok().map(Duration::from_millis)
+}
+
+/// `None`: no limit; the inner `None`: not a valid time, which the kernel shall refuse.
+unsafe fn time(time: *const timespec) -> Option<Option<Duration>> {
+    if time.is_null() {
+        return Some(None);
+    }
+    let valid = (*time).tv_sec >= 0 && (0..1_000_000_000).contains(&(*time).tv_nsec);
+    valid.then(|| Some(Duration::new((*time).tv_sec as u64, (*time).tv_nsec as u32)))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn poll(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: c_int,
+) -> c_int {
+    let native = next!(poll: fn(*mut pollfd, nfds_t, c_int) -> c_int);
+    match layer_poll(fds, count, milliseconds(timeout), std::ptr::null()) {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(fds, count, timeout),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn ppoll(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    let native = next!(ppoll: fn(*mut pollfd, nfds_t, *const timespec, *const sigset_t) -> c_int);
+    match time(timeout).and_then(|limit| layer_poll(fds, count, limit, mask)) {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(fds, count, timeout, mask),
+    }
+}
+
+unsafe fn layer_poll(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: Option<Duration>,
+    mask: *const sigset_t,
+) -> Option<Outcome> {
+    if fds.is_null() || count == 0 || count > 1 << 20 {
+        return None;
+    }
+    let fds = std::slice::from_raw_parts_mut(fds, count as usize);
+    catch(None, || keep_errno(|| readiness::poll(fds, timeout, mask)))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __poll_chk(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: c_int,
+    room: usize,
+) -> c_int {
+    if room / size_of::<pollfd>() < count as usize {
+        return next!(__poll_chk: fn(*mut pollfd, nfds_t, c_int, usize) -> c_int)(
+            fds, count, timeout, room,
+        );
+    }
+    poll(fds, count, timeout)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __ppoll_chk(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+    room: usize,
+) -> c_int {
+    if room / size_of::<pollfd>() < count as usize {
+        let native = next!(__ppoll_chk: fn(*mut pollfd, nfds_t, *const timespec, *const sigset_t, usize) -> c_int);
+        return native(fds, count, timeout, mask, room);
+    }
+    ppoll(fds, count, timeout, mask)
+}
+
+/// The three sets of `select` as one list for `poll`.
+struct Selection {
+    sets: [*mut fd_set; 3],
+    count: c_int,
+    list: Vec<pollfd>,
+}
+
+/// What each set asks for, and what of the answer counts for it (as the kernel's own select does it).
+const ASKED: [i16; 3] = [
+    libc::POLLIN | libc::POLLRDNORM | libc::POLLRDBAND,
+    libc::POLLOUT | libc::POLLWRNORM,
+    libc::POLLPRI,
+];
+const COUNTS: [i16; 3] =
+    [ASKED[0] | libc::POLLHUP | libc::POLLERR, ASKED[1] | libc::POLLERR, libc::POLLPRI];
+
+impl Selection {
+    unsafe fn new(count: c_int, sets: [*mut fd_set; 3]) -> Self {
+        let mut list = Vec::new();
+        for fd in 0..count {
+            let mut events = 0;
+            for (set, asked) in sets.iter().zip(ASKED) {
+                if !set.is_null() && bit(*set, fd) {
+                    events |= asked;
+                }
+            }
+            if events != 0 {
+                list.push(pollfd { fd, events, revents: 0 });
+            }
+        }
+        Self { sets, count, list }
+    }
+
+    /// Whether the layer has to do with any of it.
+    fn concerns_layer(&self) -> bool {
+        self.list.iter().any(|fd| vmmc_socket::is_tracked(fd.fd))
+    }
+
+    unsafe fn wait(&mut self, limit: Option<Duration>, mask: *const sigset_t) -> Option<Outcome> {
+        let list = &mut self.list;
+        let found = catch(None, || keep_errno(|| readiness::poll(list, limit, mask)))?;
+        Some(found.and_then(|_| {
+            readiness::check_open(&self.list)?;
+            Ok(self.answer())
+        }))
+    }
+
+    unsafe fn answer(&self) -> usize {
+        let mut found = 0;
+        for (set, (asked, counts)) in self.sets.iter().zip(ASKED.into_iter().zip(COUNTS)) {
+            if set.is_null() {
+                continue;
+            }
+            for fd in 0..self.count {
+                clear(*set, fd);
+            }
+            for fd in
+                self.list.iter().filter(|fd| fd.events & asked != 0 && fd.revents & counts != 0)
+            {
+                put(*set, fd.fd);
+                found += 1;
+            }
+        }
+        found
+    }
+}
+
+// Sets may be longer than `FD_SETSIZE` when a program allocates them so; these know no limit.
+
+unsafe fn word(set: *mut fd_set, fd: c_int) -> (*mut u64, u64) {
+    (set.cast::<u64>().add(fd as usize / 64), 1 << (fd as usize % 64))
+}
+
+unsafe fn bit(set: *mut fd_set, fd: c_int) -> bool {
+    let (word, mask) = word(set, fd);
+    *word & mask != 0
+}
+
+unsafe fn put(set: *mut fd_set, fd: c_int) {
+    let (word, mask) = word(set, fd);
+    *word |= mask;
+}
+
+unsafe fn clear(set: *mut fd_set, fd: c_int) {
+    let (word, mask) = word(set, fd);
+    *word &= !mask;
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn select(
+    count: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *mut timeval,
+) -> c_int {
+    let native =
+        next!(select: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int);
+    let valid =
+        timeout.is_null() || (*timeout).tv_sec >= 0 && (0..1_000_000).contains(&(*timeout).tv_usec);
+    if !valid || !(0..=1 << 20).contains(&count) {
+        return native(count, read, write, except, timeout);
+    }
+    let mut selection = Selection::new(count, [read, write, except]);
+    if !selection.concerns_layer() {
+        drop(selection);
+        return native(count, read, write, except, timeout);
+    }
+    let limit = (!timeout.is_null())
+        .then(|| Duration::new((*timeout).tv_sec as u64, (*timeout).tv_usec as u32 * 1000));
+    let start = Instant::now();
+    match selection.wait(limit, std::ptr::null()) {
+        Some(outcome) => {
+            if let Some(limit) = limit {
+                let left = limit.saturating_sub(start.elapsed());
+                *timeout =
+                    timeval { tv_sec: left.as_secs() as _, tv_usec: left.subsec_micros() as _ };
+            }
+            result(outcome) as c_int
+        }
+        None => {
+            drop(selection);
+            native(count, read, write, except, timeout)
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn pselect(
+    count: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    let native = next!(pselect: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *const timespec, *const sigset_t) -> c_int);
+    let Some(limit) = time(timeout).filter(|_| (0..=1 << 20).contains(&count)) else {
+        return native(count, read, write, except, timeout, mask);
+    };
+    let mut selection = Selection::new(count, [read, write, except]);
+    let outcome = if selection.concerns_layer() { selection.wait(limit, mask) } else { None };
+    drop(selection);
+    match outcome {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(count, read, write, except, timeout, mask),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_create(size: c_int) -> c_int {
+    let native = next!(epoll_create: fn(c_int) -> c_int);
+    made(native(size))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_create1(flags: c_int) -> c_int {
+    let native = next!(epoll_create1: fn(c_int) -> c_int);
+    made(native(flags))
+}
+
+fn made(fd: c_int) -> c_int {
+    if fd >= 0 {
+        keep_errno(|| catch((), || epoll::created(fd)));
+    }
+    fd
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_ctl(
+    set: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *mut epoll_event,
+) -> c_int {
+    let native = next!(epoll_ctl: fn(c_int, c_int, c_int, *mut epoll_event) -> c_int);
+    let wanted = (!event.is_null()).then(|| {
+        let event = event.read_unaligned();
+        (event.events, event.u64)
+    });
+    let route = || keep_errno(|| epoll::control(set, operation, fd, wanted));
+    follow(route, || native(set, operation, fd, event) as isize) as c_int
+}
+
+unsafe fn layer_epoll(
+    set: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    limit: Option<Duration>,
+    mask: *const sigset_t,
+) -> Route {
+    if events.is_null() || most <= 0 {
+        return Route::Kernel(None);
+    }
+    match keep_errno(|| epoll::wait(set, events, most as usize, limit, mask)) {
+        Some(outcome) => Route::Done(outcome),
+        None => Route::Kernel(None),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_wait(
+    set: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    timeout: c_int,
+) -> c_int {
+    let native = next!(epoll_wait: fn(c_int, *mut epoll_event, c_int, c_int) -> c_int);
+    let route = || layer_epoll(set, events, most, milliseconds(timeout), std::ptr::null());
+    follow(route, || native(set, events, most, timeout) as isize) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_pwait(
+    set: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    timeout: c_int,
+    mask: *const sigset_t,
+) -> c_int {
+    let native =
+        next!(epoll_pwait: fn(c_int, *mut epoll_event, c_int, c_int, *const sigset_t) -> c_int);
+    let route = || layer_epoll(set, events, most, milliseconds(timeout), mask);
+    follow(route, || native(set, events, most, timeout, mask) as isize) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn epoll_pwait2(
+    set: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    let native = next!(epoll_pwait2: fn(c_int, *mut epoll_event, c_int, *const timespec, *const sigset_t) -> c_int);
+    let route = || match time(timeout) {
+        Some(limit) => layer_epoll(set, events, most, limit, mask),
+        None => Route::Kernel(None),
+    };
+    follow(route, || native(set, events, most, timeout, mask) as isize) as c_int
+}

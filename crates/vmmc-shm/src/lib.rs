@@ -1,0 +1,11 @@
+//! Structures that live in memory shared with a process that may be hostile.
+
+pub mod command;
+mod copy;
+pub mod mailbox;
+pub mod redirection;
+pub mod stream;
+#[cfg(not(loom))]
+pub mod table;
+
+pub use copy::copy;

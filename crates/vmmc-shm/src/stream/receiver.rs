@@ -1,0 +1,121 @@
+//! The reading end.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::{FIN, FROZEN, OFFSET, Tier, Words};
+
+/// What has arrived and was not read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Bytes that can be read now from the current ring; at most its capacity, whatever the peer wrote.
+    pub len: usize,
+    /// The peer ended its stream after what has arrived (which may be more than `len`).
+    pub fin: bool,
+    /// The stream goes on elsewhere after what has arrived.
+    pub frozen: bool,
+}
+
+/// The peer wrote words that no honest peer writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
+
+/// The private indices of a reading end. They are atomics only so that processes that came from one fork can share
+/// them in memory of their own; whoever changes them holds the lock of this direction.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Receiver {
+    head: AtomicU64,
+    position: AtomicU32,
+    tier: AtomicU32,
+}
+
+impl Receiver {
+    /// Back to the start of a stream.
+    pub fn reset(&self) {
+        self.head.store(0, Ordering::Relaxed);
+        self.position.store(0, Ordering::Relaxed);
+        self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+    }
+
+    /// Stream offset up to which everything was read.
+    pub fn head(&self) -> u64 {
+        self.head.load(Ordering::Relaxed)
+    }
+
+    /// Where in the ring the next byte lies.
+    pub fn position(&self) -> usize {
+        self.position.load(Ordering::Relaxed) as usize
+    }
+
+    /// The tier that holds the next byte.
+    pub fn tier(&self) -> Tier {
+        Tier::nth(self.tier.load(Ordering::Relaxed))
+    }
+
+    /// Looks at `mine`, the words in one's own memory; goes over to a larger ring where the peer did.
+    #[inline]
+    pub fn arrived(&self, mine: &Words) -> Result<Arrived, Corrupt> {
+        // SYNC tail: acquire pairs with the release in `Transmitter::publish`; the bytes before it are visible.
+        let tail = mine.tail.load(Ordering::Acquire);
+        let head = self.head.load(Ordering::Relaxed);
+        let (fin, frozen) = (tail & FIN != 0, tail & FROZEN != 0);
+        let mut len = (tail & OFFSET).wrapping_sub(head);
+        if len == 0 {
+            return Ok(Arrived { len: 0, fin, frozen });
+        }
+        let mut tier = self.tier();
+        while tier != Tier::Bulk {
+            let Some(boundary) = mine.grown[tier as usize].load(Ordering::Relaxed).checked_sub(1)
+            else {
+                break;
+            };
+            let ahead = boundary.checked_sub(head).ok_or(Corrupt)?;
+            if ahead > 0 {
+                len = len.min(ahead);
+                break;
+            }
+            tier = Tier::nth(tier as u32 + 1);
+            self.tier.store(tier as u32, Ordering::Relaxed);
+            self.position.store(0, Ordering::Relaxed);
+        }
+        if len > tier.capacity() as u64 {
+            return Err(Corrupt);
+        }
+        Ok(Arrived { len: len as usize, fin, frozen })
+    }
+
+    /// Bytes that have arrived in all rings and were not read; at most what they hold, whatever the peer wrote.
+    pub fn unread(&self, mine: &Words) -> usize {
+        let tail = mine.tail.load(Ordering::Acquire) & OFFSET;
+        let len = tail.wrapping_sub(self.head.load(Ordering::Relaxed));
+        if len > Tier::MEMORY as u64 { 0 } else { len as usize }
+    }
+
+    /// Cheap look that changes nothing: is there anything at all to find out (bytes, end, freeze)?
+    #[inline]
+    pub fn stirred(&self, mine: &Words) -> bool {
+        mine.tail.load(Ordering::Acquire) != self.head.load(Ordering::Relaxed)
+    }
+
+    /// Gives `len` bytes back to the producer, through `theirs`, the words in the peer's memory.
+    #[inline]
+    pub fn consume(&self, theirs: &Words, len: usize, position: usize) {
+        let head = self.head.load(Ordering::Relaxed) + len as u64;
+        self.position.store(position as u32, Ordering::Relaxed);
+        self.head.store(head, Ordering::Relaxed);
+        // SYNC credit: the copy out of the ring is finished before the producer may overwrite it; and (SeqCst
+        // read-modify-write) a full barrier before the caller looks at `writer_waiting` (SYNC waiting).
+        theirs.credit.swap(head, Ordering::SeqCst);
+    }
+
+    /// Passes over `len` bytes without giving them back to the producer, which may still have to read them again.
+    pub fn skip(&self, len: usize, position: usize) {
+        self.position.store(position as u32, Ordering::Relaxed);
+        self.head.store(self.head() + len as u64, Ordering::Relaxed);
+    }
+
+    /// Freezes one's own incoming ring: no byte can be published after this.
+    pub fn freeze(&self, mine: &Words) {
+        mine.tail.fetch_or(FROZEN, Ordering::SeqCst);
+    }
+}

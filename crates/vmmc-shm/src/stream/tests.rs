@@ -1,0 +1,160 @@
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "only its size and alignment count")] [u8; 64]);
+
+/// Two stream memories in ordinary memory, the ends of one direction on them.
+struct Pair {
+    to_a: Vec<Line>,
+    to_b: Vec<Line>,
+    tx: Transmitter,
+    rx: Receiver,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let memory = || vec![Line([0; 64]); Tier::MEMORY / 64];
+        Self { to_a: memory(), to_b: memory(), tx: Transmitter::default(), rx: Receiver::default() }
+    }
+
+    /// A writes to B: A's own words, B's words.
+    fn words(&mut self) -> (&'static Words, &'static Words) {
+        // SAFETY: both memories are larger than `Words`, aligned enough for its fields, zero is valid for every field,
+        // and they outlive the test's use of the references.
+        unsafe { (&*self.to_a.as_mut_ptr().cast(), &*self.to_b.as_mut_ptr().cast()) }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        let (mine, theirs) = self.words();
+        let len = bytes.len().min(self.tx.room(mine, bytes.len()));
+        // SAFETY: the memory has room for every tier.
+        let ring = unsafe { Ring::new(self.to_b.as_mut_ptr().cast(), self.tx.tier()) };
+        // SAFETY: `len` is at most the room in the ring.
+        unsafe { ring.copy_in(self.tx.position(), bytes.as_ptr(), len) };
+        let next = ring.advance(self.tx.position(), len);
+        if self.tx.publish(theirs, len, next) == Publish::Frozen { 0 } else { len }
+    }
+
+    fn receive(&mut self, most: usize) -> Result<Vec<u8>, receiver::Corrupt> {
+        let (a, b) = self.words();
+        let len = self.rx.arrived(b)?.len.min(most);
+        // SAFETY: the memory has room for every tier.
+        let ring = unsafe { Ring::new(self.to_b.as_mut_ptr().cast(), self.rx.tier()) };
+        let mut out = vec![0; len];
+        // SAFETY: `arrived` never tells more than the capacity.
+        unsafe { ring.copy_out(self.rx.position(), out.as_mut_ptr(), len) };
+        self.rx.consume(a, len, ring.advance(self.rx.position(), len));
+        Ok(out)
+    }
+}
+
+#[test]
+fn bytes_come_out_as_they_went_in_across_the_seam_and_over_all_tiers() {
+    let mut pair = Pair::new();
+    let mut sent = 0u64;
+    for tier in [Tier::Page, Tier::Medium, Tier::Bulk] {
+        assert_eq!(pair.tx.tier(), tier);
+        for round in 0..500usize {
+            let bytes: Vec<u8> = (0..=round * 7 % 3000).map(|i| (i + round) as u8).collect();
+            let taken = pair.send(&bytes);
+            assert_eq!(taken, bytes.len().min(tier.capacity()));
+            assert_eq!(pair.receive(usize::MAX).unwrap(), bytes[..taken]);
+            sent += taken as u64;
+        }
+        assert_eq!(pair.rx.head(), sent);
+        let (_, theirs) = pair.words();
+        assert_eq!(pair.tx.grow(theirs), tier != Tier::Bulk);
+    }
+}
+
+#[test]
+fn a_full_ring_takes_nothing_and_a_frozen_one_refuses() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.send(&[1; 10_000]), Tier::Page.capacity());
+    assert_eq!(pair.send(&[1; 1]), 0);
+    assert_eq!(pair.receive(100).unwrap().len(), 100);
+    assert_eq!(pair.send(&[2; 1000]), 100);
+    let (_, b) = pair.words();
+    pair.rx.freeze(b);
+    assert_eq!(
+        pair.rx.arrived(b),
+        Ok(Arrived { len: Tier::Page.capacity(), fin: false, frozen: true })
+    );
+    assert_eq!(pair.receive(50).unwrap().len(), 50);
+    assert_eq!(pair.send(&[3; 10]), 0, "published into a frozen ring");
+    assert!(pair.tx.closed(b));
+}
+
+#[test]
+fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
+    let mut pair = Pair::new();
+    let bytes: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let taken = pair.send(&bytes[sent..]);
+        sent += taken;
+        let (_, theirs) = pair.words();
+        assert!(taken > 0 || pair.tx.grow(theirs));
+    }
+    assert_eq!(pair.receive(1000).unwrap(), bytes[..1000]);
+    let (a, _) = pair.words();
+    let mut pieces = Vec::new();
+    for piece in pair.tx.unread_pieces(a) {
+        // SAFETY: the memory has room for every tier; a piece lies inside its ring.
+        let ring = unsafe { Ring::new(pair.to_b.as_mut_ptr().cast(), piece.tier) };
+        let mut out = vec![0; piece.len];
+        // SAFETY: as above.
+        unsafe { ring.copy_out(piece.position, out.as_mut_ptr(), piece.len) };
+        pieces.extend(out);
+    }
+    assert_eq!(pieces, bytes[1000..]);
+    let mut rest = Vec::new();
+    while rest.len() < 99_000 {
+        rest.extend(pair.receive(usize::MAX).unwrap());
+    }
+    assert_eq!(rest, bytes[1000..]);
+    assert_eq!(pair.tx.unread(a), 0);
+}
+
+#[test]
+fn a_lying_peer_is_found_out() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    b.tail.store(Tier::Page.capacity() as u64 + 1, Ordering::Relaxed);
+    assert!(pair.rx.arrived(b).is_err(), "more than the ring holds");
+    b.tail.store(OFFSET, Ordering::Relaxed);
+    assert!(pair.rx.arrived(b).is_err(), "an offset from the far end");
+    b.tail.store(10, Ordering::Relaxed);
+    pair.rx.consume(a, 5, 5);
+    b.grown[0].store(3, Ordering::Relaxed);
+    assert!(pair.rx.arrived(b).is_err(), "a larger ring before what was read");
+    a.credit.store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(
+        pair.tx.room(a, usize::MAX),
+        Tier::Page.capacity(),
+        "credit for what was never sent"
+    );
+}
+
+proptest::proptest! {
+    /// Whatever stands in the words, a reader sees at most a ring full and a writer at most a ring free.
+    #[test]
+    fn hostile_words_never_reach_outside(tail: u64, grown: [u64; 2], credit: u64, sent in 0usize..4000) {
+        let mut pair = Pair::new();
+        let sent = pair.send(&vec![0; sent]);
+        let (a, b) = pair.words();
+        b.tail.store(tail, Ordering::Relaxed);
+        b.grown[0].store(grown[0], Ordering::Relaxed);
+        b.grown[1].store(grown[1], Ordering::Relaxed);
+        a.credit.store(credit, Ordering::Relaxed);
+        if let Ok(arrived) = pair.rx.arrived(b) {
+            proptest::prop_assert!(arrived.len <= pair.rx.tier().capacity());
+            proptest::prop_assert!(pair.rx.position() < pair.rx.tier().capacity());
+        }
+        let room = pair.tx.room(a, usize::MAX);
+        proptest::prop_assert!(room <= Tier::Page.capacity() && room >= Tier::Page.capacity() - sent);
+    }
+}

@@ -1,0 +1,173 @@
+//! The writing end.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::{FIN, FROZEN, OFFSET, Tier, Words};
+
+/// What became of bytes that were copied into the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// The reader can see them.
+    Done,
+    /// The reader has frozen the ring before: the bytes do not count as sent.
+    Frozen,
+}
+
+/// A contiguous part of the stream in one ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The ring.
+    pub tier: Tier,
+    /// Where in it, in bytes.
+    pub position: usize,
+    /// Bytes; they may run over the seam.
+    pub len: usize,
+}
+
+/// The private indices of a writing end; as with [`super::Receiver`], their lock is the caller's business.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Transmitter {
+    tail: AtomicU64,
+    credit: AtomicU64,
+    position: AtomicU32,
+    tier: AtomicU32,
+    /// Stream offset at which each tier begins, as far as it is in use.
+    begins: [AtomicU64; 3],
+}
+
+impl Transmitter {
+    /// Back to the start of a stream.
+    pub fn reset(&self) {
+        for word in [&self.tail, &self.credit, &self.begins[0], &self.begins[1], &self.begins[2]] {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.position.store(0, Ordering::Relaxed);
+        self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+    }
+
+    /// Stream offset up to which bytes were published.
+    pub fn tail(&self) -> u64 {
+        self.tail.load(Ordering::Relaxed)
+    }
+
+    /// Where in the ring the next byte goes.
+    pub fn position(&self) -> usize {
+        self.position.load(Ordering::Relaxed) as usize
+    }
+
+    /// The tier in use.
+    pub fn tier(&self) -> Tier {
+        Tier::nth(self.tier.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that can be written now, by the credit known; looks again in `mine` only when that is less than `wanted`.
+    #[inline]
+    pub fn room(&self, mine: &Words, wanted: usize) -> usize {
+        let room = self.room_with(self.credit.load(Ordering::Relaxed));
+        if room >= wanted { room } else { self.room_with(self.learn_credit(mine)) }
+    }
+
+    /// As [`Transmitter::room`] with the newest credit, changing nothing: for those who only want to know.
+    #[inline]
+    pub fn spare(&self, mine: &Words) -> usize {
+        self.room_with(self.newest_credit(mine))
+    }
+
+    /// Bytes that were published and not consumed yet.
+    pub fn unread(&self, mine: &Words) -> u64 {
+        self.tail.load(Ordering::Relaxed) - self.learn_credit(mine)
+    }
+
+    fn room_with(&self, credit: u64) -> usize {
+        let tier = self.tier.load(Ordering::Relaxed);
+        let begin = self.begins[tier as usize % 3].load(Ordering::Relaxed);
+        let used = self.tail.load(Ordering::Relaxed).saturating_sub(begin.max(credit));
+        Tier::nth(tier).capacity().saturating_sub(used as usize)
+    }
+
+    fn newest_credit(&self, mine: &Words) -> u64 {
+        // SYNC credit: acquire pairs with the swap in `Receiver::consume`; the reader has copied those bytes out.
+        let claimed = mine.credit.load(Ordering::Acquire);
+        let known = self.credit.load(Ordering::Relaxed);
+        // The peer's word counts only where it is possible: it can neither go back nor pass what was published.
+        if claimed > known && claimed <= self.tail.load(Ordering::Relaxed) {
+            claimed
+        } else {
+            known
+        }
+    }
+
+    fn learn_credit(&self, mine: &Words) -> u64 {
+        let credit = self.newest_credit(mine);
+        self.credit.store(credit, Ordering::Relaxed);
+        credit
+    }
+
+    /// Makes `len` bytes that were copied in at [`Transmitter::position`] visible to the reader.
+    #[inline]
+    pub fn publish(&self, theirs: &Words, len: usize, position: usize) -> Publish {
+        let tail = self.tail.load(Ordering::Relaxed);
+        let next = tail + len as u64;
+        // SYNC tail: release makes the copied bytes visible first; a read-modify-write because the reader may freeze
+        // the ring at any moment, and (SeqCst) a full barrier before the caller looks at `reader_waiting`.
+        match theirs.tail.compare_exchange(tail, next, Ordering::SeqCst, Ordering::Relaxed) {
+            Ok(_) => {
+                self.tail.store(next, Ordering::Relaxed);
+                self.position.store(position as u32, Ordering::Relaxed);
+                Publish::Done
+            }
+            Err(_) => Publish::Frozen,
+        }
+    }
+
+    /// Goes on in the next larger ring, if there is one. What is in the smaller ones stays readable.
+    pub fn grow(&self, theirs: &Words) -> bool {
+        let tier = self.tier();
+        let Some(larger) = tier.larger() else { return false };
+        let tail = self.tail.load(Ordering::Relaxed);
+        // The reader looks at this word only after it has seen a later tail (SYNC tail).
+        theirs.grown[tier as usize].store(tail + 1, Ordering::Relaxed);
+        self.begins[larger as usize].store(tail, Ordering::Relaxed);
+        self.position.store(0, Ordering::Relaxed);
+        self.tier.store(larger as u32, Ordering::Relaxed);
+        true
+    }
+
+    /// Ends the stream after what was published.
+    pub fn finish(&self, theirs: &Words) {
+        theirs.tail.fetch_or(FIN, Ordering::SeqCst);
+    }
+
+    /// Says that the stream goes on elsewhere after what was published.
+    pub fn freeze(&self, theirs: &Words) {
+        theirs.tail.fetch_or(FROZEN, Ordering::SeqCst);
+    }
+
+    /// Whether the reader (or this end) has frozen or finished the ring.
+    pub fn closed(&self, theirs: &Words) -> bool {
+        theirs.tail.load(Ordering::Acquire) & !OFFSET != 0
+    }
+
+    /// The first `len` unread bytes have reached the reader by another way.
+    pub fn settle(&self, len: usize) {
+        let credit = self.credit.load(Ordering::Relaxed) + len as u64;
+        self.credit.store(credit.min(self.tail()), Ordering::Relaxed);
+    }
+
+    /// Where the bytes lie that were published and not consumed, in stream order.
+    pub fn unread_pieces(&self, mine: &Words) -> impl Iterator<Item = Piece> + use<> {
+        let (credit, tail, last) = (self.learn_credit(mine), self.tail(), self.tier());
+        let begins = [0, 1, 2].map(|n| self.begins[n].load(Ordering::Relaxed));
+        [Tier::Page, Tier::Medium, Tier::Bulk].into_iter().filter_map(move |tier| {
+            let begin = begins[tier as usize];
+            let end = if tier == last { tail } else { *begins.get(tier as usize + 1)? };
+            let from = credit.max(begin);
+            (tier <= last && from < end).then(|| Piece {
+                tier,
+                position: ((from - begin) % tier.capacity() as u64) as usize,
+                len: (end - from) as usize,
+            })
+        })
+    }
+}

@@ -1,0 +1,84 @@
+//! What each descriptor number of this process is to the layer: one word a number, looked up without a lock.
+
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+/// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
+const NUMBERS: usize = 1 << 20;
+
+/// Entries are zero (nothing to us) until set, so the table costs only the pages that are used.
+static TABLE: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
+
+/// No number from here on was ever entered.
+static TOP: AtomicI32 = AtomicI32::new(0);
+
+/// Nothing or kind in the two top bits, index below.
+const CONNECTION: u32 = 1 << 30;
+const SET: u32 = 2 << 30;
+const OWN: u32 = 3 << 30;
+const INDEX: u32 = CONNECTION - 1;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Not the layer's business.
+    Other,
+    /// A TCP connection, by its slot.
+    Connection(u32),
+    /// An epoll object, by its number among the sets.
+    Set(u32),
+    /// The layer's own: the program must not close it.
+    Own,
+}
+
+/// What `fd` is.
+#[inline]
+pub(crate) fn kind(fd: i32) -> Kind {
+    let Some(entry) = TABLE.get(fd as usize) else { return Kind::Other };
+    let word = entry.load(Ordering::Acquire);
+    match word & !INDEX {
+        CONNECTION => Kind::Connection(word & INDEX),
+        SET => Kind::Set(word & INDEX),
+        OWN => Kind::Own,
+        _ => Kind::Other,
+    }
+}
+
+/// The slot of the connection `fd`, if it is one.
+#[inline]
+pub(crate) fn connection(fd: i32) -> Option<u32> {
+    let word = TABLE.get(fd as usize)?.load(Ordering::Acquire);
+    (word & !INDEX == CONNECTION).then_some(word & INDEX)
+}
+
+/// Enters `fd`; false if the number is out of the table's range.
+pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
+    let word = match kind {
+        Kind::Other => 0,
+        Kind::Connection(index) => CONNECTION | index,
+        Kind::Set(index) => SET | index,
+        Kind::Own => OWN,
+    };
+    let Some(entry) = TABLE.get(fd as usize) else { return false };
+    TOP.fetch_max(fd + 1, Ordering::Relaxed);
+    entry.store(word, Ordering::Release);
+    true
+}
+
+/// Takes `fd` out if it still is `was`: one of two threads that close the same number does it.
+pub(crate) fn remove(fd: i32, was: Kind) -> bool {
+    let word = match was {
+        Kind::Connection(index) => CONNECTION | index,
+        Kind::Set(index) => SET | index,
+        Kind::Own => OWN,
+        Kind::Other => return false,
+    };
+    TABLE.get(fd as usize).is_some_and(|entry| {
+        entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    })
+}
+
+/// All entered numbers from `first` to `last` with what they are.
+pub(crate) fn between(first: i32, last: i32) -> impl Iterator<Item = (i32, Kind)> {
+    let top = TOP.load(Ordering::Relaxed).min(last.saturating_add(1));
+    (first.max(0)..top).map(|fd| (fd, kind(fd))).filter(|(_, kind)| *kind != Kind::Other)
+}

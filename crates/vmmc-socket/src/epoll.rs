@@ -1,0 +1,336 @@
+//! `epoll` with lifted connections in it.
+//!
+//! The program's epoll object stays the kernel's, and the program's registrations of everything else stay in it, so
+//! that nesting, sharing, edges and timers are the kernel's own work. A *lifted* connection is registered there with
+//! two descriptors of the layer's meaning: its bell, and its TCP socket (for ends and errors), both edge-triggered and
+//! marked; what the program wants of it lives here, where changing it costs no system call.
+//!
+//! A lifted registration is *hot* while its bytes come often: then `epoll_wait` looks at its ring itself. A *cold* one is
+//! announced to the peer, who rings the bell, so that ten thousand idle connections cost nothing. Before it sleeps,
+//! and whenever another thread sleeps on the same set, everything hot is made cold.
+
+use std::cell::UnsafeCell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+
+use crate::descriptor::{self, Kind};
+use crate::kernel;
+use crate::layer::{self, STRUCTURE};
+use crate::local::{self, Local, Parts};
+use crate::lock::Lock;
+use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::thread;
+
+mod registration;
+mod waiting;
+
+use registration::Registrations;
+pub(crate) use registration::{ended, readiness_beside_the_ring};
+pub use waiting::wait;
+
+/// Epoll objects of one process that can hold lifted connections.
+const SETS: usize = 8 * 1024;
+
+static TABLE: [AtomicPtr<Set>; SETS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; SETS];
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// One epoll object of the program.
+#[derive(Debug)]
+struct Set {
+    /// Held for every use of `registrations`.
+    lock: Lock,
+    registrations: UnsafeCell<Registrations>,
+    /// Descriptors of the program for it; none: the entry is free.
+    descriptors: AtomicU32,
+    /// Threads that sleep in the kernel on it.
+    sleepers: AtomicU32,
+    /// It came from the parent by fork: the kernel object is the parent's too.
+    inherited: AtomicBool,
+}
+
+// SAFETY: `registrations` is used only with `lock` held (`Set::with`).
+unsafe impl Sync for Set {}
+
+impl Set {
+    fn with<R>(&self, use_it: impl FnOnce(&mut Registrations) -> R) -> R {
+        // The lock would keep out threads that do not exist (and lets in this one anyway, from a signal handler).
+        let _held = (!thread::alone()).then(|| self.lock.hold());
+        // SAFETY: the lock is held, or not needed; nothing called from within `use_it` comes back to the same set.
+        use_it(unsafe { &mut *self.registrations.get() })
+    }
+}
+
+fn set(number: u32) -> Option<&'static Set> {
+    // SAFETY: entries are null or come from a leaked box.
+    unsafe { TABLE[number as usize % SETS].load(Ordering::Acquire).as_ref() }
+}
+
+/// In marked registrations the upper half of the kernel's data: drawn at random, so that no program's own data is
+/// taken for it.
+fn mark() -> u32 {
+    static MARK: OnceLock<u32> = OnceLock::new();
+    *MARK.get_or_init(|| {
+        let mut mark = 0u32;
+        let _ = kernel::call!(SYS_getrandom, &raw mut mark, 4, 0);
+        mark | 0x8000_0001
+    })
+}
+
+fn marked(registration: u32) -> u64 {
+    u64::from(mark()) << 32 | u64::from(registration)
+}
+
+fn unmark(data: u64) -> Option<u32> {
+    (data >> 32 == u64::from(mark())).then_some(data as u32)
+}
+
+/// What the layer itself listens for on the TCP socket of a lifted connection. Room in it matters as long as the sending
+/// direction has not switched: a program that found the socket full before waits for just that.
+const TCP_EVENTS: u32 =
+    (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLPRI | libc::EPOLLET) as u32;
+const BELL_EVENTS: u32 = (libc::EPOLLIN | libc::EPOLLET) as u32;
+
+/// The kernel has made the epoll object `fd`.
+pub fn created(fd: i32) {
+    if !layer::enabled() || descriptor::kind(fd) != Kind::Other || !layer::at_home() {
+        return;
+    }
+    for _ in 0..SETS {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed) % SETS as u32;
+        let entry = &TABLE[number as usize];
+        if entry.load(Ordering::Acquire).is_null() {
+            let fresh = Box::into_raw(Box::new(Set {
+                lock: Lock::new(),
+                registrations: UnsafeCell::default(),
+                descriptors: AtomicU32::new(0),
+                sleepers: AtomicU32::new(0),
+                inherited: AtomicBool::new(false),
+            }));
+            if entry
+                .compare_exchange(std::ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Relaxed)
+                .is_err()
+            {
+                // SAFETY: never shared.
+                drop(unsafe { Box::from_raw(fresh) });
+                continue;
+            }
+        }
+        let Some(set) = set(number) else { continue };
+        if set.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            set.with(|registrations| *registrations = Registrations::default());
+            set.inherited.store(false, Ordering::Relaxed);
+            descriptor::enter(fd, Kind::Set(number));
+            return;
+        }
+    }
+}
+
+pub(crate) fn duplicated(number: u32, new: i32) {
+    if let Some(set) = set(number) {
+        set.descriptors.fetch_add(1, Ordering::AcqRel);
+        descriptor::enter(new, Kind::Set(number));
+    }
+}
+
+pub(crate) fn closing(fd: i32, number: u32) {
+    let Some(set) = set(number) else { return };
+    if !descriptor::remove(fd, Kind::Set(number)) || set.descriptors.load(Ordering::Acquire) > 1 {
+        set.descriptors.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    // Registrations of the layer's in the kernel object vanish with it.
+    let members = set.with(|registrations| std::mem::take(registrations).into_members());
+    STRUCTURE.with(|_| {
+        for (slot, registration) in members {
+            // SAFETY: the structure's lock is held.
+            let parts = unsafe { local::get(slot).parts() };
+            parts.members.retain(|&member| member != (number, registration));
+        }
+    });
+    set.descriptors.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// `epoll_ctl` on the object `epfd`: whether the layer did it, or the kernel shall.
+pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) -> crate::Route {
+    let not_ours = crate::Route::Kernel(None);
+    let Kind::Set(number) = descriptor::kind(epfd) else {
+        // An object that came from elsewhere: the layer cannot keep its registrations true.
+        crate::lower::lower_for(fd, Why::Set);
+        return not_ours;
+    };
+    let index = match descriptor::kind(fd) {
+        Kind::Connection(index) => index,
+        Kind::Set(inner) => {
+            // A nested object: whoever waits on the outer one must see the inner one's true state.
+            lower_all(inner);
+            return not_ours;
+        }
+        _ => return not_ours,
+    };
+    let Some(set) = set(number) else { return not_ours };
+    if set.inherited.load(Ordering::Relaxed) {
+        lower_all(number);
+    }
+    let slot = slot::get(index);
+    let exclusive = event.is_some_and(|(events, _)| events & libc::EPOLLEXCLUSIVE as u32 != 0);
+    // By far the most frequent on TCP: the program changes what it wants of a connection that it had registered before.
+    if slot.phase() != Phase::Attached
+        && !exclusive
+        && let Some(outcome) = set.with(|registrations| {
+            let sleeps = set.sleepers.load(Ordering::Relaxed) != 0;
+            registrations.pass(epfd, operation, fd, index, event, sleeps)
+        })
+    {
+        return crate::Route::Done(outcome);
+    }
+    if operation == libc::EPOLL_CTL_ADD {
+        // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.
+        let (known, refused) = set
+            .with(|registrations| (registrations.knows(fd, index), registrations.refuse_lifting));
+        if exclusive || refused || !known && has_member(index, number) {
+            crate::lower::lower(fd, index, Why::Set);
+            return not_ours;
+        }
+    }
+    if slot.phase() == Phase::Attached && !slot.ready.load(Ordering::Acquire) {
+        crate::lift::retry_ready(index, slot);
+    }
+    let lifted = slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
+    let outcome = set.with(|registrations| match (operation, event) {
+        (libc::EPOLL_CTL_ADD, Some((events, data))) => {
+            registrations.add(epfd, fd, index, lifted, events, data)
+        }
+        (libc::EPOLL_CTL_MOD, Some((events, data))) => {
+            registrations.modify(epfd, fd, lifted, events, data)
+        }
+        (libc::EPOLL_CTL_DEL, _) => registrations.delete(epfd, fd),
+        _ => Err(None),
+    });
+    match outcome {
+        Ok(None) => crate::Route::Done(Ok(0)),
+        Ok(Some(registration)) => {
+            STRUCTURE.with(|_| {
+                // SAFETY: the structure's lock is held.
+                unsafe { local::get(index).parts() }.members.push((number, registration));
+            });
+            // It may have been lifted just now, between the look and the entry.
+            if !lifted && slot.ready.load(Ordering::Acquire) {
+                STRUCTURE.with(|_| {
+                    let local = local::get(index);
+                    // SAFETY: the structure's lock is held.
+                    adopt(index, local, unsafe { local.parts() });
+                });
+            }
+            crate::Route::Done(Ok(0))
+        }
+        Err(Some(error)) => crate::Route::Done(Err(error)),
+        Err(None) => not_ours,
+    }
+}
+
+/// Whether the connection is registered in the set under any number.
+fn has_member(index: u32, number: u32) -> bool {
+    STRUCTURE.with(|_| {
+        // SAFETY: the structure's lock is held.
+        unsafe { local::get(index).parts() }.members.iter().any(|&(other, _)| other == number)
+    })
+}
+
+/// A descriptor of the connection is about to be closed. The structure's lock is held.
+pub(crate) fn before_close(index: u32, parts: &Parts) {
+    for &(number, registration) in &parts.members {
+        if let Some(set) = set(number) {
+            set.with(|registrations| registrations.before_close(index, registration));
+        }
+    }
+}
+
+/// Other processes will see the kernel objects: they must be true from now on.
+pub(crate) fn be_eager() {
+    sets()
+        .filter(|set| set.descriptors.load(Ordering::Acquire) > 0)
+        .for_each(|set| set.with(Registrations::be_eager));
+}
+
+/// The connection has been lifted: its registrations become the layer's. The structure's lock is held.
+pub(crate) fn adopt(index: u32, local: &Local, parts: &Parts) {
+    let bell = local.bell.load(Ordering::Acquire);
+    for &(number, registration) in &parts.members {
+        let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { continue };
+        set.with(|registrations| registrations.adopt(epfd, index, registration, bell));
+    }
+}
+
+/// The connection is on TCP again: its registrations become the kernel's. The structure's lock is held.
+pub(crate) fn release(index: u32, local: &Local, parts: &mut Parts) {
+    let bell = local.bell.load(Ordering::Acquire);
+    parts.members.retain(|&(number, registration)| {
+        let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { return false };
+        set.with(|registrations| registrations.release(epfd, index, registration, bell))
+    });
+}
+
+/// The connection is about to be closed: the layer's registrations go, which the kernel would not remove by itself
+/// while the peer holds the bell and the service the socket.
+pub(crate) fn leave(index: u32, local: &Local, others_hold: bool) {
+    let bell = local.bell.load(Ordering::Acquire);
+    STRUCTURE.with(|_| {
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local.parts() };
+        for (number, registration) in parts.members.drain(..) {
+            let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { continue };
+            // The kernel object of an inherited set is the parent's too, who may go on with the connection.
+            let epfd = if set.inherited.load(Ordering::Relaxed) { -1 } else { epfd };
+            set.with(|registrations| {
+                registrations.remove(epfd, index, registration, bell, others_hold)
+            });
+        }
+    });
+}
+
+/// Some descriptor of the program for the set.
+fn descriptor_of(number: u32) -> Option<i32> {
+    set(number)?.with(|registrations| registrations.epfd())
+}
+
+/// Brings every connection in the set back to TCP: somebody will look at the kernel object without the layer.
+pub fn lower_all(number: u32) {
+    let Some(set) = set(number) else { return };
+    let lifted = set.with(|registrations| {
+        registrations.refuse_lifting = true;
+        registrations.be_eager();
+        registrations.all()
+    });
+    for (fd, index) in lifted {
+        crate::lower::lower(fd, index, Why::Set);
+    }
+}
+
+/// As [`lower_all`], if `fd` is an epoll object of the program's.
+pub fn lower_set(fd: i32) {
+    if let Kind::Set(number) = descriptor::kind(fd) {
+        lower_all(number);
+    }
+}
+
+fn sets() -> impl Iterator<Item = &'static Set> {
+    // SAFETY: entries are null or come from a leaked box.
+    TABLE.iter().filter_map(|entry| unsafe { entry.load(Ordering::Acquire).as_ref() })
+}
+
+/// Keeps all sets still while the process forks.
+pub(crate) fn hold_for_fork() {
+    be_eager();
+    sets().for_each(|set| std::mem::forget(set.lock.hold()));
+}
+
+/// After the fork, in parent and child.
+pub(crate) fn release_after_fork(child: bool) {
+    for set in sets() {
+        if child {
+            set.inherited.store(true, Ordering::Relaxed);
+            set.sleepers.store(0, Ordering::Relaxed);
+        }
+        set.lock.break_open();
+    }
+}

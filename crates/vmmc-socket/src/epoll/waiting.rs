@@ -1,0 +1,190 @@
+//! `epoll_wait` on an object with lifted connections.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Registrations, Set, lower_all, set, unmark};
+use crate::descriptor::{self, Kind};
+use crate::kernel::{self, Errno, Outcome};
+use crate::thread::{self, MICROSECOND};
+use crate::{lift, spin};
+
+/// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
+const KERNEL_LOOK: u64 = 30 * MICROSECOND;
+
+/// Waits on `epfd` as `epoll_pwait2`; `None`: the kernel shall do it alone.
+///
+/// # Safety
+/// `out` is valid for writing `most` events.
+pub unsafe fn wait(
+    epfd: i32,
+    out: *mut libc::epoll_event,
+    most: usize,
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Option<Outcome> {
+    let Kind::Set(number) = descriptor::kind(epfd) else { return None };
+    let set = set(number)?;
+    set.with(|registrations| registrations.before_wait(epfd));
+    if most == 0 || most > i32::MAX as usize / size_of::<libc::epoll_event>() {
+        return None;
+    }
+    if set.inherited.load(Ordering::Relaxed) && set.with(|registrations| registrations.lifted > 0) {
+        lower_all(number);
+    }
+    Some(Waiting { set, epfd, out, most, mask }.wait(timeout))
+}
+
+struct Waiting {
+    set: &'static Set,
+    epfd: i32,
+    out: *mut libc::epoll_event,
+    most: usize,
+    mask: *const libc::sigset_t,
+}
+
+impl Waiting {
+    fn wait(&self, timeout: Option<Duration>) -> Outcome {
+        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+            lift::progress();
+        }
+        // With a signal mask of its own the call belongs to the kernel: a signal that the mask lets through must end it.
+        let masked = !self.mask.is_null();
+        let mut deadline = None;
+        loop {
+            // With nothing lifted in the set the kernel is asked once, as the program would.
+            if self.set.with(|registrations| registrations.lifted > 0) {
+                let found = self.look(masked)?;
+                if found > 0 || timeout == Some(Duration::ZERO) {
+                    return Ok(found);
+                }
+                if !masked && self.spin()? {
+                    continue;
+                }
+            }
+            let left = match timeout {
+                None => None,
+                Some(timeout) => {
+                    let end = *deadline.get_or_insert_with(|| Instant::now() + timeout);
+                    Some(end.saturating_duration_since(Instant::now()))
+                }
+            };
+            if let Some(found) = self.sleep(left)? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// What is ready now, in the rings and, once in a while, in the kernel.
+    fn look(&self, ask_kernel: bool) -> Outcome {
+        self.set.with(|registrations| {
+            let mut found = 0;
+            let now = thread::ticks();
+            let due = now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK;
+            if due || ask_kernel || !registrations.hot() {
+                registrations.last_kernel_look = now;
+                found = self.ask_kernel(registrations, Some(Duration::ZERO), self.mask)?;
+            }
+            // SAFETY: `found` is at most `most`.
+            found += registrations.collect(unsafe { self.out.add(found) }, self.most - found);
+            self.on_return(registrations, found);
+            Ok(found)
+        })
+    }
+
+    /// Waits for a hot connection without sleeping; true if something is there.
+    fn spin(&self) -> Result<bool, Errno> {
+        let peer = self
+            .set
+            .with(|registrations| registrations.hot().then(|| registrations.peer_processor()));
+        let Some(peer) = peer else { return Ok(false) };
+        let mut kernel_spoke = Ok(false);
+        let found = spin::until(
+            || peer,
+            || {
+                self.set.with(|registrations| {
+                    let now = thread::ticks();
+                    if now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK {
+                        registrations.last_kernel_look = now;
+                        let pending = kernel::pending(self.epfd, libc::POLLIN) != 0;
+                        kernel_spoke = Ok(pending);
+                        if pending {
+                            registrations.last_kernel_look = 0;
+                            return true;
+                        }
+                    }
+                    registrations.anything()
+                })
+            },
+        );
+        kernel_spoke.map(|spoke| found || spoke)
+    }
+
+    /// Sleeps in the kernel; the number of events if there are any to return, also none at the end of the time.
+    fn sleep(&self, left: Option<Duration>) -> Result<Option<usize>, Errno> {
+        self.set.sleepers.fetch_add(1, Ordering::SeqCst);
+        let quiet = self.set.with(|registrations| {
+            registrations.catch_up(self.epfd);
+            registrations.cool_all()
+        });
+        let woken = if quiet {
+            kernel::epoll_wait(self.epfd, self.out, self.most, left, self.mask)
+        } else {
+            Ok(usize::MAX)
+        };
+        self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
+        if woken == Ok(usize::MAX) {
+            return Ok(None);
+        }
+        let count = woken?;
+        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+            lift::progress();
+        }
+        self.set.with(|registrations| {
+            let mut found = self.sort_out(registrations, count);
+            // A connection may have been lifted during the sleep: what the kernel has just said of it must not be said again
+            // from here, so the rings wait for the next call if the kernel had anything.
+            if found == 0 {
+                found = registrations.collect(self.out, self.most);
+            }
+            self.on_return(registrations, found);
+            let over = count == 0 && left.is_some();
+            Ok((found > 0 || over).then_some(found))
+        })
+    }
+
+    fn ask_kernel(
+        &self,
+        registrations: &mut Registrations,
+        time: Option<Duration>,
+        mask: *const libc::sigset_t,
+    ) -> Outcome {
+        let count = kernel::epoll_wait(self.epfd, self.out, self.most, time, mask)?;
+        Ok(self.sort_out(registrations, count))
+    }
+
+    /// Of `count` events from the kernel keeps those that are the program's, and notes those that are the layer's.
+    fn sort_out(&self, registrations: &mut Registrations, count: usize) -> usize {
+        let mut kept = 0;
+        for n in 0..count {
+            // SAFETY: the kernel has written `count` events, at most `most`.
+            let event = unsafe { self.out.add(n).read_unaligned() };
+            match unmark(event.u64) {
+                Some(number) => registrations.stir(number, event.events),
+                None => {
+                    // SAFETY: `kept <= n`.
+                    unsafe { self.out.add(kept).write_unaligned(event) };
+                    kept += 1;
+                }
+            }
+        }
+        kept
+    }
+
+    /// This thread goes away to work: if another sleeps on the same set, the bells must ring for it.
+    fn on_return(&self, registrations: &mut Registrations, found: usize) {
+        if found > 0 && self.set.sleepers.load(Ordering::SeqCst) > 0 {
+            registrations.cool_all();
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Fork, exec and exit: how connections go on when processes multiply, change and end.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::descriptor::{self, Kind};
+use crate::layer::{self, STRUCTURE};
+use crate::slot::{self, Phase, Why};
+use crate::{board, epoll, kernel, lift, local, lower, thread};
+
+/// Numbers that this process has as connections.
+fn connections() -> impl Iterator<Item = (i32, u32)> {
+    descriptor::between(0, i32::MAX).filter_map(|(fd, kind)| match kind {
+        Kind::Connection(index) => Some((fd, index)),
+        _ => None,
+    })
+}
+
+fn distinct_connections() -> Vec<u32> {
+    let mut all: Vec<_> = connections().map(|(_, index)| index).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// What [`slot::arrivals`] was before the fork that is under way.
+static ARRIVALS: AtomicU32 = AtomicU32::new(0);
+
+/// Before a fork: nothing may be half done in the copy.
+pub fn before_fork() {
+    if !layer::enabled() {
+        return;
+    }
+    epoll::hold_for_fork();
+    STRUCTURE.hold_for_fork();
+    ARRIVALS
+        .store(slot::arrivals().map_or(0, |word| word.load(Ordering::Relaxed)), Ordering::Relaxed);
+    // Counted before the child exists: the parent may close its own before the child first runs.
+    for index in distinct_connections() {
+        slot::get(index).holders.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// After a fork, in the parent. A child that inherits lifted connections tells the node service first that it holds them:
+/// if the parent closed its own before, the service would take them for closed.
+pub fn after_fork_in_parent() {
+    if !layer::enabled() {
+        return;
+    }
+    STRUCTURE.release_after_fork();
+    epoll::release_after_fork(false);
+    let before = ARRIVALS.load(Ordering::Relaxed);
+    if let Some(arrivals) = slot::arrivals().filter(|_| attached().next().is_some()) {
+        for _ in 0..10 {
+            if arrivals.load(Ordering::Acquire) != before {
+                break;
+            }
+            kernel::futex_wait(arrivals, before, Duration::from_millis(5));
+        }
+    }
+}
+
+/// The descriptors of lifted connections, with their slots.
+fn attached() -> impl Iterator<Item = (i32, u32)> {
+    connections().filter(|&(_, index)| slot::get(index).phase() == Phase::Attached)
+}
+
+/// After a fork, in the child: it holds every connection too, and is a process of its own to the node service.
+pub fn after_fork_in_child() {
+    if !layer::enabled() {
+        return;
+    }
+    thread::forked();
+    layer::moved();
+    STRUCTURE.release_after_fork();
+    epoll::release_after_fork(true);
+    layer::forget_process();
+    let shown: Vec<_> = connections().filter(|&(_, index)| board::shows(index)).collect();
+    board::forked();
+    STRUCTURE.with(|structure| structure.offers.clear());
+    for index in distinct_connections() {
+        let (slot, local) = (slot::get(index), local::get(index));
+        local.held.store(false, Ordering::Release);
+        // A handshake that the parent has begun is the parent's; both stay on TCP while both hold the connection.
+        if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
+            slot.stay(Why::Shared);
+        }
+    }
+    for (fd, index) in shown {
+        board::open(index, fd);
+        board::update(index, slot::get(index));
+    }
+    let mut arrived = false;
+    for (fd, index) in attached() {
+        let local = local::get(index);
+        if !local.held.load(Ordering::Relaxed) {
+            lift::hold(fd, slot::get(index), local);
+        }
+        arrived = true;
+    }
+    if let Some(arrivals) = slot::arrivals().filter(|_| arrived) {
+        arrivals.fetch_add(1, Ordering::Release);
+        kernel::futex_wake(arrivals, i32::MAX);
+    }
+}
+
+/// The fork that [`before_fork`] prepared has failed.
+pub fn fork_failed() {
+    if layer::enabled() {
+        for index in distinct_connections() {
+            slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Before the program changes its user or root directory: afterwards the node service may be out of reach.
+pub fn before_confinement() {
+    if layer::enabled() && layer::at_home() {
+        STRUCTURE.with(|structure| structure.process());
+    }
+}
+
+/// Before another program takes this process's place: what it inherits must be whole in the kernel.
+pub fn before_exec() {
+    if !layer::enabled() {
+        return;
+    }
+    let home = layer::at_home();
+    if home {
+        epoll::be_eager();
+    }
+    // A child of vfork has descriptors of its own but its parent's table: it may have put a connection on any of the
+    // standard ones.
+    let standard = (0..=2).filter(|_| !home);
+    for fd in standard.chain(connections().map(|(fd, _)| fd)) {
+        if kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0) {
+            lower_inherited(fd, home);
+        }
+    }
+}
+
+fn lower_inherited(fd: i32, home: bool) {
+    if home {
+        lower::lower_for(fd, Why::Exec);
+        return;
+    }
+    let Some(cookie) = cookie(fd) else { return };
+    let same = connections().find(|&(_, index)| {
+        let slot = slot::get(index);
+        slot.phase() == Phase::Attached && slot.cookie.load(Ordering::Relaxed) == cookie
+    });
+    if let Some((_, index)) = same {
+        lower::lower(fd, index, Why::Exec);
+    }
+}
+
+fn cookie(fd: i32) -> Option<u64> {
+    kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// Before a program is started by a call whose inside cannot be seen (`system`, `popen`, `posix_spawn`).
+pub fn before_spawn() {
+    before_exec();
+}
+
+/// The process ends by `exit`: the peers shall not wait for the kernel to tell them.
+pub fn at_exit() {
+    if !layer::enabled() || !layer::at_home() {
+        return;
+    }
+    let mut left = Vec::new();
+    for (fd, index) in connections() {
+        if !left.contains(&index) {
+            left.push(index);
+            lift::end_at_exit(fd, index);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The kernel's socket calls without the C library: what a hooked call does must not come back through the hooks,
+//! set `errno`, or be a cancellation point.
+
+use std::arch::asm;
+use std::time::Duration;
+
+/// An `errno` value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Resource temporarily unavailable.
+    pub const AGAIN: Self = Self(libc::EAGAIN);
+    /// Interrupted by a signal handler.
+    pub const INTR: Self = Self(libc::EINTR);
+}
+
+/// What a call gives.
+pub type Outcome = Result<usize, Errno>;
+
+/// A system call with up to six arguments.
+///
+/// # Safety
+/// As for the call itself: pointers among the arguments must be valid for what the kernel does with them.
+#[inline]
+pub unsafe fn system_call(number: libc::c_long, a: [usize; 6]) -> Outcome {
+    let result: isize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the kernel's calling convention; rcx and r11 are its only clobbers beside the result and memory.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a[0], in("rsi") a[1], in("rdx") a[2],
+             in("r10") a[3], in("r8") a[4], in("r9") a[5], lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the kernel's calling convention; only x0 changes beside memory.
+    unsafe {
+        asm!("svc 0", in("x8") number, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2], in("x3") a[3],
+             in("x4") a[4], in("x5") a[5], options(nostack));
+    }
+    if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
+}
+
+macro_rules! call {
+    ($number:ident $(, $argument:expr)* $(,)?) => {{
+        let given: &[usize] = &[$($argument as usize),*];
+        let mut arguments = [0usize; 6];
+        arguments[..given.len()].copy_from_slice(given);
+        // SAFETY: every caller below passes pointers to live values of its own, of the size the call expects, or
+        // pointers that its own caller vouches for.
+        unsafe { $crate::kernel::system_call(libc::$number, arguments) }
+    }};
+}
+pub(crate) use call;
+
+/// `recvmsg` with only data. `pieces` must be writable ranges.
+pub fn receive(fd: i32, pieces: &[libc::iovec], flags: i32) -> Outcome {
+    let message = data_message(pieces);
+    call!(SYS_recvmsg, fd, &raw const message, flags)
+}
+
+/// `sendmsg` with only data; never raises SIGPIPE (the hook does where the native call would).
+pub fn send(fd: i32, pieces: &[libc::iovec], flags: i32) -> Outcome {
+    let message = data_message(pieces);
+    call!(SYS_sendmsg, fd, &raw const message, flags | libc::MSG_NOSIGNAL)
+}
+
+fn data_message(pieces: &[libc::iovec]) -> libc::msghdr {
+    // SAFETY: all-zero is a valid msghdr (null pointers with length zero).
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_ptr().cast_mut();
+    message.msg_iovlen = pieces.len() as _;
+    message
+}
+
+/// `ppoll` with the caller's signal mask, or the one given.
+pub fn poll(
+    fds: &mut [libc::pollfd],
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Outcome {
+    let time = timeout
+        .map(|t| libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ });
+    let pointer = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    call!(SYS_ppoll, fds.as_mut_ptr(), fds.len(), pointer, mask, 8)
+}
+
+/// The events of `wanted` (and errors) that are pending on `fd` right now.
+pub fn pending(fd: i32, wanted: i16) -> i16 {
+    let mut one = [libc::pollfd { fd, events: wanted, revents: 0 }];
+    match poll(&mut one, Some(Duration::ZERO), std::ptr::null()) {
+        Ok(1..) => one[0].revents,
+        _ => 0,
+    }
+}
+
+/// `epoll_pwait2`: with a nanosecond timeout; none waits for ever.
+pub fn epoll_wait(
+    set: i32,
+    events: *mut libc::epoll_event,
+    most: usize,
+    timeout: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Outcome {
+    match timeout {
+        Some(Duration::ZERO) => call!(SYS_epoll_pwait, set, events, most, 0, mask, 8),
+        None => call!(SYS_epoll_pwait, set, events, most, -1isize, mask, 8),
+        Some(t) => {
+            let time = libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ };
+            call!(SYS_epoll_pwait2, set, events, most, &raw const time, mask, 8)
+        }
+    }
+}
+
+/// `epoll_ctl`.
+pub fn epoll_ctl(set: i32, operation: i32, fd: i32, events: u32, data: u64) -> Outcome {
+    let event = libc::epoll_event { events, u64: data };
+    call!(SYS_epoll_ctl, set, operation, fd, &raw const event)
+}
+
+/// Rings an event descriptor. A full counter means that it is ringing already.
+pub fn ring(event: i32) {
+    let one = 1u64;
+    let _ = call!(SYS_write, event, &raw const one, 8);
+}
+
+/// Takes all rings out of a non-blocking event descriptor.
+pub fn silence(event: i32) {
+    let mut count = 0u64;
+    let _ = call!(SYS_read, event, &raw mut count, 8);
+}
+
+/// `pread64`.
+pub fn read_at(fd: i32, to: *mut u8, len: usize, offset: i64) -> Outcome {
+    call!(SYS_pread64, fd, to, len, offset)
+}
+
+/// A socket option of plain type.
+pub fn option<T: Copy>(fd: i32, level: i32, name: i32) -> Option<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    call!(SYS_getsockopt, fd, level, name, value.as_mut_ptr(), &raw mut len).ok()?;
+    // SAFETY: zeroed before, filled by the kernel as far as it knows the structure; every T used here is plain integers.
+    Some(unsafe { value.assume_init() })
+}
+
+/// Bytes that wait in the kernel's receive queue.
+pub fn unread(fd: i32) -> usize {
+    let mut count = 0i32;
+    let _ = call!(SYS_ioctl, fd, libc::FIONREAD, &raw mut count);
+    count.max(0) as usize
+}
+
+/// Whether the kernel's next byte is the urgent mark.
+pub fn at_mark(fd: i32) -> bool {
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut at = 0i32;
+    let _ = call!(SYS_ioctl, fd, SIOCATMARK, &raw mut at);
+    at != 0
+}
+
+/// Status flags (`O_NONBLOCK` and others) of an open descriptor.
+pub fn status_flags(fd: i32) -> Option<i32> {
+    call!(SYS_fcntl, fd, libc::F_GETFL).ok().map(|flags| flags as i32)
+}
+
+/// Descriptor flags (`FD_CLOEXEC`) of an open descriptor.
+pub fn descriptor_flags(fd: i32) -> Option<i32> {
+    call!(SYS_fcntl, fd, libc::F_GETFD).ok().map(|flags| flags as i32)
+}
+
+/// This thread's id in its namespace.
+pub fn thread_id() -> u32 {
+    call!(SYS_gettid).unwrap_or(1) as u32
+}
+
+/// This process's id, asked of the kernel: a child of vfork or raw clone gives another answer than its parent.
+pub fn process_id() -> u32 {
+    call!(SYS_getpid).unwrap_or(1) as u32
+}
+
+/// Whether a thread or process of this id exists.
+pub fn exists(id: u32) -> bool {
+    call!(SYS_kill, id, 0) != Err(Errno(libc::ESRCH))
+}
+
+/// Gives the processor away once.
+pub fn give_way() {
+    let _ = call!(SYS_sched_yield);
+}
+
+/// Sleeps on `word` while it holds `value`, for `most` at the longest.
+pub fn futex_wait(word: &std::sync::atomic::AtomicU32, value: u32, most: Duration) {
+    let time = libc::timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos() as _ };
+    let _ = call!(SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const time);
+}
+
+/// Wakes those who sleep on `word`.
+pub fn futex_wake(word: &std::sync::atomic::AtomicU32, most: i32) {
+    let _ = call!(SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, most);
+}

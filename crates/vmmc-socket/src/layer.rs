@@ -1,0 +1,295 @@
+//! The layer as one process has it: on or off, its connection to the node service, and which descriptors belong to
+//! which connection.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use vmmc::Process;
+
+use crate::descriptor::{self, Kind};
+use crate::guarded::Guarded;
+use crate::slot;
+use crate::{board, epoll, kernel, lift, local, service, spin};
+
+static ENABLED: AtomicBool = AtomicBool::new(false);
+static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
+/// From this number on the layer keeps its own descriptors.
+static FLOOR: AtomicI32 = AtomicI32::new(0);
+
+/// What changes rarely, behind one lock.
+pub(crate) static STRUCTURE: Guarded<Structure> = Guarded::new(Structure::new());
+
+/// See [`STRUCTURE`].
+#[derive(Debug)]
+pub(crate) struct Structure {
+    /// Slot and serial of each offer that was not answered.
+    pub(crate) offers: BTreeMap<u64, (u32, u32)>,
+    /// Slot and serial of each pair.
+    pub(crate) pairs: BTreeMap<u64, (u32, u32)>,
+}
+
+impl Structure {
+    const fn new() -> Self {
+        Self { offers: BTreeMap::new(), pairs: BTreeMap::new() }
+    }
+
+    /// The connection to the node service, opened when it is first needed; it is not started from inside a program.
+    pub(crate) fn process(&mut self) -> Option<&'static Process> {
+        if let Some(process) = process() {
+            return Some(process);
+        }
+        if service::absent() {
+            return None;
+        }
+        let opened = Process::options()
+            .runtime_dir(service::runtime_dir())
+            .start_service(false)
+            .watcher(false)
+            .pairing_only(true)
+            .descriptor_floor(floor())
+            .name(&program_name())
+            .open();
+        let Ok(process) = opened else {
+            service::missing();
+            return None;
+        };
+        service::present();
+        let process: &'static Process = Box::leak(Box::new(process));
+        for fd in process.owned_fds() {
+            descriptor::enter(fd, Kind::Own);
+        }
+        board::publish(process);
+        PROCESS.store(std::ptr::from_ref(process).cast_mut(), Ordering::Release);
+        Some(process)
+    }
+
+    /// The connection to the service is gone: forget it (a few bytes stay) and everything that was asked over it.
+    pub(crate) fn lose_process(&mut self) {
+        let old = PROCESS.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: the pointer came from a leaked box; it is never freed.
+        if let Some(old) = unsafe { old.as_ref() } {
+            for fd in old.owned_fds() {
+                descriptor::remove(fd, Kind::Own);
+            }
+        }
+        service::missing();
+        self.offers.clear();
+    }
+}
+
+/// The open connection to the node service.
+#[inline]
+pub(crate) fn process() -> Option<&'static Process> {
+    // SAFETY: the pointer is null or came from a leaked box.
+    unsafe { PROCESS.load(Ordering::Acquire).as_ref() }
+}
+
+/// Forgets the parent's connection, in a forked child.
+pub(crate) fn forget_process() {
+    PROCESS.store(std::ptr::null_mut(), Ordering::Release);
+}
+
+/// Descriptors of the layer's own get numbers from here on, so that the program's own numbers stay as they would be.
+pub(crate) fn floor() -> i32 {
+    FLOOR.load(Ordering::Relaxed)
+}
+
+fn program_name() -> String {
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+/// Switches the layer on for this process. Call once, before the program runs.
+pub fn start() {
+    if std::env::var_os("VMMC_DISABLE").is_some_and(|value| !value.is_empty() && value != "0")
+        || !slot::prepare()
+    {
+        return;
+    }
+    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    let _ = kernel::call!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut limit);
+    FLOOR.store((limit.rlim_cur / 4 * 3).min(16 * 1024) as i32, Ordering::Relaxed);
+    if let Some(microseconds) = std::env::var("VMMC_SPIN").ok().and_then(|value| value.parse().ok())
+    {
+        spin::set_budget(microseconds);
+    }
+    service::remember();
+    PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
+    ENABLED.store(true, Ordering::Release);
+}
+
+/// Tracks no new connections.
+pub(crate) fn stop() {
+    ENABLED.store(false, Ordering::Release);
+}
+
+/// Whether the layer is on.
+#[inline]
+pub(crate) fn enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// Whether this is the process that the layer's tables describe: not a child of vfork, which shares its parent's memory
+/// but has descriptors of its own.
+pub(crate) fn at_home() -> bool {
+    kernel::process_id() == PROCESS_ID.load(Ordering::Relaxed)
+}
+
+/// This process is another than before: a child of fork.
+pub(crate) fn moved() {
+    PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
+}
+
+/// A TCP socket that the program has just opened as `fd`: it may become a connection, and be registered in epoll objects
+/// before.
+pub fn opened(fd: i32, nonblocking: bool) {
+    track_as(fd, Some(nonblocking), false);
+}
+
+/// A TCP connection that the kernel has just given to the program as `fd`, or has begun to make.
+pub fn track(fd: i32, nonblocking: Option<bool>) {
+    match descriptor::connection(fd) {
+        Some(index) => board::open(index, fd),
+        None => track_as(fd, nonblocking, true),
+    }
+}
+
+fn track_as(fd: i32, nonblocking: Option<bool>, connected: bool) {
+    if !enabled() || descriptor::kind(fd) != Kind::Other {
+        return;
+    }
+    if kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP)
+        || !at_home()
+    {
+        return;
+    }
+    let nonblocking = nonblocking
+        .or_else(|| Some(kernel::status_flags(fd)? & libc::O_NONBLOCK != 0))
+        .unwrap_or_default();
+    let Some(index) = slot::allocate() else { return };
+    slot::get(index).nonblocking.store(nonblocking, Ordering::Relaxed);
+    let entered = STRUCTURE.with(|_| {
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local::get(index).parts() };
+        parts.descriptors.clear();
+        parts.members.clear();
+        parts.descriptors.push(fd);
+        descriptor::enter(fd, Kind::Connection(index))
+    });
+    match (entered, connected) {
+        (true, true) => board::open(index, fd),
+        (true, false) => {}
+        (false, _) => slot::get(index).holders.store(0, Ordering::Release),
+    }
+}
+
+/// The C library's streams take `fd` over, and will close it without a word: it is lowered, and no longer followed.
+pub fn leave(fd: i32) {
+    let Some(index) = descriptor::connection(fd) else { return };
+    crate::lower::lower_descriptor(fd);
+    if !at_home() {
+        return;
+    }
+    let last = STRUCTURE.with(|_| {
+        descriptor::remove(fd, Kind::Connection(index));
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local::get(index).parts() };
+        epoll::before_close(index, parts);
+        parts.descriptors.retain(|&other| other != fd);
+        parts.descriptors.is_empty()
+    });
+    if last {
+        lift::forget(index);
+        board::close(index);
+        slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The kernel has given the program a new descriptor `fd`: whatever had that number was closed where nobody saw it.
+pub fn renewed(fd: i32) {
+    if descriptor::kind(fd) != Kind::Other && descriptor::kind(fd) != Kind::Own {
+        closing(fd);
+    }
+}
+
+/// `new` is the same open file as `old`.
+pub fn duplicated(old: i32, new: i32) {
+    match descriptor::kind(old) {
+        Kind::Connection(index) if at_home() => {
+            STRUCTURE.with(|_| {
+                // SAFETY: the structure's lock is held.
+                unsafe { local::get(index).parts() }.descriptors.push(new);
+                descriptor::enter(new, Kind::Connection(index));
+            });
+            // The C library's streams use the standard numbers by calls that nobody sees.
+            if new <= libc::STDERR_FILENO {
+                crate::lower::lower_descriptor(new);
+            }
+        }
+        Kind::Set(number) if at_home() => epoll::duplicated(number, new),
+        _ => {}
+    }
+}
+
+/// The program is about to close `fd` (or has another file put in its place). Must come before the kernel's close.
+pub fn closing(fd: i32) {
+    match descriptor::kind(fd) {
+        Kind::Other | Kind::Own => {}
+        _ if !at_home() => {}
+        Kind::Connection(index) => close_connection(fd, index),
+        Kind::Set(number) => epoll::closing(fd, number),
+    }
+}
+
+fn close_connection(fd: i32, index: u32) {
+    let last = STRUCTURE.with(|_| {
+        if !descriptor::remove(fd, Kind::Connection(index)) {
+            return false;
+        }
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local::get(index).parts() };
+        epoll::before_close(index, parts);
+        parts.descriptors.retain(|&other| other != fd);
+        parts.descriptors.is_empty()
+    });
+    if last {
+        lift::close(fd, index);
+        board::close(index);
+        slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whether `fd` is a connection that the layer follows.
+#[inline]
+pub fn is_connection(fd: i32) -> bool {
+    descriptor::connection(fd).is_some()
+}
+
+/// Whether `fd` is a connection or an epoll object that the layer follows.
+pub fn is_tracked(fd: i32) -> bool {
+    matches!(descriptor::kind(fd), Kind::Connection(_) | Kind::Set(_))
+}
+
+/// Whether the program may close `fd`: it may not close what it does not know of.
+pub fn is_own(fd: i32) -> bool {
+    descriptor::kind(fd) == Kind::Own
+}
+
+/// The layer's own descriptors from `first` to `last`, in order.
+pub fn own_between(first: i32, last: i32) -> Vec<i32> {
+    let own = descriptor::between(first, last).filter(|(_, kind)| *kind == Kind::Own);
+    own.map(|(fd, _)| fd).collect()
+}
+
+/// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.
+pub fn closing_between(first: i32, last: i32) {
+    descriptor::between(first, last).for_each(|(fd, _)| closing(fd));
+}
+
+/// The open file behind `fd` was made blocking or non-blocking.
+pub fn set_nonblocking(fd: i32, on: bool) {
+    if let Some(index) = descriptor::connection(fd) {
+        slot::get(index).nonblocking.store(on, Ordering::Relaxed);
+    }
+}

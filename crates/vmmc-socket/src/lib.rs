@@ -1,0 +1,54 @@
+//! Lifts the byte streams of established TCP connections onto VMMC, and lowers them back.
+//!
+//! The program's descriptor is always the real kernel socket. Addresses, options, listening, epoll membership, fork,
+//! descriptor passing and process death stay the kernel's; only the *bytes* of an established connection whose two ends
+//! both run with this library move into rings in exported memory, and back whenever a call needs the kernel to have
+//! them. The library uses nothing of VMMC but its public API; its one special need, two processes that prove to hold the
+//! two ends of one kernel connection, is VMMC's pairing.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`layer`](start) | on or off, the node service, which descriptor belongs to which connection |
+//! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
+//! | `lift`, `lower` | from TCP onto VMMC and back |
+//! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
+//! | `wait`, `spin` | sleeping and not sleeping |
+//! | [`epoll`], [`readiness`] | waiting for many |
+//! | [`family`] | fork, exec, exit |
+//! | [`board`] | what `vmmc stat` reads |
+//!
+//! Every function here takes descriptors as the program gives them and says through [`Route`] whether the layer did the
+//! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
+
+mod descriptor;
+mod guarded;
+mod layer;
+mod lift;
+mod local;
+mod lock;
+mod lower;
+mod message;
+mod receive;
+mod route;
+mod service;
+mod slot;
+mod spin;
+mod tcp;
+mod thread;
+mod transmit;
+mod wait;
+
+pub mod board;
+pub mod epoll;
+pub mod family;
+pub mod kernel;
+pub mod readiness;
+
+pub use layer::{
+    closing, closing_between, duplicated, is_connection, is_own, is_tracked, leave, opened,
+    own_between, renewed, set_nonblocking, start, track,
+};
+pub use lower::{lower_descriptor, lower_everything, lower_passed};
+pub use receive::{Receiving, at_mark, receive, unread};
+pub use route::{InFlight, Route, Sleep, Transfer};
+pub use transmit::{Sending, complete_info, deafen, finish, send, send_file, unsent};

@@ -1,0 +1,428 @@
+//! Lifting: how a connection's two directions come from TCP onto VMMC, behind the traffic.
+//!
+//! ```text
+//!   Tcp ──a few calls──► Offered ──the other end was shown too──► Exchanged ──peer's memory came──► Attached
+//! ```
+//! Every step is taken inside some call of the program on a tracked connection; the answers of the node service wait
+//! as mail until then. Once attached, each side tells the other that it will look into its ring ([`READY`]); a sender that
+//! has been told switches its direction at the offset it has reached, at its next call.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use vmmc::{PairError, PairMemory, PairingEvent, Process};
+use vmmc_shm::stream::{CLOSED, LINGERS, READY, Tier, take_announcement};
+
+use crate::descriptor::{self, Kind};
+use crate::layer::{self, STRUCTURE, Structure};
+use crate::local::{self, Local};
+use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::{board, epoll, kernel, service, tcp};
+
+/// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
+const CALLS: u32 = 4;
+
+/// A call moved data over TCP on the tracked connection `fd`; goes on with lifting where that is due.
+#[inline]
+pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
+    let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
+    slot.calls.store(calls, Ordering::Relaxed);
+    match slot.phase() {
+        Phase::Tcp if calls >= CALLS => offer(fd, index, slot),
+        Phase::Offered | Phase::Exchanged if layer::process().is_some_and(Process::has_mail) => {
+            progress();
+        }
+        _ => {}
+    }
+}
+
+#[cold]
+fn offer(fd: i32, index: u32, slot: &'static Slot) {
+    slot.calls.store(0, Ordering::Relaxed);
+    if service::absent() {
+        slot.set_why(Why::NoService);
+        return;
+    }
+    if slot.holders.load(Ordering::Acquire) != 1 {
+        slot.set_why(Why::Shared);
+        return;
+    }
+    if !same_host(fd) {
+        slot.stay(Why::PeerNotLifted);
+        return;
+    }
+    if !tcp::established(fd) || !layer::at_home() {
+        return;
+    }
+    STRUCTURE.with(|structure| {
+        if slot.phase() != Phase::Tcp {
+            return;
+        }
+        let Some(process) = structure.process() else {
+            slot.set_why(Why::NoService);
+            return;
+        };
+        // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
+        // another socket, or none, and refuses.
+        match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
+            Ok(offer) => {
+                structure.offers.insert(offer.0, (index, slot.serial.load(Ordering::Relaxed)));
+                slot.set_why(Why::PeerNotLifted);
+                slot.set_phase(Phase::Offered);
+                board::update(index, slot);
+            }
+            Err(PairError::WouldBlock) => {}
+            Err(_) => slot.set_why(Why::Refused),
+        }
+    });
+}
+
+/// Whether the two ends have the same address or a loopback one; only then can the peer be on this host, and only then
+/// is the service asked.
+fn same_host(fd: i32) -> bool {
+    let (Some(local), Some(peer)) = (board::address(fd, false), board::address(fd, true)) else {
+        return false;
+    };
+    peer.ip().to_canonical().is_loopback() || local.ip().to_canonical() == peer.ip().to_canonical()
+}
+
+/// Takes the mail of the node service.
+#[cold]
+pub(crate) fn progress() {
+    if layer::at_home() {
+        STRUCTURE.with(take_mail);
+    }
+}
+
+fn take_mail(structure: &mut Structure) {
+    while let Some(event) = layer::process().and_then(Process::poll) {
+        match event {
+            PairingEvent::Matched { offer, pair, .. } => {
+                let found = structure.offers.remove(&offer.0);
+                let taken =
+                    found.is_some_and(|(index, serial)| exchange(structure, pair, index, serial));
+                if let (false, Some(process)) = (taken, layer::process()) {
+                    let _ = process.pair_drop(pair);
+                }
+            }
+            PairingEvent::Ready { pair, import } => {
+                if let Some(&(index, serial)) = structure.pairs.get(&pair.0) {
+                    attach(index, serial, import);
+                }
+            }
+            PairingEvent::Handed { pair } => {
+                if let Some(&(index, serial)) = structure.pairs.get(&pair.0) {
+                    handed(index, serial);
+                }
+            }
+            PairingEvent::Broken { pair, .. } => {
+                if let Some(&(index, serial)) = structure.pairs.get(&pair.0) {
+                    broken(index, serial);
+                }
+            }
+            PairingEvent::ServiceLost => lose(structure),
+        }
+    }
+}
+
+fn current(index: u32, serial: u32) -> Option<(&'static Slot, &'static Local)> {
+    let slot = slot::get(index);
+    (slot.serial.load(Ordering::Relaxed) == serial).then(|| (slot, local::get(index)))
+}
+
+fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u32) -> bool {
+    let Some((slot, local)) = current(index, serial) else { return false };
+    if slot.phase() != Phase::Offered || slot.holders.load(Ordering::Acquire) != 1 {
+        return false;
+    }
+    // SAFETY: the structure's lock is held.
+    let parts = unsafe { local.parts() };
+    let (Some(process), Some(&fd)) = (layer::process(), parts.descriptors.first()) else {
+        return false;
+    };
+    let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST };
+    // SAFETY: a descriptor that the program has open (or has just closed; then the service refuses it).
+    match process.pair_export(pair, memory, unsafe { BorrowedFd::borrow_raw(fd) }) {
+        Ok(export) => {
+            let Some(bell) = export.event_fd().map(|fd| fd.as_raw_fd()) else { return false };
+            descriptor::enter(bell, Kind::Own);
+            local.bell.store(bell, Ordering::Release);
+            parts.export = Some(export);
+            structure.pairs.insert(pair.0, (index, serial));
+            slot.pair.store(pair.0, Ordering::Relaxed);
+            let cookie =
+                kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or_default();
+            slot.cookie.store(cookie, Ordering::Relaxed);
+            slot.set_why(Why::Young);
+            slot.set_phase(Phase::Exchanged);
+            board::update(index, slot);
+            true
+        }
+        Err(_) => {
+            slot.stay(Why::Refused);
+            false
+        }
+    }
+}
+
+fn attach(index: u32, serial: u32, import: vmmc::Import) {
+    let Some((slot, local)) = current(index, serial) else { return };
+    if slot.phase() != Phase::Exchanged {
+        return;
+    }
+    // SAFETY: the structure's lock is held.
+    let parts = unsafe { local.parts() };
+    let bell = import.notify_fd().map(|fd| fd.as_raw_fd());
+    let (Some(bell), Some(theirs), Some(export)) = (bell, import.as_ptr(), &parts.export) else {
+        slot.stay(Why::Refused);
+        return;
+    };
+    if import.len() < Tier::FIRST {
+        slot.stay(Why::Broken);
+        return;
+    }
+    descriptor::enter(bell, Kind::Own);
+    local.peer_bell.store(bell, Ordering::Release);
+    local.attach(export.as_ptr(), theirs);
+    local.held.store(true, Ordering::Release);
+    parts.import = Some(import);
+    slot.begin_streams();
+    slot.set_phase(Phase::Attached);
+    board::update(index, slot);
+    get_ready(index, slot, local, parts);
+}
+
+/// Tells the peer that this side looks into its ring, as soon as no call of the time before is still under way that
+/// would not: it would sleep on TCP while bytes arrive elsewhere.
+fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
+    if slot.ready.load(Ordering::Acquire) || slot.receiving.load(Ordering::SeqCst) != 0 {
+        return;
+    }
+    let Some(ends) = local.ends() else { return };
+    epoll::adopt(index, local, parts);
+    slot.ready.store(true, Ordering::Release);
+    ends.theirs.tell(READY);
+}
+
+/// As `get_ready`, from a call on an attached connection.
+#[cold]
+pub(crate) fn retry_ready(index: u32, slot: &Slot) {
+    if slot.receiving.load(Ordering::SeqCst) == 0 && layer::at_home() {
+        STRUCTURE.with(|_| {
+            let local = local::get(index);
+            // SAFETY: the structure's lock is held.
+            get_ready(index, slot, local, unsafe { local.parts() });
+        });
+    }
+}
+
+/// Says to the service that this process has the connection too: after a fork, or after the service was restarted.
+#[cold]
+pub(crate) fn hold(fd: i32, slot: &Slot, local: &Local) {
+    if service::absent() || !layer::at_home() {
+        return;
+    }
+    STRUCTURE.with(|structure| {
+        let Some(process) = structure.process() else { return };
+        let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
+        // SAFETY: a descriptor that the program is using in this call.
+        if process.pair_hold(pair, unsafe { BorrowedFd::borrow_raw(fd) }).is_ok() {
+            local.held.store(true, Ordering::Release);
+        }
+    });
+}
+
+fn handed(index: u32, serial: u32) {
+    let Some((slot, local)) = current(index, serial) else { return };
+    let _held = slot.outward.lock.hold();
+    if slot.outward.way() == Way::Handover {
+        slot.outward.set_way(Way::Lowered);
+        kernel::ring(local.bell.load(Ordering::Acquire));
+    }
+}
+
+fn broken(index: u32, serial: u32) {
+    let Some((slot, local)) = current(index, serial) else { return };
+    if slot.phase() == Phase::Exchanged {
+        slot.stay(Why::Broken);
+    } else if slot.phase() == Phase::Attached {
+        // TCP tells what happened: look there.
+        slot.look.store(true, Ordering::Release);
+        kernel::ring(local.bell.load(Ordering::Acquire));
+    }
+}
+
+/// Without the service, what was not finished starts again later; what is lifted stays so.
+fn lose(structure: &mut Structure) {
+    let offers: Vec<_> = structure.offers.values().copied().collect();
+    for (index, serial) in offers {
+        if let Some((slot, _)) =
+            current(index, serial).filter(|(slot, _)| slot.phase() == Phase::Offered)
+        {
+            slot.set_why(Why::NoService);
+            slot.set_phase(Phase::Tcp);
+        }
+    }
+    for &(index, serial) in structure.pairs.values() {
+        let Some((slot, local)) = current(index, serial) else { continue };
+        local.held.store(false, Ordering::Release);
+        if slot.phase() == Phase::Exchanged {
+            slot.stay(Why::NoService);
+        }
+    }
+    structure.lose_process();
+}
+
+/// The direction from this side may leave TCP: the peer looks into its ring and no call of before is under way.
+/// The caller holds the outward lock.
+pub(crate) fn switch_outward(fd: i32, index: u32, slot: &Slot, ends: local::Ends) -> bool {
+    if !ends.mine.told(READY)
+        || slot.sending.load(Ordering::SeqCst) != 0
+        || slot.finished.load(Ordering::Relaxed)
+        || slot.outward.stream.closed(ends.theirs)
+    {
+        return false;
+    }
+    let Some(written) = tcp::written(fd) else { return false };
+    ends.theirs.switch.store(written + 1, Ordering::SeqCst);
+    slot.outward.set_way(Way::Ring);
+    board::update(index, slot);
+    true
+}
+
+/// The last descriptor of this process for the connection is about to be closed.
+pub(crate) fn close(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let pair = slot.pair.load(Ordering::Relaxed);
+    epoll::leave(index, local, pair != 0);
+    if pair == 0 {
+        return;
+    }
+    let goodbye = {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        let ends = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1);
+        ends.map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
+    };
+    let_go(index, goodbye);
+}
+
+/// What remains to be done for the peer of a connection that was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goodbye {
+    Plain,
+    /// It has unread bytes, which it may want to lower.
+    Linger,
+}
+
+/// Lets go of the pair and its memory.
+pub(crate) fn forget(index: u32) {
+    let_go(index, Goodbye::Plain);
+}
+
+fn let_go(index: u32, goodbye: Goodbye) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let pair = slot.pair.load(Ordering::Relaxed);
+    if pair == 0 {
+        return;
+    }
+    // Threads of this process that wait on it find that it is gone.
+    kernel::ring(local.bell.load(Ordering::Acquire));
+    let bells = [local.bell.load(Ordering::Acquire), local.peer_bell.load(Ordering::Acquire)];
+    {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        local.detach();
+    }
+    STRUCTURE.with(|structure| {
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local.parts() };
+        for bell in bells {
+            descriptor::remove(bell, Kind::Own);
+        }
+        if local.pinned() {
+            // Another thread still waits on the connection: its memory stays for good, rather than go under it.
+            std::mem::forget((parts.export.take(), parts.import.take()));
+        }
+        parts.export = None;
+        parts.import = None;
+        structure.pairs.remove(&pair);
+        drop_pair(vmmc::PairId(pair), goodbye);
+    });
+}
+
+fn drop_pair(pair: vmmc::PairId, goodbye: Goodbye) {
+    if let Some(process) = layer::process() {
+        let _ = match goodbye {
+            Goodbye::Plain => process.pair_drop(pair),
+            Goodbye::Linger => process.pair_linger(pair),
+        };
+    }
+}
+
+/// The peer has closed and left its socket to the service, for bytes that were unread: they are read now, or the program
+/// writes, and the kernel shall say what comes of that.
+pub(crate) fn settle_peer(slot: &Slot, ends: local::Ends) {
+    if ends.mine.told(LINGERS) {
+        ends.mine.untell(LINGERS);
+        if let Some(process) = layer::process() {
+            let _ = process.pair_settle(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
+        }
+    }
+}
+
+/// The process ends without having closed the connection.
+pub(crate) fn end_at_exit(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    if slot.phase() == Phase::Attached {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        if let Some(ends) = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1)
+            && say_goodbye(fd, slot, local, ends) == Goodbye::Linger
+        {
+            drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
+        }
+    }
+    slot.holders.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
+/// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
+fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
+    let mut goodbye = Goodbye::Plain;
+    let (inward, outward) = (slot.inward.way(), slot.outward.way());
+    let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
+    let unread = switched && slot.inward.stream.unread(ends.mine) > 0;
+    let linger = kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER);
+    if unread {
+        let reset = libc::linger { l_onoff: 1, l_linger: 0 };
+        let size = size_of::<libc::linger>();
+        let _ = kernel::call!(
+            SYS_setsockopt,
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            &raw const reset,
+            size
+        );
+    } else if outward == Way::Ring
+        && !linger.is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
+    {
+        if slot.outward.stream.unread(ends.mine) > 0 {
+            goodbye = Goodbye::Linger;
+            ends.theirs.tell(LINGERS);
+        } else {
+            // The service closes its duplicate a moment later; what the peer writes until then must find the end before it.
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+        slot.outward.stream.finish(ends.theirs);
+    }
+    if inward != Way::Lowered {
+        ends.theirs.tell(CLOSED);
+    }
+    let reader = take_announcement(&ends.mine.reader_waiting);
+    if take_announcement(&ends.mine.writer_waiting) || reader {
+        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+    }
+    goodbye
+}

@@ -1,0 +1,209 @@
+//! What one process has of a connection: its mappings, its bell, its descriptors. Never unmapped while the slot's
+//! locks are held; the structure itself lives for ever, so that a late look is never a wild one.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use vmmc::{Export, Import};
+use vmmc_shm::stream::{Ring, Tier, Words};
+
+use crate::slot::SLOTS;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Local {
+    mine: AtomicPtr<u8>,
+    theirs: AtomicPtr<u8>,
+    mine_wide: AtomicPtr<u8>,
+    theirs_wide: AtomicPtr<u8>,
+    /// The event that wakes this side.
+    pub(crate) bell: AtomicI32,
+    /// The event that wakes the peer.
+    pub(crate) peer_bell: AtomicI32,
+    /// The node service knows that this process has the connection.
+    pub(crate) held: AtomicBool,
+    /// Threads that look at the memories without a lock.
+    pins: AtomicU32,
+    /// Guarded by the structure's lock.
+    parts: UnsafeCell<Parts>,
+}
+
+/// While this lives the memories stay mapped, even if the connection is closed.
+#[derive(Debug)]
+pub(crate) struct Pin<'a> {
+    local: &'a Local,
+    ends: Ends,
+}
+
+impl Pin<'_> {
+    /// The control blocks.
+    pub(crate) fn ends(&self) -> Ends {
+        self.ends
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.local.pins.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+// SAFETY: all but `parts` are atomics; `parts` is reached only through `Local::parts`, whose callers hold the
+// structure's lock.
+unsafe impl Sync for Local {}
+
+/// The slow part of a [`Local`].
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    /// Open descriptors of this process for the connection.
+    pub(crate) descriptors: Vec<i32>,
+    /// Its registrations in epoll objects: number of the set, number of the registration in it.
+    pub(crate) members: Vec<(u32, u32)>,
+    pub(crate) export: Option<Export>,
+    pub(crate) import: Option<Import>,
+}
+
+/// The two control blocks of an attached connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    /// In our memory, written by the peer.
+    pub(crate) mine: &'static Words,
+    /// In the peer's memory, written by us.
+    pub(crate) theirs: &'static Words,
+}
+
+static LOCALS: [AtomicPtr<Local>; SLOTS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; SLOTS];
+
+/// The local part of slot `index`.
+#[inline]
+pub(crate) fn get(index: u32) -> &'static Local {
+    let entry = &LOCALS[index as usize];
+    let pointer = entry.load(Ordering::Acquire);
+    // SAFETY: non-null entries come from `Box::into_raw` below and are never freed.
+    unsafe { pointer.as_ref() }.unwrap_or_else(|| make(entry))
+}
+
+#[cold]
+fn make(entry: &AtomicPtr<Local>) -> &'static Local {
+    let null = || AtomicPtr::new(std::ptr::null_mut());
+    let fresh = Box::into_raw(Box::new(Local {
+        mine: null(),
+        theirs: null(),
+        mine_wide: null(),
+        theirs_wide: null(),
+        bell: AtomicI32::new(-1),
+        peer_bell: AtomicI32::new(-1),
+        held: AtomicBool::new(false),
+        pins: AtomicU32::new(0),
+        parts: UnsafeCell::default(),
+    }));
+    match entry.compare_exchange(std::ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+        // SAFETY: just made, never freed.
+        Ok(_) => unsafe { &*fresh },
+        Err(other) => {
+            // SAFETY: `fresh` was never shared; `other` is never freed.
+            unsafe {
+                drop(Box::from_raw(fresh));
+                &*other
+            }
+        }
+    }
+}
+
+impl Local {
+    /// The slow part.
+    ///
+    /// # Safety
+    /// The caller holds the structure's lock and has no other reference from here.
+    #[expect(clippy::mut_from_ref, reason = "the structure's lock makes it exclusive")]
+    pub(crate) unsafe fn parts(&self) -> &mut Parts {
+        // SAFETY: as promised by the caller.
+        unsafe { &mut *self.parts.get() }
+    }
+
+    /// The control blocks, if both memories are mapped. Use them only with a lock of the slot held, or that of an
+    /// epoll set in which the connection is registered: `detach` takes all of these first.
+    #[inline]
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        let (mine, theirs) = (self.mine.load(Ordering::SeqCst), self.theirs.load(Ordering::SeqCst));
+        if mine.is_null() || theirs.is_null() {
+            return None;
+        }
+        // SAFETY: both point to mapped, page-aligned memory of at least a page, which stays mapped while the locks
+        // named above are held; `Words` consists of atomics, so the peer's writes are no data race.
+        Some(unsafe { Ends { mine: &*mine.cast(), theirs: &*theirs.cast() } })
+    }
+
+    /// Keeps the memories mapped while somebody looks at them without a lock.
+    pub(crate) fn pin(&self) -> Option<Pin<'_>> {
+        self.pins.fetch_add(1, Ordering::SeqCst);
+        match self.ends() {
+            Some(ends) => Some(Pin { local: self, ends }),
+            None => {
+                self.pins.fetch_sub(1, Ordering::SeqCst);
+                None
+            }
+        }
+    }
+
+    /// Whether somebody looks at the memories, after [`Local::detach`].
+    pub(crate) fn pinned(&self) -> bool {
+        self.pins.load(Ordering::SeqCst) != 0
+    }
+
+    /// The ring that we read.
+    pub(crate) fn ring_in(&self, tier: Tier) -> Option<Ring> {
+        let base = if tier == Tier::Page {
+            &self.mine
+        } else {
+            wide(&self.mine_wide, || self.widen_mine())?
+        };
+        // SAFETY: the first page is mapped, and all tiers once the wide mapping is there.
+        Some(unsafe { Ring::new(base.load(Ordering::Acquire), tier) })
+    }
+
+    /// The ring that we write.
+    pub(crate) fn ring_out(&self, tier: Tier) -> Option<Ring> {
+        let base = if tier == Tier::Page {
+            &self.theirs
+        } else {
+            wide(&self.theirs_wide, || self.widen_theirs())?
+        };
+        // SAFETY: as in `ring_in`.
+        Some(unsafe { Ring::new(base.load(Ordering::Acquire), tier) })
+    }
+
+    fn widen_mine(&self) -> Option<*mut u8> {
+        // SAFETY: only the shared reference of an export that stays until `detach`, which needs the slot's locks; the
+        // caller holds one of them, and `extend` locks for itself.
+        unsafe { &*self.parts.get() }.export.as_ref()?.extend(Tier::MEMORY).ok()
+    }
+
+    fn widen_theirs(&self) -> Option<*mut u8> {
+        // SAFETY: as in `widen_mine`.
+        unsafe { &*self.parts.get() }.import.as_ref()?.extend(Tier::MEMORY).ok()
+    }
+
+    /// Points to the memories of a pair that has become ready.
+    pub(crate) fn attach(&self, mine: *mut u8, theirs: *mut u8) {
+        self.mine.store(mine, Ordering::Release);
+        self.theirs.store(theirs, Ordering::Release);
+    }
+
+    /// Forgets the memories. The caller holds both locks of the slot, and the structure's to drop what it gets.
+    pub(crate) fn detach(&self) {
+        for pointer in [&self.mine, &self.theirs, &self.mine_wide, &self.theirs_wide] {
+            pointer.store(std::ptr::null_mut(), Ordering::SeqCst);
+        }
+        self.bell.store(-1, Ordering::Release);
+        self.peer_bell.store(-1, Ordering::Release);
+        self.held.store(false, Ordering::Release);
+    }
+}
+
+fn wide(pointer: &AtomicPtr<u8>, map: impl FnOnce() -> Option<*mut u8>) -> Option<&AtomicPtr<u8>> {
+    if pointer.load(Ordering::Acquire).is_null() {
+        pointer.store(map()?, Ordering::Release);
+    }
+    Some(pointer)
+}

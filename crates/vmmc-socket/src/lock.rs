@@ -1,0 +1,134 @@
+//! The lock of one direction of one connection, in memory that the processes of one fork family share.
+//!
+//! It must survive what ordinary mutexes do not: its owner may be killed, may have left by `longjmp` out of a signal
+//! handler, or may be this very thread, interrupted by a handler that uses the same socket. The word holds the owner's
+//! thread id, so all three can be told apart. What the lock protects is transactional (indices are published last), so
+//! taking it over from an owner that is gone is harmless.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::kernel;
+use crate::thread;
+
+const SLEEPERS: u32 = 1 << 31;
+
+/// See the module's text.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub(crate) struct Lock(AtomicU32);
+
+/// The lock is held until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held<'a>(&'a Lock);
+
+impl Lock {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Frees the lock whoever holds it: after a fork, whose child has none of the parent's threads.
+    #[inline]
+    pub(crate) fn break_open(&self) {
+        if self.0.swap(0, Ordering::Release) & SLEEPERS != 0 {
+            kernel::futex_wake(&self.0, 1);
+        }
+    }
+
+    /// Takes the lock. A thread that holds it already (it left without unlocking, or is in a signal handler) gets it again.
+    #[inline]
+    pub(crate) fn hold(&self) -> Held<'_> {
+        let me = thread::id();
+        if self.0.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.hold_contended(me);
+        }
+        Held(self)
+    }
+
+    #[cold]
+    fn hold_contended(&self, me: u32) {
+        for round in 0u32.. {
+            let word = self.0.load(Ordering::Relaxed);
+            let owner = word & !SLEEPERS;
+            let gone = owner != 0
+                && (owner == me || (round > 64 && round % 64 == 1 && !kernel::exists(owner)));
+            if owner == 0 || gone {
+                // Sleepers are presumed: a needless wake-up is cheaper than a lost one.
+                if self
+                    .0
+                    .compare_exchange(word, me | SLEEPERS, Ordering::Acquire, Ordering::Relaxed)
+                    .is_ok()
+                {
+                    return;
+                }
+            } else if round < 64 {
+                std::hint::spin_loop();
+            } else if word & SLEEPERS != 0
+                || self
+                    .0
+                    .compare_exchange(word, word | SLEEPERS, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
+            {
+                kernel::futex_wait(&self.0, owner | SLEEPERS, Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.break_open();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::UnsafeCell;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted(Lock, UnsafeCell<u64>);
+    // SAFETY: the test touches the cell only with the lock held.
+    unsafe impl Sync for Counted {}
+
+    impl Counted {
+        fn count(&self) {
+            let _held = self.0.hold();
+            // SAFETY: the lock is held.
+            unsafe { *self.1.get() += 1 };
+        }
+    }
+
+    #[test]
+    fn excludes_other_threads() {
+        let counted = Counted::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        counted.count();
+                    }
+                });
+            }
+        });
+        assert_eq!(counted.1.into_inner(), 80_000);
+    }
+
+    #[test]
+    fn is_taken_over_from_a_thread_that_is_gone() {
+        let lock = Lock::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| std::mem::forget(lock.hold()));
+        });
+        drop(lock.hold());
+    }
+
+    #[test]
+    fn can_be_taken_again_by_its_owner() {
+        let lock = Lock::default();
+        std::mem::forget(lock.hold());
+        drop(lock.hold());
+    }
+}

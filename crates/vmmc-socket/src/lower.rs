@@ -1,0 +1,235 @@
+//! Lowering: back from VMMC to TCP in mid-stream, decided by one side alone and at once.
+//!
+//! *What this side sends* goes to TCP after a freeze of its own stream; the peer reads its ring up to there, then TCP.
+//! *What the peer sends* is stopped by freezing the ring: a byte is published only by a compare-and-swap on the same word, so
+//! the offset is exact even if the peer is stopped in mid-call. Bytes that lie in the ring unread must then reach TCP
+//! through the *peer's* socket: the node service holds a duplicate of it for just this and writes them there, whether the
+//! peer runs or not; until it says so, the peer sends nothing.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use vmmc_shm::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, take_announcement};
+
+use crate::descriptor;
+use crate::kernel::{self, Errno};
+use crate::layer::{self, STRUCTURE};
+use crate::local::{self, Ends, Local};
+use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::{board, epoll, lift, transmit};
+
+/// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
+pub(crate) fn lower(fd: i32, index: u32, why: Why) {
+    let slot = slot::get(index);
+    // The handshake may be under way: what it still brings is not wanted.
+    if slot.phase() != Phase::Attached {
+        slot.stay(why);
+        board::update(index, slot);
+        return;
+    }
+    let local = local::get(index);
+    if !local.held.load(Ordering::Relaxed) {
+        lift::hold(fd, slot, local);
+    }
+    let on_their_way = {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        let Some(ends) = local.ends() else { return };
+        if slot.phase() != Phase::Attached {
+            return;
+        }
+        slot.set_why(why);
+        lower_outward(fd, slot, local, ends);
+        let on_their_way = lower_inward(slot, local, ends);
+        let reader = take_announcement(&ends.mine.reader_waiting);
+        if take_announcement(&ends.mine.writer_waiting) || reader {
+            kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        }
+        on_their_way
+    };
+    if on_their_way {
+        // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
+        let mut arriving = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+        let _ = kernel::poll(&mut arriving, Some(ARRIVAL), std::ptr::null());
+    }
+    retire(index);
+}
+
+/// How long bytes may take through the service, which writes them at once unless it is stopped.
+const ARRIVAL: Duration = Duration::from_millis(100);
+
+/// As `lower`, for a descriptor of the program's if it is tracked.
+pub(crate) fn lower_for(fd: i32, why: Why) {
+    if let Some(index) = descriptor::connection(fd) {
+        lower(fd, index, why);
+    }
+}
+
+/// The program makes a call on `fd` that the layer does not carry: its bytes must be the kernel's.
+pub fn lower_descriptor(fd: i32) {
+    lower_for(fd, Why::Call);
+}
+
+/// Nothing of this process shall be lifted any more, nor be lifted later.
+pub fn lower_everything() {
+    for (fd, _) in descriptor::between(0, i32::MAX) {
+        lower_descriptor(fd);
+    }
+    layer::stop();
+}
+
+/// The program passes `fd` to another process.
+pub fn lower_passed(fd: i32) {
+    lower_for(fd, Why::Passed);
+}
+
+fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+    if slot.finished.load(Ordering::Relaxed) && slot.outward.way() == Way::Ring {
+        // The end stands in the ring; whoever writes to the descriptor from now on must find it in the kernel. Unless the
+        // peer has not read all: then the kernel's end waits, because what the peer may still hand over comes before it.
+        if slot.outward.stream.unread(ends.mine) == 0 {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+    }
+    match slot.outward.way() {
+        Way::Handover => finish_handover(fd, slot, local, ends),
+        Way::Tcp | Way::Ring => slot.outward.stream.freeze(ends.theirs),
+        Way::Lowered => {}
+    }
+    slot.outward.set_way(Way::Lowered);
+}
+
+/// Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service.
+/// Waits for that, but not for ever.
+fn finish_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+    for _ in 0..500 {
+        if ends.mine.told(HANDED)
+            || ends.mine.told(HAND_YOURSELF) && hand_over_myself(fd, slot, local, ends)
+        {
+            return;
+        }
+        if slot.outward.way() == Way::Lowered {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// True if the service now writes what was not read, or the end.
+fn lower_inward(slot: &Slot, local: &Local, ends: Ends) -> bool {
+    // Where the peer has lowered already, its later bytes may be on TCP: what is left in the ring is read from there.
+    let frozen =
+        ends.mine.tail.load(Ordering::Acquire) & FROZEN != 0 && slot.inward.way() == Way::Ring;
+    if frozen && slot.inward.stream.unread(ends.mine) > 0 || slot.inward.way() == Way::Lowered {
+        return false;
+    }
+    slot.inward.stream.freeze(ends.mine);
+    let unread = unread_bytes(slot, local, ends);
+    // The kernel does not know of an end that stands in the ring.
+    let finish = ends.mine.tail.load(Ordering::Acquire) & FIN != 0;
+    let said = if unread.is_empty() && !finish { HANDED } else { hand_over(slot, &unread, finish) };
+    if said != 0 {
+        ends.theirs.tell(said);
+    }
+    slot.inward.set_way(Way::Lowered);
+    said == 0
+}
+
+/// Everything that came through the ring and was not read, taken out of it.
+fn unread_bytes(slot: &Slot, local: &Local, ends: Ends) -> Vec<u8> {
+    let stream = &slot.inward.stream;
+    let mut bytes = Vec::new();
+    while let Ok(arrived) = stream.arrived(ends.mine) {
+        let Some(ring) = local.ring_in(stream.tier()).filter(|_| arrived.len > 0) else { break };
+        let start = bytes.len();
+        bytes.resize(start + arrived.len, 0);
+        // SAFETY: the vector has just been made long enough; `arrived` is at most the capacity.
+        unsafe { ring.copy_out(stream.position(), bytes.as_mut_ptr().add(start), arrived.len) };
+        // The credit is given later, by HANDED: a peer that must hand over itself still has to find the bytes.
+        let next = ring.advance(stream.position(), arrived.len);
+        stream.skip(arrived.len, next);
+    }
+    bytes
+}
+
+/// Gives the bytes to the service, which writes them through the peer's socket; the flag to tell the peer, if any.
+fn hand_over(slot: &Slot, unread: &[u8], finish: bool) -> u32 {
+    let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
+    let asked = layer::process().map(|process| process.pair_inject(pair, unread, finish));
+    // The service will tell the peer when it is done; without a service the peer does it at its next call.
+    if matches!(asked, Some(Ok(()))) { 0 } else { HAND_YOURSELF }
+}
+
+/// The peer could not hand over what it had not read: writes it to TCP here. False: TCP is full, later.
+pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
+    let stream = &slot.outward.stream;
+    for piece in stream.unread_pieces(ends.mine) {
+        let Some(ring) = local.ring_out(piece.tier) else { return false };
+        let (mut position, mut left) = (piece.position, piece.len);
+        while left > 0 {
+            let (from, len) = ring.span(position, left);
+            let list = [libc::iovec { iov_base: from.cast(), iov_len: len }];
+            match kernel::send(fd, &list, libc::MSG_DONTWAIT) {
+                Ok(sent) => {
+                    stream.settle(sent);
+                    position = ring.advance(position, sent);
+                    left -= sent;
+                }
+                Err(Errno::AGAIN) => return false,
+                // The connection is gone: nobody waits for the bytes.
+                Err(_) => return true,
+            }
+        }
+    }
+    if slot.finished.load(Ordering::Relaxed) {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+    }
+    true
+}
+
+/// The peer has lowered what it sends: if it has frozen this side's direction too, that is settled here, for a program
+/// that only reads.
+pub(crate) fn settle(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    {
+        let _outward = slot.outward.lock.hold();
+        let Some(ends) = local.ends() else { return };
+        if slot.outward.way() == Way::Ring
+            && slot.outward.stream.closed(ends.theirs)
+            && !slot.finished.load(Ordering::Relaxed)
+        {
+            slot.outward.set_way(Way::Handover);
+        }
+        transmit::prepare(fd, index, slot, local, ends);
+    }
+    retire(index);
+}
+
+/// When both directions are back on TCP, and the ring is read, the connection is an ordinary one again.
+pub(crate) fn retire(index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    if !layer::at_home() {
+        return;
+    }
+    STRUCTURE.with(|_| {
+        if slot.phase() != Phase::Attached
+            || slot.inward.way() != Way::Lowered
+            || slot.outward.way() != Way::Lowered
+        {
+            return;
+        }
+        // SAFETY: the structure's lock is held.
+        epoll::release(index, local, unsafe { local.parts() });
+        if slot.why() == Why::Young {
+            slot.set_why(Why::Peer);
+        }
+        slot.set_phase(Phase::Stay);
+        board::update(index, slot);
+        // What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds
+        // it the kernel could not end the connection.
+        let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
+        if let Some(process) = layer::process() {
+            let _ = process.pair_drop(pair);
+        }
+    });
+}

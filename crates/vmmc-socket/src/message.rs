@@ -1,0 +1,131 @@
+//! The pieces of a message: a program's `iovec`s, walked without copying them.
+
+use vmmc_shm::stream::Ring;
+
+/// A cursor over pieces of a program's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pieces<'a> {
+    pieces: &'a [libc::iovec],
+    /// Bytes of the first piece that are done.
+    skip: usize,
+    left: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// All of `pieces`; `None` if their lengths add up to more than a call may move.
+    pub(crate) fn new(pieces: &'a [libc::iovec]) -> Option<Self> {
+        let mut left = 0usize;
+        for piece in pieces {
+            left = left.checked_add(piece.iov_len)?;
+        }
+        (left <= isize::MAX as usize).then_some(Self { pieces, skip: 0, left })
+    }
+
+    /// Bytes that are left.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Moves on by `len` bytes.
+    pub(crate) fn skip(&mut self, mut len: usize) {
+        self.left -= len;
+        while len > 0 {
+            let rest = self.pieces[0].iov_len - self.skip;
+            if len < rest {
+                self.skip += len;
+                return;
+            }
+            len -= rest;
+            self.pieces = &self.pieces[1..];
+            self.skip = 0;
+        }
+    }
+
+    /// Calls `each` with the address and length of each contiguous part of the next `len` bytes.
+    fn walk(&self, mut len: usize, mut each: impl FnMut(*mut u8, usize)) {
+        let mut skip = self.skip;
+        for piece in self.pieces {
+            if len == 0 {
+                break;
+            }
+            let part = (piece.iov_len - skip).min(len);
+            each(piece.iov_base.cast::<u8>().wrapping_add(skip), part);
+            len -= part;
+            skip = 0;
+        }
+    }
+
+    /// Copies the next `len` bytes of `ring` from `position` on into the program's memory; gives the next position.
+    ///
+    /// # Safety
+    /// The pieces are valid for writing, and `len` is at most what is left and what the ring holds.
+    #[inline]
+    pub(crate) unsafe fn fill_from(&self, ring: Ring, mut position: usize, len: usize) -> usize {
+        self.walk(len, |to, part| {
+            // SAFETY: the caller vouches for the pieces; the parts add up to `len`, which the ring holds.
+            unsafe { ring.copy_out(position, to, part) };
+            position = ring.advance(position, part);
+        });
+        position
+    }
+
+    /// Copies the next `len` bytes of the program's memory into `ring` at `position`; gives the next position.
+    ///
+    /// # Safety
+    /// The pieces are valid for reading, and `len` is at most what is left and what the ring has room for.
+    #[inline]
+    pub(crate) unsafe fn pour_into(&self, ring: Ring, mut position: usize, len: usize) -> usize {
+        self.walk(len, |from, part| {
+            // SAFETY: the caller vouches for the pieces; the parts add up to `len`, which fits.
+            unsafe { ring.copy_in(position, from, part) };
+            position = ring.advance(position, part);
+        });
+        position
+    }
+
+    /// Calls `with` with the next `len` bytes as a list of pieces of its own (at most 64; the rest is left for later).
+    pub(crate) fn limited<R>(&self, len: usize, with: impl FnOnce(&[libc::iovec]) -> R) -> R {
+        let mut list = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 64];
+        let mut count = 0;
+        self.walk(len.min(self.left), |base, part| {
+            if let Some(entry) = list.get_mut(count) {
+                *entry = libc::iovec { iov_base: base.cast(), iov_len: part };
+                count += 1;
+            }
+        });
+        with(&list[..count])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(bytes: &mut [u8]) -> libc::iovec {
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+    }
+
+    #[test]
+    fn walks_over_empty_and_split_pieces() {
+        let (mut a, mut b, mut c) = ([1u8, 2, 3], [0u8; 0], [4u8, 5]);
+        let list = [piece(&mut a), piece(&mut b), piece(&mut c)];
+        let mut pieces = Pieces::new(&list).unwrap();
+        assert_eq!(pieces.left(), 5);
+        pieces.skip(2);
+        let mut seen = Vec::new();
+        pieces.walk(2, |at, len| {
+            // SAFETY: the addresses come from the live arrays above.
+            seen.extend_from_slice(unsafe { std::slice::from_raw_parts(at, len) })
+        });
+        assert_eq!(seen, [3, 4]);
+        assert_eq!(pieces.limited(100, |list| list.iter().map(|p| p.iov_len).sum::<usize>()), 3);
+        pieces.skip(3);
+        assert_eq!(pieces.left(), 0);
+    }
+
+    #[test]
+    fn refuses_lengths_that_overflow() {
+        let huge = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: usize::MAX };
+        assert!(Pieces::new(&[huge, huge]).is_none());
+    }
+}

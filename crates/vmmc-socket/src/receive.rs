@@ -1,0 +1,308 @@
+//! Receiving on a tracked connection.
+
+use std::sync::atomic::Ordering;
+
+use vmmc_shm::stream::{Corrupt, FROZEN, take_announcement};
+
+use crate::kernel::{self, Errno, Outcome};
+use crate::local::{self, Ends, Local};
+use crate::message::Pieces;
+use crate::route::{InFlight, Route, Sleep, Transfer, part};
+use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::wait::{Direction, Wait};
+use crate::{board, descriptor, lift, lower, tcp};
+
+/// Flags with which the layer can receive; others lower the connection.
+const CARRIED: i32 = libc::MSG_PEEK
+    | libc::MSG_WAITALL
+    | libc::MSG_DONTWAIT
+    | libc::MSG_NOSIGNAL
+    | libc::MSG_TRUNC
+    | libc::MSG_CMSG_CLOEXEC;
+
+/// A call that receives.
+#[derive(Debug)]
+pub struct Receiving<'a> {
+    fd: i32,
+    index: u32,
+    pieces: Pieces<'a>,
+    flags: i32,
+    got: usize,
+    wait: Wait,
+}
+
+/// Begins to receive from `fd` into `pieces`, as `recvmsg` with `flags` would; `Err`: the kernel shall do it.
+///
+/// # Safety
+/// The pieces are valid for writing, until the call is over.
+#[inline]
+pub unsafe fn receive<'a>(
+    fd: i32,
+    pieces: &'a [libc::iovec],
+    flags: i32,
+) -> Result<Receiving<'a>, Option<InFlight>> {
+    let Some(index) = descriptor::connection(fd) else { return Err(None) };
+    let slot = slot::get(index);
+    if slot.phase() != Phase::Attached
+        && let Some(call) = InFlight::begin(fd, index, slot, Direction::In)
+    {
+        return Err(Some(call));
+    }
+    // The urgent byte is always the kernel's.
+    if flags & libc::MSG_OOB != 0 {
+        return Err(None);
+    }
+    let pieces = match Pieces::new(pieces) {
+        Some(pieces) if flags & !CARRIED == 0 => pieces,
+        _ => {
+            lower::lower(fd, index, Why::Call);
+            return Err(None);
+        }
+    };
+    let local = local::get(index);
+    if !local.held.load(Ordering::Relaxed) {
+        lift::hold(fd, slot, local);
+    }
+    Ok(Receiving { fd, index, pieces, flags, got: 0, wait: Wait::new(fd, index, Direction::In) })
+}
+
+/// What one look at the connection gave.
+enum Step {
+    Bytes(usize),
+    End,
+    Nothing,
+}
+
+impl Transfer for Receiving<'_> {
+    #[inline]
+    fn go(&mut self) -> Route {
+        let slot = slot::get(self.index);
+        loop {
+            // SAFETY: the pieces are valid (promised to `receive`).
+            let step = unsafe {
+                step(self.fd, self.index, slot, local::get(self.index), &self.pieces, self.flags)
+            };
+            if slot.inward.way() == Way::Lowered {
+                lower::settle(self.fd, self.index);
+            }
+            match step {
+                Ok(Step::Bytes(len)) => {
+                    self.got += len;
+                    self.pieces.skip(len);
+                    if self.enough(slot) {
+                        return Route::Done(Ok(self.got));
+                    }
+                }
+                Ok(Step::End) => return Route::Done(Ok(self.got)),
+                Ok(Step::Nothing) => {
+                    let waits_for_all =
+                        self.flags & (libc::MSG_WAITALL | libc::MSG_PEEK) == libc::MSG_WAITALL;
+                    if slot.nonblocking.load(Ordering::Relaxed)
+                        || self.flags & libc::MSG_DONTWAIT != 0
+                        || self.got > 0 && !waits_for_all
+                    {
+                        return Route::Done(part(self.got, Errno::AGAIN));
+                    }
+                    match self.wait.sleep() {
+                        Ok(None) => {}
+                        Ok(Some(sleep)) => return Route::Sleep(sleep),
+                        Err(error) => return Route::Done(part(self.got, error)),
+                    }
+                }
+                Err(error) => return Route::Done(part(self.got, error)),
+            }
+        }
+    }
+
+    fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
+        if let Err(error) = self.wait.woken(sleep, outcome, self.got) {
+            return Some(part(self.got, error));
+        }
+        let gone = descriptor::connection(self.fd) != Some(self.index);
+        gone.then(|| part(self.got, Errno(libc::EBADF)))
+    }
+}
+
+impl Receiving<'_> {
+    /// Whether what was received ends the call. Where the stream leaves the ring for TCP the call goes on there, because
+    /// to the program that is no boundary.
+    fn enough(&self, slot: &Slot) -> bool {
+        if self.pieces.left() == 0 || self.flags & libc::MSG_PEEK != 0 {
+            return true;
+        }
+        let crossing = slot.look.load(Ordering::Relaxed) || slot.inward.way() != Way::Ring;
+        if !crossing {
+            return self.flags & libc::MSG_WAITALL == 0;
+        }
+        // Not for an end or an error, which the next call shall find; and urgent data, always on TCP, ends a read at its mark.
+        let waits_for_all = self.flags & libc::MSG_WAITALL != 0;
+        !waits_for_all && kernel::unread(self.fd) == 0 || kernel::at_mark(self.fd)
+    }
+}
+
+unsafe fn step(
+    fd: i32,
+    index: u32,
+    slot: &Slot,
+    local: &Local,
+    pieces: &Pieces<'_>,
+    flags: i32,
+) -> Result<Step, Errno> {
+    let _held = slot.inward.lock.hold();
+    let Some(ends) = local.ends() else { return from_kernel(fd, pieces, flags, usize::MAX) };
+    loop {
+        match slot.inward.way() {
+            Way::Ring => {
+                let arrived = match slot.inward.stream.arrived(ends.mine) {
+                    Ok(arrived) => arrived,
+                    Err(Corrupt) => return Err(give_up(slot)),
+                };
+                if arrived.len > 0 {
+                    // SAFETY: as promised by the caller of `receive`.
+                    match unsafe { take(slot, local, ends, pieces, arrived.len, flags) }? {
+                        None => continue,
+                        Some(len) => {
+                            if flags & libc::MSG_PEEK == 0 {
+                                board::received(index, len);
+                            }
+                            return Ok(Step::Bytes(len));
+                        }
+                    }
+                }
+                // After a freeze TCP tells how the stream goes on, and how it ends.
+                if arrived.frozen {
+                    slot.inward.set_way(Way::Lowered);
+                    slot.look.store(true, Ordering::Release);
+                    continue;
+                }
+                if arrived.fin || slot.deaf.load(Ordering::Relaxed) {
+                    if arrived.fin {
+                        lift::settle_peer(slot, ends);
+                    }
+                    return Ok(Step::End);
+                }
+                if !slot.look.load(Ordering::Acquire) && !due(slot) {
+                    return Ok(Step::Nothing);
+                }
+                // TCP has something to say: the end of a peer that could not say it in the ring, an error, or (after a
+                // freeze that happens just now, or by a call that nobody saw) bytes.
+                let step = from_kernel(fd, pieces, flags, usize::MAX);
+                if slot.inward.stream.stirred(ends.mine)
+                    && matches!(step, Ok(Step::End | Step::Nothing))
+                {
+                    continue;
+                }
+                return step;
+            }
+            Way::Tcp => match ends.mine.switch_offset() {
+                None => {
+                    if ends.mine.tail.load(Ordering::Acquire) & FROZEN != 0 {
+                        slot.inward.set_way(Way::Lowered);
+                        continue;
+                    }
+                    return from_kernel(fd, pieces, flags, usize::MAX);
+                }
+                Some(offset) => {
+                    match tcp::consumed(fd).map(|consumed| offset.checked_sub(consumed)) {
+                        Some(Some(0)) => {
+                            slot.inward.set_way(Way::Ring);
+                            board::update(index, slot);
+                        }
+                        Some(Some(left)) => return from_kernel(fd, pieces, flags, left as usize),
+                        _ => return Err(give_up(slot)),
+                    }
+                }
+            },
+            Way::Handover | Way::Lowered => return from_kernel(fd, pieces, flags, usize::MAX),
+        }
+    }
+}
+
+/// Once in a while a non-blocking reader of an empty ring asks TCP, even if nothing told it to.
+fn due(slot: &Slot) -> bool {
+    let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
+    slot.calls.store(calls, Ordering::Relaxed);
+    calls.is_multiple_of(256)
+}
+
+/// Takes bytes out of the ring: how many; none if a signal handler on this thread was faster.
+unsafe fn take(
+    slot: &Slot,
+    local: &Local,
+    ends: Ends,
+    pieces: &Pieces<'_>,
+    arrived: usize,
+    flags: i32,
+) -> Result<Option<usize>, Errno> {
+    let stream = &slot.inward.stream;
+    let (head, position, tier) = (stream.head(), stream.position(), stream.tier());
+    let len = arrived.min(pieces.left());
+    let Some(ring) = local.ring_in(tier) else { return Err(Errno(libc::ENOMEM)) };
+    let next = if flags & libc::MSG_TRUNC != 0 {
+        ring.advance(position, len)
+    } else {
+        // SAFETY: the pieces are valid (caller of `receive`); `arrived` is at most the capacity.
+        unsafe { pieces.fill_from(ring, position, len) }
+    };
+    if stream.head() != head {
+        return Ok(None);
+    }
+    if flags & libc::MSG_PEEK != 0 {
+        return Ok(Some(len));
+    }
+    stream.consume(ends.theirs, len, next);
+    // A sleeping writer is woken when half the ring is free, not for every byte.
+    if arrived - len <= ring.capacity() / 2 && take_announcement(&ends.mine.writer_waiting) {
+        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+    }
+    Ok(Some(len))
+}
+
+fn from_kernel(fd: i32, pieces: &Pieces<'_>, flags: i32, most: usize) -> Result<Step, Errno> {
+    let flags = flags & !libc::MSG_WAITALL | libc::MSG_DONTWAIT;
+    match pieces.limited(most, |list| kernel::receive(fd, list, flags)) {
+        Ok(0) => Ok(Step::End),
+        Ok(len) => Ok(Step::Bytes(len.min(pieces.left()))),
+        Err(Errno::AGAIN) => Ok(Step::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+/// The peer broke the rules: its stream ends here, as after a reset.
+fn give_up(slot: &Slot) -> Errno {
+    slot.set_why(Why::Broken);
+    slot.inward.set_way(Way::Lowered);
+    slot.look.store(true, Ordering::Release);
+    Errno(libc::ECONNRESET)
+}
+
+/// Bytes that could be read from `fd` at once, if the layer has to say (`FIONREAD`).
+pub fn unread(fd: i32) -> Option<usize> {
+    let index = descriptor::connection(fd)?;
+    let slot = slot::get(index);
+    if slot.phase() != Phase::Attached {
+        return None;
+    }
+    let local = local::get(index);
+    let _held = slot.inward.lock.hold();
+    let ends = local.ends()?;
+    // What TCP holds comes first; the ring counts where this direction has switched.
+    let ring = match ends.mine.switch_offset() {
+        Some(_) if slot.inward.way() != Way::Lowered => slot.inward.stream.unread(ends.mine),
+        _ => 0,
+    };
+    Some(kernel::unread(fd) + ring)
+}
+
+/// Whether the next byte of `fd` is the urgent mark, where the layer knows that it is not.
+pub fn at_mark(fd: i32) -> Option<bool> {
+    let index = descriptor::connection(fd)?;
+    let slot = slot::get(index);
+    if slot.phase() != Phase::Attached {
+        return None;
+    }
+    let _held = slot.inward.lock.hold();
+    let ends = local::get(index).ends()?;
+    let before = slot.inward.way() == Way::Ring && slot.inward.stream.unread(ends.mine) > 0;
+    before.then_some(false)
+}

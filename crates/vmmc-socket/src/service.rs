@@ -1,0 +1,126 @@
+//! Bringing the node service back from inside a program, without the program noticing.
+//!
+//! `vmmc run` starts the service before the program; but it may be killed, or leave when idle, long before the program
+//! ends. A child made for this sends no SIGCHLD and is not found by the program's `wait`.
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::kernel;
+use crate::thread::{self, MICROSECOND};
+
+/// Between two tries to reach a service that is not there.
+const RETRY: u64 = 500_000 * MICROSECOND;
+/// Between two tries to start one.
+const RESTART: u64 = 5_000_000 * MICROSECOND;
+
+static FAILED_AT: AtomicU64 = AtomicU64::new(0);
+static STARTED_AT: AtomicU64 = AtomicU64::new(0);
+static CHILD: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the service was not there a moment ago: one load and the clock, so that calls on TCP stay cheap without it.
+#[inline]
+pub(crate) fn absent() -> bool {
+    let failed = FAILED_AT.load(Ordering::Relaxed);
+    failed != 0 && thread::ticks().wrapping_sub(failed) < RETRY
+}
+
+/// Where the service is and what starts it, read when the program began: programs such as nginx replace their environment.
+#[derive(Debug)]
+struct Whereabouts {
+    runtime_dir: PathBuf,
+    program: Option<CString>,
+}
+
+static WHEREABOUTS: OnceLock<Whereabouts> = OnceLock::new();
+
+fn whereabouts() -> &'static Whereabouts {
+    WHEREABOUTS.get_or_init(|| Whereabouts {
+        // Absolute, as the program may change its directory.
+        runtime_dir: std::path::absolute(vmmc::default_runtime_dir()).unwrap_or_default(),
+        program: std::env::var_os("VMMC_NODE_PROGRAM").and_then(|name| string(&name)),
+    })
+}
+
+/// Reads from the environment, before the program can change it, what the other functions need.
+pub(crate) fn remember() {
+    whereabouts();
+}
+
+/// Where the node service's socket is.
+pub(crate) fn runtime_dir() -> &'static Path {
+    &whereabouts().runtime_dir
+}
+
+/// The service answered.
+pub(crate) fn present() {
+    FAILED_AT.store(0, Ordering::Relaxed);
+}
+
+/// The service is not there: it is started, unless that was tried just now.
+pub(crate) fn missing() {
+    let now = thread::ticks();
+    FAILED_AT.store(now, Ordering::Relaxed);
+    reap();
+    let started = STARTED_AT.load(Ordering::Relaxed);
+    if started == 0 || now.wrapping_sub(started) > RESTART {
+        STARTED_AT.store(now, Ordering::Relaxed);
+        start();
+    }
+}
+
+/// Starts `vmmc node start`, with the program that `vmmc run` named.
+fn start() {
+    let Whereabouts { runtime_dir, program: Some(program) } = whereabouts() else { return };
+    let arguments = [program.clone(), c"node".into(), c"start".into()];
+    let environment: Vec<CString> = std::env::vars_os()
+        .filter(|(name, _)| name != "LD_PRELOAD" && name != "VMMC_RUNTIME_DIR")
+        .chain([("VMMC_RUNTIME_DIR".into(), runtime_dir.into())])
+        .filter_map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            string(&name)
+        })
+        .collect();
+    let list = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (arguments_list, environment_list) = (list(&arguments), list(&environment));
+    // A copy of this process without exit signal. It does nothing but system calls until it is another program.
+    match kernel::call!(SYS_clone, 0, 0, 0, 0, 0) {
+        Ok(0) => {
+            let null =
+                kernel::call!(SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR, 0)
+                    .unwrap_or(0);
+            for standard in 0..3 {
+                let _ = kernel::call!(SYS_dup3, null, standard, 0);
+            }
+            let _ = kernel::call!(
+                SYS_execve,
+                program.as_ptr(),
+                arguments_list.as_ptr(),
+                environment_list.as_ptr()
+            );
+            loop {
+                let _ = kernel::call!(SYS_exit_group, 127);
+            }
+        }
+        Ok(child) => CHILD.store(child as u32, Ordering::Relaxed),
+        Err(_) => {}
+    }
+}
+
+fn reap() {
+    let child = CHILD.swap(0, Ordering::Relaxed);
+    if child != 0 && kernel::call!(SYS_wait4, child, 0, libc::__WCLONE | libc::WNOHANG, 0) == Ok(0)
+    {
+        CHILD.store(child, Ordering::Relaxed);
+    }
+}
+
+fn string(text: &OsStr) -> Option<CString> {
+    CString::new(text.as_bytes()).ok()
+}

@@ -1,0 +1,263 @@
+//! The state of a connection that the processes of one fork family share: they inherit the same kernel connection, so
+//! they must agree on how far its bytes were read and written. It lies in shared anonymous memory, never seen by a peer.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use vmmc_shm::stream::{Receiver, Transmitter};
+
+use crate::kernel;
+use crate::lock::Lock;
+
+/// Connections a fork family can track; more stay on TCP.
+pub(crate) const SLOTS: usize = 32 * 1024;
+
+/// How far the lifting of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Phase {
+    /// On TCP, young.
+    Tcp = 0,
+    /// Shown to the node service; the other end was not shown yet.
+    Offered = 1,
+    /// Both ends were shown; memory is being exchanged.
+    Exchanged = 2,
+    /// Both memories are mapped: calls go through the layer, each direction in its own [`Way`].
+    Attached = 3,
+    /// On TCP for good, because of [`Slot::why`].
+    Stay = 4,
+}
+
+/// Where the bytes of one direction go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Way {
+    /// TCP: not switched yet.
+    Tcp = 0,
+    /// The ring.
+    Ring = 1,
+    /// Sending only: the reader froze the ring; TCP may be used when its unread bytes are on TCP.
+    Handover = 2,
+    /// TCP again.
+    Lowered = 3,
+}
+
+/// Why a connection is on TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Why {
+    /// Nothing hinders it: it had too little traffic yet.
+    Young = 0,
+    /// The other end was not shown to this host's node service.
+    PeerNotLifted = 1,
+    /// There is no node service.
+    NoService = 2,
+    /// Descriptors are short.
+    Descriptors = 3,
+    /// Memory or another resource is short, or the service refused.
+    Refused = 4,
+    /// Several processes hold it.
+    Shared = 5,
+    /// It was handed to a program that runs without the layer.
+    Exec = 6,
+    /// Its descriptor was passed to another process.
+    Passed = 7,
+    /// A call that the layer does not carry: urgent data, splice, stdio and the like.
+    Call = 8,
+    /// The other end lowered it.
+    Peer = 9,
+    /// The other end died or broke the rules.
+    Broken = 10,
+    /// It sits in an epoll object that the layer cannot follow.
+    Set = 11,
+}
+
+/// See the module's text. One cache line for each rhythm.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Slot {
+    /// Processes that have it open; none: the slot is free.
+    pub(crate) holders: AtomicU32,
+    /// Changes with every use of the slot.
+    pub(crate) serial: AtomicU32,
+    phase: AtomicU32,
+    why: AtomicU32,
+    /// The open file's `O_NONBLOCK`.
+    pub(crate) nonblocking: AtomicBool,
+    /// The program ended its sending direction.
+    pub(crate) finished: AtomicBool,
+    /// The program ended its receiving direction.
+    pub(crate) deaf: AtomicBool,
+    /// The kernel connection has something to say beside the ring: an end, an error, or bytes.
+    pub(crate) look: AtomicBool,
+    /// The words of readiness were told to the peer ([`vmmc_shm::stream::READY`]).
+    pub(crate) ready: AtomicBool,
+    pub(crate) pair: AtomicU64,
+    /// The kernel's name of the connection, known once it is paired.
+    pub(crate) cookie: AtomicU64,
+    pub(crate) calls: AtomicU32,
+    /// Kernel calls of the time before lifting that are under way: no direction switches under them.
+    pub(crate) receiving: AtomicU32,
+    pub(crate) sending: AtomicU32,
+    /// The threads that sleep in a receiving and in a sending call on this end's bell.
+    pub(crate) receiver_asleep: AtomicU32,
+    pub(crate) sender_asleep: AtomicU32,
+    pub(crate) inward: Inward,
+    pub(crate) outward: Outward,
+}
+
+/// The receiving direction; changed with its lock held.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Inward {
+    pub(crate) lock: Lock,
+    way: AtomicU32,
+    pub(crate) stream: Receiver,
+}
+
+/// The sending direction; changed with its lock held.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub(crate) struct Outward {
+    pub(crate) lock: Lock,
+    way: AtomicU32,
+    /// A full ring was met this often: an edge for edge-triggered waiters when there is room again.
+    pub(crate) collisions: AtomicU32,
+    pub(crate) stream: Transmitter,
+}
+
+macro_rules! word_of {
+    ($name:ident, $set:ident, $type:ident, [$($variant:ident),*]) => {
+        #[inline]
+        pub(crate) fn $name(&self) -> $type {
+            match self.$name.load(Ordering::SeqCst) {
+                $(x if x == $type::$variant as u32 => $type::$variant,)*
+                _ => unreachable!("only variants are stored"),
+            }
+        }
+        pub(crate) fn $set(&self, value: $type) {
+            self.$name.store(value as u32, Ordering::SeqCst);
+        }
+    };
+}
+
+impl Inward {
+    word_of!(way, set_way, Way, [Tcp, Ring, Handover, Lowered]);
+}
+
+impl Outward {
+    word_of!(way, set_way, Way, [Tcp, Ring, Handover, Lowered]);
+}
+
+impl Slot {
+    word_of!(phase, set_phase, Phase, [Tcp, Offered, Exchanged, Attached, Stay]);
+    word_of!(
+        why,
+        set_why,
+        Why,
+        [
+            Young,
+            PeerNotLifted,
+            NoService,
+            Descriptors,
+            Refused,
+            Shared,
+            Exec,
+            Passed,
+            Call,
+            Peer,
+            Broken,
+            Set
+        ]
+    );
+
+    /// Leaves the connection on TCP.
+    pub(crate) fn stay(&self, why: Why) {
+        self.set_why(why);
+        self.set_phase(Phase::Stay);
+    }
+
+    fn renew(&self) {
+        self.serial.fetch_add(1, Ordering::Relaxed);
+        self.set_phase(Phase::Tcp);
+        self.set_why(Why::Young);
+        for flag in [&self.nonblocking, &self.finished, &self.deaf, &self.look, &self.ready] {
+            flag.store(false, Ordering::Relaxed);
+        }
+        self.pair.store(0, Ordering::Relaxed);
+        self.cookie.store(0, Ordering::Relaxed);
+        let numbers = [&self.calls, &self.receiving, &self.sending];
+        for number in numbers.into_iter().chain([&self.receiver_asleep, &self.sender_asleep]) {
+            number.store(0, Ordering::Relaxed);
+        }
+        self.begin_streams();
+    }
+
+    /// Both directions at the start of fresh rings.
+    pub(crate) fn begin_streams(&self) {
+        self.inward.set_way(Way::Tcp);
+        self.inward.stream.reset();
+        self.outward.set_way(Way::Tcp);
+        self.outward.collisions.store(0, Ordering::Relaxed);
+        self.outward.stream.reset();
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    next: AtomicU32,
+    /// Children of fork that have told the node service what they hold.
+    arrivals: AtomicU32,
+    slots: [Slot; SLOTS],
+}
+
+static TABLE: OnceLock<Option<&'static Table>> = OnceLock::new();
+
+fn table() -> Option<&'static Table> {
+    *TABLE.get_or_init(|| {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let address = kernel::call!(
+            SYS_mmap,
+            0,
+            size_of::<Table>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            -1isize,
+            0
+        );
+        // SAFETY: a fresh mapping of the right size that is never unmapped; zero is valid for all fields, all of which
+        // are atomics, so that sharing it between threads and processes is sound.
+        address.ok().map(|address| unsafe { &*(address as *const Table) })
+    })
+}
+
+/// Makes the table; before the first fork of a family that shall share it.
+pub(crate) fn prepare() -> bool {
+    table().is_some()
+}
+
+/// Children of fork in this family that have announced themselves, counted; processes wait for it to change.
+pub(crate) fn arrivals() -> Option<&'static AtomicU32> {
+    table().map(|table| &table.arrivals)
+}
+
+/// The slot of this index.
+#[inline]
+pub(crate) fn get(index: u32) -> &'static Slot {
+    let table = TABLE.get().copied().flatten().expect("an index exists only after the table");
+    &table.slots[index as usize]
+}
+
+/// A free slot, now held by this process.
+pub(crate) fn allocate() -> Option<u32> {
+    let table = table()?;
+    for _ in 0..SLOTS {
+        let index = table.next.fetch_add(1, Ordering::Relaxed) as usize % SLOTS;
+        let slot = &table.slots[index];
+        if slot.holders.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            slot.renew();
+            return Some(index as u32);
+        }
+    }
+    None
+}

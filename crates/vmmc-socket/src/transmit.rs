@@ -1,0 +1,380 @@
+//! Sending on a tracked connection.
+
+use std::sync::atomic::Ordering;
+
+use vmmc_shm::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, take_announcement};
+
+use crate::kernel::{self, Errno, Outcome};
+use crate::local::{self, Ends, Local};
+use crate::message::Pieces;
+use crate::route::{InFlight, Route, Sleep, Transfer, part};
+use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::wait::{Direction, Wait};
+use crate::{board, descriptor, lift, lower, tcp, thread};
+
+/// Flags with which the layer can send; others lower the connection.
+const CARRIED: i32 =
+    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_MORE | libc::MSG_EOR | libc::MSG_CONFIRM;
+
+/// Bytes after which the reader is told, so that both sides of a large transfer work at the same time.
+const CHUNK: usize = 64 << 10;
+
+/// Where the bytes to send come from.
+#[derive(Debug)]
+enum Source<'a> {
+    Memory(Pieces<'a>),
+    /// A file, from an offset on; that many bytes.
+    File {
+        file: i32,
+        at: i64,
+        left: usize,
+    },
+}
+
+/// A call that sends.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    fd: i32,
+    index: u32,
+    source: Source<'a>,
+    flags: i32,
+    sent: usize,
+    wait: Wait,
+}
+
+fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
+    let Some(index) = descriptor::connection(fd) else { return Err(None) };
+    let slot = slot::get(index);
+    if slot.phase() != Phase::Attached
+        && let Some(call) = InFlight::begin(fd, index, slot, Direction::Out)
+    {
+        return Err(Some(call));
+    }
+    if flags & !CARRIED != 0 {
+        lower::lower(fd, index, Why::Call);
+        return Err(None);
+    }
+    let local = local::get(index);
+    if !local.held.load(Ordering::Relaxed) {
+        lift::hold(fd, slot, local);
+    }
+    Ok(index)
+}
+
+/// Begins to send `pieces` on `fd`, as `sendmsg` with `flags` would (but never raises SIGPIPE: the caller does on EPIPE);
+/// `Err`: the kernel shall do it.
+///
+/// # Safety
+/// The pieces are valid for reading, until the call is over.
+#[inline]
+pub unsafe fn send<'a>(
+    fd: i32,
+    pieces: &'a [libc::iovec],
+    flags: i32,
+) -> Result<Sending<'a>, Option<InFlight>> {
+    let index = begin(fd, flags)?;
+    let Some(pieces) = Pieces::new(pieces) else { return Err(None) };
+    Ok(Sending {
+        fd,
+        index,
+        source: Source::Memory(pieces),
+        flags,
+        sent: 0,
+        wait: Wait::new(fd, index, Direction::Out),
+    })
+}
+
+/// Begins to send up to `len` bytes of `file` from `at` on: they are read straight into the peer's ring. `Err`: the
+/// kernel shall do it.
+pub fn send_file(
+    fd: i32,
+    file: i32,
+    at: i64,
+    len: usize,
+) -> Result<Sending<'static>, Option<InFlight>> {
+    let index = begin(fd, 0)?;
+    let slot = slot::get(index);
+    let on_tcp = {
+        let _held = slot.outward.lock.hold();
+        let ends = local::get(index).ends();
+        ends.is_none_or(|ends| {
+            !matches!(prepare(fd, index, slot, local::get(index), ends), Way::Ring | Way::Handover)
+        })
+    };
+    if on_tcp {
+        return Err(Some(InFlight::sending(fd, index, slot)));
+    }
+    let source = Source::File { file, at, left: len };
+    Ok(Sending { fd, index, source, flags: 0, sent: 0, wait: Wait::new(fd, index, Direction::Out) })
+}
+
+enum Step {
+    Sent(usize),
+    /// The source has no more.
+    End,
+    Nothing,
+}
+
+impl Transfer for Sending<'_> {
+    #[inline]
+    fn go(&mut self) -> Route {
+        let slot = slot::get(self.index);
+        loop {
+            let step = self.step(slot);
+            if slot.outward.way() == Way::Lowered {
+                lower::retire(self.index);
+            }
+            match step {
+                Ok(Step::Sent(len)) => {
+                    self.sent += len;
+                    if self.source.pass(len) == 0 {
+                        return Route::Done(Ok(self.sent));
+                    }
+                }
+                Ok(Step::End) => return Route::Done(Ok(self.sent)),
+                Ok(Step::Nothing) => {
+                    if slot.nonblocking.load(Ordering::Relaxed)
+                        || self.flags & libc::MSG_DONTWAIT != 0
+                    {
+                        return Route::Done(part(self.sent, Errno::AGAIN));
+                    }
+                    match self.wait.sleep() {
+                        Ok(None) => {}
+                        Ok(Some(sleep)) => return Route::Sleep(sleep),
+                        Err(error) => return Route::Done(part(self.sent, error)),
+                    }
+                }
+                Err(error) => return Route::Done(part(self.sent, error)),
+            }
+        }
+    }
+
+    fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
+        if let Err(error) = self.wait.woken(sleep, outcome, self.sent) {
+            return Some(part(self.sent, error));
+        }
+        let gone = descriptor::connection(self.fd) != Some(self.index);
+        gone.then(|| part(self.sent, Errno(libc::EBADF)))
+    }
+}
+
+impl Source<'_> {
+    fn left(&self) -> usize {
+        match self {
+            Self::Memory(pieces) => pieces.left(),
+            Self::File { left, .. } => *left,
+        }
+    }
+
+    /// Moves on by `len`; how many are left.
+    fn pass(&mut self, len: usize) -> usize {
+        match self {
+            Self::Memory(pieces) => pieces.skip(len),
+            Self::File { at, left, .. } => {
+                *at += len as i64;
+                *left -= len;
+            }
+        }
+        self.left()
+    }
+
+    /// Puts up to `len` bytes into the ring; how many, and where the next one goes.
+    fn pour(&self, ring: Ring, position: usize, len: usize) -> Result<(usize, usize), Errno> {
+        match self {
+            // SAFETY: the pieces are valid (promised to `send`); `len` is at most what is left and what fits.
+            Self::Memory(pieces) => Ok((len, unsafe { pieces.pour_into(ring, position, len) })),
+            Self::File { file, at, .. } => {
+                let (to, part) = ring.span(position, len);
+                let got = kernel::read_at(*file, to, part, *at)?;
+                Ok((got, ring.advance(position, got)))
+            }
+        }
+    }
+}
+
+impl Sending<'_> {
+    fn step(&self, slot: &Slot) -> Result<Step, Errno> {
+        let local = local::get(self.index);
+        let _held = slot.outward.lock.hold();
+        let Some(ends) = local.ends() else { return self.to_kernel() };
+        let way = prepare(self.fd, self.index, slot, local, ends);
+        if slot.finished.load(Ordering::Relaxed) {
+            return Err(Errno(libc::EPIPE));
+        }
+        match way {
+            Way::Ring => put(self.index, slot, local, ends, &self.source),
+            Way::Handover => Ok(Step::Nothing),
+            Way::Tcp | Way::Lowered => self.to_kernel(),
+        }
+    }
+
+    fn to_kernel(&self) -> Result<Step, Errno> {
+        let sent = match &self.source {
+            Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
+                kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
+            }),
+            // It fell back to TCP in the midst of a file; the program gets a short count and asks again.
+            Source::File { .. } => return Ok(Step::End),
+        };
+        match sent {
+            Ok(len) => Ok(Step::Sent(len)),
+            Err(Errno::AGAIN) => Ok(Step::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Brings the sending direction as far as it can come and says where the bytes go now. The outward lock is held.
+pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: Ends) -> Way {
+    match slot.outward.way() {
+        Way::Tcp if lift::switch_outward(fd, index, slot, ends) => {}
+        Way::Tcp if slot.outward.stream.closed(ends.theirs) => slot.outward.set_way(Way::Lowered),
+        Way::Handover => settle_handover(fd, slot, local, ends),
+        _ => {}
+    }
+    if slot.outward.way() == Way::Ring
+        && (ends.mine.told(CLOSED) || slot.look.load(Ordering::Relaxed))
+    {
+        look_at_peer(fd, slot, ends);
+    }
+    slot.outward.way()
+}
+
+/// A peer that has closed, or died, gets what is written from now on over TCP, whose answer is then the right one.
+fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
+    let gone = ends.mine.told(CLOSED) || {
+        let events = kernel::pending(fd, libc::POLLRDHUP);
+        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc_shm::stream::FIN != 0;
+        events & (libc::POLLERR | libc::POLLHUP) != 0 || events & libc::POLLRDHUP != 0 && !ended
+    };
+    if gone {
+        lift::settle_peer(slot, ends);
+        slot.outward.set_way(Way::Lowered);
+    }
+}
+
+/// Puts a part of `source` into the ring. The outward lock is held and the way is the ring.
+#[inline]
+fn put(
+    index: u32,
+    slot: &Slot,
+    local: &Local,
+    ends: Ends,
+    source: &Source<'_>,
+) -> Result<Step, Errno> {
+    let stream = &slot.outward.stream;
+    let want = source.left().min(CHUNK);
+    let mut room = stream.room(ends.mine, want);
+    while room < want && room < stream.tier().capacity() / 2 && stream.grow(ends.theirs) {
+        room = stream.room(ends.mine, want);
+    }
+    if room == 0 && want > 0 {
+        slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
+        return Ok(Step::Nothing);
+    }
+    let tail = stream.tail();
+    let Some(ring) = local.ring_out(stream.tier()) else { return Err(Errno(libc::ENOMEM)) };
+    let (len, next) = source.pour(ring, stream.position(), want.min(room))?;
+    if len == 0 {
+        return Ok(Step::End);
+    }
+    if stream.tail() != tail {
+        // A signal handler on this very thread sent in between; its bytes stand where ours would go.
+        return Ok(Step::Sent(0));
+    }
+    say_where(ends);
+    if stream.publish(ends.theirs, len, next) == Publish::Frozen {
+        slot.outward.set_way(Way::Handover);
+        return Ok(Step::Sent(0));
+    }
+    if take_announcement(&ends.mine.reader_waiting) {
+        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+    }
+    board::sent(index, len);
+    Ok(Step::Sent(len))
+}
+
+/// Publishes the processor this side runs on, where it changed.
+#[inline]
+pub(crate) fn say_where(ends: Ends) {
+    let processor = thread::processor().wrapping_add(1);
+    if ends.theirs.cpu.load(Ordering::Relaxed) != processor {
+        ends.theirs.cpu.store(processor, Ordering::Relaxed);
+    }
+}
+
+fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+    if ends.mine.told(HANDED) {
+        slot.outward.set_way(Way::Lowered);
+        if slot.finished.load(Ordering::Relaxed) {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+    } else if ends.mine.told(HAND_YOURSELF) {
+        if lower::hand_over_myself(fd, slot, local, ends) {
+            slot.outward.set_way(Way::Lowered);
+        }
+    } else {
+        slot.set_why(Why::Peer);
+    }
+}
+
+/// Bytes sent on `fd` that the peer has not read, if the layer has to say (`SIOCOUTQ`).
+pub fn unsent(fd: i32) -> Option<usize> {
+    let index = descriptor::connection(fd)?;
+    let slot = slot::get(index);
+    if slot.phase() != Phase::Attached {
+        return None;
+    }
+    let _held = slot.outward.lock.hold();
+    let ends = local::get(index).ends()?;
+    let mut queued = 0i32;
+    let _ = kernel::call!(SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut queued);
+    Some(queued.max(0) as usize + slot.outward.stream.unread(ends.mine) as usize)
+}
+
+/// Adds to the kernel's answer to `TCP_INFO` what went past the kernel.
+pub fn complete_info(fd: i32, info: &mut [u8]) {
+    let Some(index) = descriptor::connection(fd) else { return };
+    let (slot, local) = (slot::get(index), local::get(index));
+    let Some(pin) = local.pin() else { return };
+    let (sent, unread) = (slot.outward.stream.tail(), slot.outward.stream.unread(pin.ends().mine));
+    let received = slot.inward.stream.head() + slot.inward.stream.unread(pin.ends().mine) as u64;
+    tcp::add_to_info(info, sent, sent - unread, received);
+}
+
+/// Ends the sending direction of `fd`. True: the end stands in the ring, and the kernel shall not end it yet (a FIN on TCP
+/// could overtake bytes that the peer may still have to hand over); false: the kernel's shutdown must follow.
+pub fn finish(fd: i32) -> bool {
+    let Some(index) = descriptor::connection(fd) else { return false };
+    let (slot, local) = (slot::get(index), local::get(index));
+    if slot.phase() != Phase::Attached {
+        slot.finished.store(true, Ordering::SeqCst);
+        return false;
+    }
+    let _held = slot.outward.lock.hold();
+    let Some(ends) = local.ends() else { return false };
+    let way = prepare(fd, index, slot, local, ends);
+    slot.finished.store(true, Ordering::SeqCst);
+    // A thread of this process may wait for room.
+    kernel::ring(local.bell.load(Ordering::Acquire));
+    if way != Way::Ring && way != Way::Handover {
+        return false;
+    }
+    slot.outward.stream.finish(ends.theirs);
+    if take_announcement(&ends.mine.reader_waiting) {
+        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+    }
+    true
+}
+
+/// Ends the receiving direction of `fd`; the kernel's shutdown must follow.
+pub fn deafen(fd: i32) {
+    let Some(index) = descriptor::connection(fd) else { return };
+    let slot = slot::get(index);
+    slot.deaf.store(true, Ordering::SeqCst);
+    slot.look.store(true, Ordering::SeqCst);
+    let bell = local::get(index).bell.load(Ordering::Acquire);
+    if bell >= 0 {
+        kernel::ring(bell);
+    }
+}

@@ -1,0 +1,252 @@
+//! How a blocking call on one lifted connection waits: spin a little, announce, look again, sleep in the kernel on
+//! both the bell and the TCP connection.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use vmmc_shm::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
+
+use crate::kernel::{self, Errno, Outcome};
+use crate::local::{self, Ends, Local};
+use crate::route::Sleep;
+use crate::slot::{self, Slot, Way};
+use crate::{board, lift, spin, thread, transmit};
+
+/// A direction of a connection, seen from this side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    In,
+    Out,
+}
+
+impl Direction {
+    pub(crate) fn in_flight(self, slot: &Slot) -> &AtomicU32 {
+        match self {
+            Self::In => &slot.receiving,
+            Self::Out => &slot.sending,
+        }
+    }
+
+    fn asleep(self, slot: &Slot) -> &AtomicU32 {
+        match self {
+            Self::In => &slot.receiver_asleep,
+            Self::Out => &slot.sender_asleep,
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::In => Self::Out,
+            Self::Out => Self::In,
+        }
+    }
+
+    /// Whether a call in this direction would find something to do in the ring.
+    fn ready(self, slot: &Slot, ends: Ends) -> bool {
+        match self {
+            Self::In => {
+                slot.inward.way() != Way::Lowered && slot.inward.stream.stirred(ends.mine)
+                    || slot.deaf.load(Ordering::SeqCst)
+            }
+            Self::Out => slot.outward.way() == Way::Ring && can_send(slot, ends),
+        }
+    }
+}
+
+/// One call's waiting; its time limit is the socket's own, read when the call first has to sleep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    fd: i32,
+    index: u32,
+    direction: Direction,
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    NotAsked,
+    None,
+    Until(Instant),
+}
+
+impl Wait {
+    pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
+        Self { fd, index, direction, limit: Limit::NotAsked }
+    }
+
+    /// Waits without sleeping; `None` when it is worth to look again, else the sleep that is due, or the error that the
+    /// call has to give.
+    #[cold]
+    pub(crate) fn sleep(&mut self) -> Result<Option<Sleep>, Errno> {
+        let slot = slot::get(self.index);
+        let local = local::get(self.index);
+        if !slot.ready.load(Ordering::Relaxed) {
+            lift::retry_ready(self.index, slot);
+        }
+        let Some(pin) = local.pin() else {
+            let events = if self.direction == Direction::In {
+                libc::POLLIN | libc::POLLRDHUP
+            } else {
+                libc::POLLOUT
+            };
+            return self.on(-1, events, None).map(Some);
+        };
+        let ends = pin.ends();
+        let spun = match self.direction {
+            Direction::In if slot.inward.way() == Way::Ring => spin::until(
+                || ends.mine.cpu.load(Ordering::Relaxed),
+                || slot.inward.stream.stirred(ends.mine),
+            ),
+            Direction::Out if slot.outward.way() == Way::Ring => {
+                spin::until(|| ends.mine.cpu.load(Ordering::Relaxed), || can_send(slot, ends))
+            }
+            _ => false,
+        };
+        if spun {
+            return Ok(None);
+        }
+        transmit::say_where(ends);
+        self.doze(slot, local, ends)
+    }
+
+    fn doze(&mut self, slot: &Slot, local: &Local, ends: Ends) -> Result<Option<Sleep>, Errno> {
+        let (flag, way) = match self.direction {
+            Direction::In => (&ends.theirs.reader_waiting, slot.inward.way()),
+            Direction::Out => (&ends.theirs.writer_waiting, slot.outward.way()),
+        };
+        let bell = local.bell.load(Ordering::Acquire);
+        if flag.load(Ordering::Relaxed) == 0 {
+            silence(bell, self.direction.other(), slot, ends);
+        }
+        self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
+        announce(flag);
+        if self.direction.ready(slot, ends) || bell < 0 {
+            self.direction.asleep(slot).store(0, Ordering::SeqCst);
+            return Ok(None);
+        }
+        let handover = way == Way::Handover && self.direction == Direction::Out;
+        if handover {
+            lift::progress();
+        }
+        let tcp = match (self.direction, way) {
+            (Direction::In, _) => libc::POLLIN | libc::POLLRDHUP,
+            (Direction::Out, Way::Ring | Way::Handover) => {
+                let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc_shm::stream::FIN != 0;
+                if ended { 0 } else { libc::POLLRDHUP }
+            }
+            (Direction::Out, _) => libc::POLLOUT,
+        };
+        board::slept(self.index);
+        self.on(bell, tcp, handover.then_some(Duration::from_millis(2))).map(Some)
+    }
+
+    fn on(&mut self, bell: i32, tcp: i16, most: Option<Duration>) -> Result<Sleep, Errno> {
+        let fds = [(bell, libc::POLLIN), (self.fd, tcp)].map(|(fd, events)| libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        });
+        Ok(Sleep { fds, timeout: [self.limit()?, most].into_iter().flatten().min() })
+    }
+
+    /// The sleep has ended: look again, or give up with an error. `moved` bytes were moved before.
+    pub(crate) fn woken(
+        &mut self,
+        sleep: &Sleep,
+        outcome: Outcome,
+        moved: usize,
+    ) -> Result<(), Errno> {
+        let asleep = self.direction.asleep(slot::get(self.index));
+        if asleep.load(Ordering::Relaxed) == thread::id() {
+            asleep.store(0, Ordering::Relaxed);
+        }
+        match outcome {
+            // A call that has moved bytes or has a time limit is never restarted.
+            Err(Errno::INTR)
+                if moved == 0 && !matches!(self.limit, Limit::Until(_)) && handlers_restart() =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(_) => {
+                if sleep.fds[1].revents & !libc::POLLOUT != 0 {
+                    slot::get(self.index).look.store(true, Ordering::Release);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What is left of the socket's `SO_RCVTIMEO` or `SO_SNDTIMEO`; an error when it has run out.
+    fn limit(&mut self) -> Result<Option<Duration>, Errno> {
+        if let Limit::NotAsked = self.limit {
+            let name =
+                if self.direction == Direction::In { libc::SO_RCVTIMEO } else { libc::SO_SNDTIMEO };
+            let time = kernel::option::<libc::timeval>(self.fd, libc::SOL_SOCKET, name);
+            let time = time
+                .map(|t| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000))
+                .unwrap_or_default();
+            self.limit =
+                if time.is_zero() { Limit::None } else { Limit::Until(Instant::now() + time) };
+        }
+        match self.limit {
+            Limit::Until(end) => match end.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => Ok(Some(left)),
+                _ => Err(Errno::AGAIN),
+            },
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Whether a sleeping writer should try again: half of the ring is free, or the ring is not the way any more.
+#[inline]
+pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
+    let stream = &slot.outward.stream;
+    let capacity = stream.tier().capacity();
+    stream.spare(ends.mine) * 2 >= capacity
+        || stream.tier().larger().is_some()
+        || stream.closed(ends.theirs)
+        || slot.finished.load(Ordering::Relaxed)
+        || ends.mine.told(CLOSED)
+}
+
+/// Takes back what the bell still says from before, for a thread that is about to sleep. Both directions share the bell: if
+/// another thread, or process of the family, sleeps in the other one and was rung for, it may not have looked yet, and is
+/// rung again.
+pub(crate) fn silence(bell: i32, other: Direction, slot: &Slot, ends: Ends) {
+    kernel::silence(bell);
+    let sleeper = other.asleep(slot).load(Ordering::SeqCst);
+    if sleeper == 0 || sleeper == thread::id() || !other.ready(slot, ends) {
+        return;
+    }
+    if kernel::exists(sleeper) {
+        kernel::ring(bell);
+        kernel::give_way();
+    } else {
+        other.asleep(slot).store(0, Ordering::SeqCst);
+    }
+}
+
+/// Whether a peer that froze the ring has said how its unread bytes come to TCP.
+pub(crate) fn handover_answered(ends: Ends) -> bool {
+    ends.mine.told(HANDED) || ends.mine.told(HAND_YOURSELF)
+}
+
+/// After a signal that interrupted a sleep: would the native call have gone on? The kernel knows, per handler; only if
+/// handlers of both kinds are installed one cannot tell which ran, and the call is interrupted, which programs with
+/// such a handler expect.
+fn handlers_restart() -> bool {
+    /// The kernel's own structure: handler, flags, restorer, mask.
+    #[repr(C)]
+    struct Action([usize; 4]);
+    let mut all_restart = true;
+    for signal in 1..=64 {
+        let mut action = Action([0; 4]);
+        let asked = kernel::call!(SYS_rt_sigaction, signal, 0, &raw mut action, 8);
+        if asked.is_ok() && action.0[0] > 1 {
+            all_restart &= action.0[1] & libc::SA_RESTART as usize != 0;
+        }
+    }
+    all_restart
+}

@@ -1,0 +1,189 @@
+//! The process's command queue at one service: what the library cannot write itself, the service's engine does.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vmmc_os::{Access, Descriptor, Mapping, OsError, create_memory, futex_wait, futex_wake};
+use vmmc_shm::command::{Command, CommandQueue, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
+
+use crate::connection::{Connection, RequestError};
+use crate::process::{Inner, lock};
+use vmmc_proto::Request;
+
+/// The longest sleep before the service's life is looked at: its death wakes nobody who sleeps on a word.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A queue whose memory a service knows. A new service gets a new queue.
+#[derive(Debug)]
+pub(crate) struct Commands {
+    mapping: Mapping,
+    /// Whose command is in each slot. A slot's entry is touched only by whoever claimed the slot or reaps it, so nobody ever waits here.
+    owners: [Mutex<Option<Arc<Flight>>>; SLOTS],
+}
+
+/// Commands that belong together.
+#[derive(Debug, Default)]
+pub(crate) struct Flight {
+    left: AtomicUsize,
+    failed: Mutex<Option<Outcome>>,
+}
+
+/// Why a flight did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stalled {
+    /// The service is gone.
+    Lost,
+    /// It did nothing for as long as it may take.
+    Timeout,
+}
+
+impl Flight {
+    fn land(&self, outcome: Outcome) {
+        if outcome != Outcome::Done {
+            lock(&self.failed).get_or_insert(outcome);
+        }
+        // Release: pairs with the load in `is_over`.
+        self.left.fetch_sub(1, Ordering::Release);
+    }
+
+    fn is_over(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 0
+    }
+
+    /// The first command that failed, among those that are over.
+    pub(crate) fn failure(&self) -> Option<Outcome> {
+        *lock(&self.failed)
+    }
+}
+
+impl Commands {
+    fn new() -> Result<(Self, Descriptor), OsError> {
+        let memory = create_memory(MEMORY)?;
+        let mapping = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite)?;
+        let owners = std::array::from_fn(|_| Mutex::new(None));
+        Ok((Self { mapping, owners }, memory))
+    }
+
+    /// Posts one command with at most [`PIECE`] bytes of payload. Waits for room while the service works.
+    pub(crate) fn post(
+        &self,
+        connection: &Connection,
+        patience: Duration,
+        flight: &Arc<Flight>,
+        command: &Command,
+        payload: &[u8],
+    ) -> Result<(), Stalled> {
+        debug_assert!(payload.len() <= PIECE);
+        let claim = self.wait(connection, patience, || self.queue().claim())?;
+        let slot = claim.slot();
+        // SAFETY: the slot's payload lies in the mapping (`MEMORY` bytes), and is ours from the claim to the post; `payload` is
+        // memory of its own.
+        unsafe {
+            let place = self.mapping.as_ptr().add(PAYLOAD + slot * PIECE);
+            vmmc_shm::copy(payload.as_ptr(), place, payload.len().min(PIECE));
+        }
+        flight.left.fetch_add(1, Ordering::Relaxed);
+        *lock(&self.owners[slot]) = Some(Arc::clone(flight));
+        if self.queue().post(claim, command) {
+            // If there is no room for it, the service has something of ours to read, which does as well.
+            let _ = connection.post(&Request::Ring, &[]);
+        }
+        Ok(())
+    }
+
+    /// Waits until all posted commands of a flight are over.
+    pub(crate) fn finish(
+        &self,
+        connection: &Connection,
+        patience: Duration,
+        flight: &Flight,
+    ) -> Result<(), Stalled> {
+        self.wait(connection, patience, || flight.is_over().then_some(()))
+    }
+
+    /// Waits until `look` finds something; `patience` is how long the service may do nothing at all.
+    fn wait<R>(
+        &self,
+        connection: &Connection,
+        patience: Duration,
+        mut look: impl FnMut() -> Option<R>,
+    ) -> Result<R, Stalled> {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        let word = self.queue().completed();
+        let mut seen = word.load(Ordering::Relaxed);
+        let mut deadline = Instant::now() + patience;
+        loop {
+            self.reap();
+            let expected = self.queue().announce_wait();
+            let found = look();
+            if found.is_none() {
+                let _ = futex_wait(word, expected, Some(LOOK));
+            }
+            self.queue().awake();
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            let now = word.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, deadline) = (now, Instant::now() + patience);
+            } else if connection.is_lost() {
+                return Err(Stalled::Lost);
+            } else if Instant::now() >= deadline {
+                return Err(Stalled::Timeout);
+            }
+        }
+    }
+
+    /// Takes what was done, for whomever.
+    fn reap(&self) {
+        let mut reaped = false;
+        for (slot, owner) in self.owners.iter().enumerate() {
+            reaped |= self
+                .queue()
+                .reap(slot, |outcome| {
+                    if let Some(flight) = lock(owner).take() {
+                        flight.land(outcome);
+                    }
+                })
+                .is_some();
+        }
+        // Somebody else may sleep over what we have just taken.
+        if reaped && self.queue().announce_completions() {
+            futex_wake(self.queue().completed(), u32::MAX >> 1);
+        }
+    }
+
+    fn queue(&self) -> &CommandQueue {
+        // SAFETY: the mapping is page-aligned, longer than a queue, writable, and lives as long as `self`.
+        unsafe { CommandQueue::at(self.mapping.as_ptr()) }
+    }
+}
+
+impl Inner {
+    /// The connection with its queue, which the first caller shows to the service.
+    pub(crate) fn commands(&self) -> Result<(Arc<Connection>, Arc<Commands>), RequestError> {
+        if self.is_forked() {
+            return Err(RequestError::Lost);
+        }
+        let ready = |connection: Arc<Connection>| {
+            let commands = lock(&connection.commands).clone();
+            commands.filter(|_| !connection.is_lost()).map(|commands| (connection, commands))
+        };
+        if let Some(found) = ready(self.connection()) {
+            return Ok(found);
+        }
+        let _one = lock(&self.attaching);
+        if let Some(found) = ready(self.connection()) {
+            return Ok(found);
+        }
+        let (commands, memory) = Commands::new().map_err(|_| RequestError::Unsendable)?;
+        let commands = Arc::new(commands);
+        let (connection, ..) = self.request(&[memory.as_fd()], |seq| Request::Queue { seq })?;
+        *lock(&connection.commands) = Some(Arc::clone(&commands));
+        Ok((connection, commands))
+    }
+}

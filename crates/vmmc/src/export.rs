@@ -1,0 +1,516 @@
+//! Exporting memory.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use vmmc_os::{
+    Access, Descriptor, Event, Mapping, OsError, create_memory, detach_in_place, fill_memory,
+    page_size, seal_read_only, share_in_place, wait_readable,
+};
+use vmmc_proto::{
+    Allow, ExportDeclaration, ExportId, MAX_EXPORT_LEN, MAX_NAME, Refusal, Request, Rights,
+};
+
+use crate::Process;
+use crate::connection::RequestError;
+use crate::notification::{Doorbell, Notification, Notify, WaitError};
+use crate::notifier::Notifier;
+use crate::process::{Inner, lock};
+use crate::range::{ExtendError, Extensions};
+use crate::redirection::Pool;
+
+/// An export in the making; see [`Process::export`].
+#[derive(Debug)]
+#[must_use = "nothing is exported before create"]
+pub struct ExportOptions<'p> {
+    process: &'p Process,
+    len: usize,
+    name: String,
+    rights: Rights,
+    allow: Allow,
+    notify: Notify,
+    pool: Option<usize>,
+}
+
+/// Why memory cannot be exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// the length is zero, or it or the pool more than 1 TiB: export at least one byte, and less
+    Length,
+    /// memory exported in place must be whole pages: align address and length to `LayerInfo::page_size`
+    Unaligned,
+    /// the name is longer than 255 bytes: shorten it
+    Name,
+    /// handlers need a thread: open the process with a watcher, or use `Notify::Event`
+    HandlerNeedsWatcher,
+    /// no descriptors, memory or address space left ({0}): raise `ulimit -n`, or export less
+    Exhausted(OsError),
+    /// the service admits no more exports: unexport some
+    Limit,
+    /// the node service is gone: try again when a new one runs
+    ServiceLost,
+    /// the node service does not answer: it is stopped or overloaded; see `vmmc node status`
+    Timeout,
+    /// the node service refused the memory ({0:?}): it is of another version
+    Refused(Refusal),
+}
+
+/// Why an export could not be taken back in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum UnexportError {
+    /// importers were not told, as the node service does not answer; their sends reach nobody all the same
+    NotTold,
+    /// memory exported in place is still shared ({0}): free memory, then unmap the range before it is used again
+    StillShared(OsError),
+}
+
+/// Why a local access failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub enum AccessError {
+    /// outside the export: check offset and length against `len()`
+    Range,
+    /// a signal word lies at a multiple of 8: align the offset
+    Unaligned,
+}
+
+/// Memory that other processes may import. Dropping it takes it back, as [`Export::unexport`].
+///
+/// Importers may write while this process reads: what is read by [`Export::read`] is a copy, to be checked after copying. The
+/// only ordering is that of the signal word: after [`Export::load_signal`] has seen a value, everything that the same importer sent
+/// before is visible.
+#[derive(Debug)]
+pub struct Export {
+    start: *mut u8,
+    len: usize,
+    id: ExportId,
+    process: Arc<Inner>,
+    memory: Memory,
+    bell: Bell,
+    handled: bool,
+    extensions: Extensions,
+    pub(crate) pool: Option<Arc<Pool>>,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Own(Mapping),
+    /// Memory of the program; `len` bytes, whole pages.
+    InPlace,
+    /// Of a pair: the service is told by `pair_drop`.
+    Pair(Mapping),
+    Gone,
+}
+
+#[derive(Debug)]
+enum Bell {
+    None,
+    Mailbox(Arc<Doorbell>),
+    /// Of a pair: the peer rings without a message.
+    Bare(Event),
+}
+
+// SAFETY: `start` points to memory that `memory` keeps mapped (or, in place, that the creator promised to keep); all
+// access through it is by copies and atomics, which any thread may do.
+unsafe impl Send for Export {}
+// SAFETY: as above; methods that take `&self` only copy bytes that other processes may change anyway.
+unsafe impl Sync for Export {}
+
+/// An export as it is announced to services.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    pub(crate) declaration: ExportDeclaration,
+    memory: Descriptor,
+    notify: Option<(Arc<Doorbell>, Descriptor)>,
+    redirection: Option<Descriptor>,
+}
+
+impl Announced {
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut descriptors = vec![self.memory.as_fd()];
+        if let Some((doorbell, mailbox)) = &self.notify {
+            descriptors.extend([doorbell.event_fd(), mailbox.as_fd()]);
+        }
+        descriptors.extend(self.redirection.as_ref().map(AsFd::as_fd));
+        descriptors
+    }
+}
+
+impl<'p> ExportOptions<'p> {
+    pub(crate) fn new(process: &'p Process, len: usize) -> Self {
+        Self {
+            process,
+            len,
+            name: String::new(),
+            rights: Rights::READ_WRITE,
+            allow: Allow::SameUser,
+            notify: Notify::None,
+            pool: None,
+        }
+    }
+
+    /// A name to find it by; need not be unique. Default: none.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The most that an importer can get. Default: read and write.
+    ///
+    /// With [`Rights::READ`] the memory is sealed: no process can ever map it for writing, whoever it is.
+    pub fn rights(mut self, rights: Rights) -> Self {
+        self.rights = rights;
+        self
+    }
+
+    /// Who may import. Default: processes of the same user.
+    pub fn allow(mut self, allow: Allow) -> Self {
+        self.allow = allow;
+        self
+    }
+
+    /// What to do with notifications. Default: take none.
+    pub fn notify(mut self, notify: Notify) -> Self {
+        self.notify = notify;
+        self
+    }
+
+    /// Lets arrivals be redirected: [`Export::post`]. The export gets a pool of `bytes`, rounded up to whole pages, which importers
+    /// that may write map too; [`Export::redirect_buffer`] takes memory out of it. 0 is enough to post memory that
+    /// importers do not reach. Default: no redirection, and a send does not look for any.
+    pub fn redirectable(mut self, bytes: usize) -> Self {
+        self.pool = Some(bytes);
+        self
+    }
+
+    /// Exports new memory, all zero.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    pub fn create(self) -> Result<Export, ExportError> {
+        let size = self.check(self.len)?;
+        let memory = self.memory(size)?;
+        let mapping =
+            Mapping::new(&memory, 0, size, Access::ReadWrite).map_err(ExportError::Exhausted)?;
+        if self.rights == Rights::READ {
+            seal_read_only(&memory).map_err(ExportError::Exhausted)?;
+        }
+        let (start, len) = (mapping.as_ptr(), self.len);
+        self.announce(start, len, memory, Memory::Own(mapping))
+    }
+
+    /// Exports memory that exists, without moving it: `len` bytes from `ptr` on, whole pages. The length given to
+    /// [`Process::export`] does not matter. The contents stay, also after the export is taken back.
+    ///
+    /// # Errors
+    /// See [`ExportError`]; the memory is as before then.
+    ///
+    /// # Safety
+    /// The range is private memory of this process (allocated, anonymous) that stays mapped and is not given back to its allocator as long
+    /// as the export lives; no other thread writes it while it is exported or taken back (writes could be lost); and
+    /// while it is exported nobody here has Rust references to it, for importers may write at any time.
+    pub unsafe fn create_in_place(self, ptr: *mut u8, len: usize) -> Result<Export, ExportError> {
+        let size = self.check(len)?;
+        if size != len || !ptr.addr().is_multiple_of(page_size()) || ptr.is_null() {
+            return Err(ExportError::Unaligned);
+        }
+        let memory = self.memory(size)?;
+        // SAFETY: the caller promises that the range is mapped and that nobody writes it now.
+        let contents = unsafe { std::slice::from_raw_parts(ptr, len) };
+        fill_memory(&memory, contents).map_err(ExportError::Exhausted)?;
+        // SAFETY: the caller promises that the range is its own and stays mapped; it is page-aligned.
+        unsafe { share_in_place(&memory, ptr, len) }.map_err(ExportError::Exhausted)?;
+        let sealed = if self.rights == Rights::READ { seal_read_only(&memory) } else { Ok(()) };
+        let exported = sealed
+            .map_err(ExportError::Exhausted)
+            .and_then(|()| self.announce(ptr, len, memory, Memory::InPlace));
+        if exported.is_err() {
+            // SAFETY: the range was shared just now. An error leaves it shared with nobody, which is as good as private.
+            let _ = unsafe { detach_in_place(ptr, len) };
+        }
+        exported
+    }
+
+    /// Bytes of memory for `len`, whole pages.
+    fn check(&self, len: usize) -> Result<usize, ExportError> {
+        if len == 0 || len as u64 > MAX_EXPORT_LEN || !self.rights.is_valid() {
+            return Err(ExportError::Length);
+        }
+        if self.pool.is_some_and(|bytes| bytes as u64 > MAX_EXPORT_LEN) {
+            return Err(ExportError::Length);
+        }
+        if self.name.len() > MAX_NAME {
+            return Err(ExportError::Name);
+        }
+        if matches!(self.notify, Notify::Handler(_)) && !self.process.inner.options.watcher {
+            return Err(ExportError::HandlerNeedsWatcher);
+        }
+        Ok(len.next_multiple_of(page_size()))
+    }
+
+    fn memory(&self, size: usize) -> Result<Descriptor, ExportError> {
+        let floor = self.process.inner.options.descriptor_floor;
+        create_memory(size).and_then(|memory| memory.raise(floor)).map_err(ExportError::Exhausted)
+    }
+
+    fn announce(
+        self,
+        start: *mut u8,
+        len: usize,
+        memory: Descriptor,
+        mapped: Memory,
+    ) -> Result<Export, ExportError> {
+        let inner = &self.process.inner;
+        let floor = inner.options.descriptor_floor;
+        let notify = match &self.notify {
+            Notify::None => None,
+            Notify::Event | Notify::Handler(_) => {
+                let (doorbell, mailbox) =
+                    Doorbell::new(len, floor).map_err(ExportError::Exhausted)?;
+                Some((Arc::new(doorbell), mailbox))
+            }
+        };
+        let bell = notify.as_ref().map_or(Bell::None, |(b, _)| Bell::Mailbox(Arc::clone(b)));
+        let redirection = self.pool.map(|bytes| Pool::new(bytes, floor)).transpose();
+        let (pool, redirection) = redirection.map_err(ExportError::Exhausted)?.unzip();
+        let id = inner.fresh_export();
+        let declaration = ExportDeclaration {
+            number: id.number,
+            len: len as u64,
+            name: self.name,
+            rights: self.rights,
+            allow: self.allow,
+            notify: notify.is_some(),
+            pool: pool.as_ref().map(|pool: &Pool| pool.len() as u64),
+        };
+        let announced = Arc::new(Announced { declaration, memory, notify, redirection });
+        let answer = inner.request(&announced.descriptors(), |seq| Request::Export {
+            seq,
+            declaration: announced.declaration.clone(),
+        });
+        lock(&inner.announced).insert(id.number, Arc::clone(&announced));
+        // A service that came between answer and entry has not heard of it.
+        let answer = answer.and_then(|(connection, _, _)| {
+            let current = Arc::ptr_eq(&connection, &inner.connection());
+            if current { Ok(()) } else { Err(RequestError::Lost) }
+        });
+        if let Err(error) = answer {
+            // Whatever became of it there, nobody is to find it.
+            lock(&inner.announced).remove(&id.number);
+            let connection = inner.connection();
+            let seq = connection.unheard();
+            let _ = connection.post(&Request::Unexport { seq, number: id.number }, &[]);
+            return Err(error.into());
+        }
+        let mut handled = false;
+        if let (Notify::Handler(handler), Bell::Mailbox(doorbell)) = (self.notify, &bell) {
+            let mut notifier = lock(&inner.notifier);
+            if notifier.is_none() {
+                *notifier = Some(Notifier::start(floor).map_err(ExportError::Exhausted)?);
+            }
+            if let Some(notifier) = &*notifier {
+                notifier.add(id.number, Arc::clone(doorbell), handler);
+                handled = true;
+            }
+        }
+        let extensions = Extensions::new(len);
+        let process = Arc::clone(inner);
+        let pool = pool.map(Arc::new);
+        Ok(Export { start, len, id, process, memory: mapped, bell, handled, extensions, pool })
+    }
+}
+
+impl From<RequestError> for ExportError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Lost => Self::ServiceLost,
+            RequestError::Timeout => Self::Timeout,
+            RequestError::Unsendable => Self::Name,
+            RequestError::Refused(Refusal::Limit) => Self::Limit,
+            RequestError::Refused(Refusal::Exhausted) => Self::Exhausted(OsError::NFILE),
+            RequestError::Refused(why) => Self::Refused(why),
+        }
+    }
+}
+
+impl Export {
+    /// One end of a pair: `capacity` bytes of which `mapping` shows the first.
+    pub(crate) fn of_pair(
+        process: &Arc<Inner>,
+        id: ExportId,
+        mapping: Mapping,
+        capacity: usize,
+        event: Event,
+    ) -> Self {
+        Self {
+            start: mapping.as_ptr(),
+            len: mapping.len(),
+            id,
+            process: Arc::clone(process),
+            memory: Memory::Pair(mapping),
+            bell: Bell::Bare(event),
+            handled: false,
+            extensions: Extensions::new(capacity),
+            pool: None,
+        }
+    }
+
+    /// Its id, for importers.
+    pub fn id(&self) -> ExportId {
+        self.id
+    }
+
+    /// Bytes; of a pair's memory, those mapped at first.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// First byte; valid for [`Export::len`] bytes as long as the export lives. Others write there: use volatile or atomic
+    /// access, or copies, never references.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// Copies bytes out. No system call. Bytes that an importer is writing may come half old, half new.
+    ///
+    /// # Errors
+    /// When the range is outside.
+    #[inline]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<(), AccessError> {
+        let from = self.at(offset, bytes.len())?;
+        // SAFETY: `at` checked the range; `bytes` is memory of its own, so the two do not overlap.
+        unsafe { vmmc_shm::copy(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    /// Copies bytes in. No system call.
+    ///
+    /// # Errors
+    /// When the range is outside.
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), AccessError> {
+        let to = self.at(offset, bytes.len())?;
+        // SAFETY: as in `read`.
+        unsafe { vmmc_shm::copy(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    /// Loads a signal word (acquire): what its importer sent before is visible now. No system call.
+    ///
+    /// # Errors
+    /// When the word is outside or not aligned.
+    #[inline]
+    pub fn load_signal(&self, offset: usize) -> Result<u64, AccessError> {
+        let word = self.at(offset, 8)?;
+        if !offset.is_multiple_of(8) {
+            return Err(AccessError::Unaligned);
+        }
+        // SAFETY: inside the export (checked), aligned as the start is page-aligned, mapped as long as `self`.
+        Ok(unsafe { &*word.cast::<AtomicU64>() }.load(Ordering::Acquire))
+    }
+
+    /// Waits for a notification, at most `timeout`. Any number of threads may wait; each notification goes to one.
+    ///
+    /// # Errors
+    /// When none came in time, or the export takes none.
+    pub fn wait(&self, timeout: Duration) -> Result<Notification, WaitError> {
+        match &self.bell {
+            Bell::None => Err(WaitError::NoNotifications),
+            Bell::Mailbox(doorbell) => doorbell.wait(timeout),
+            Bell::Bare(event) => {
+                let deadline = Instant::now().checked_add(timeout);
+                loop {
+                    if event.drain() {
+                        let len = self.len;
+                        return Ok(Notification { offset: 0, len, last_word: 0, many: true });
+                    }
+                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                    if left == Some(Duration::ZERO) {
+                        return Err(WaitError::Timeout);
+                    }
+                    wait_readable(&[event.as_fd()], left).map_err(|_| WaitError::Exhausted)?;
+                }
+            }
+        }
+    }
+
+    /// Readable while there may be a notification; take it with [`Export::wait`]. For poll loops.
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.bell {
+            Bell::None => None,
+            Bell::Mailbox(doorbell) => Some(doorbell.event_fd()),
+            Bell::Bare(event) => Some(event.as_fd()),
+        }
+    }
+
+    /// Pair memory: maps its first `len` bytes once more and returns the address, valid as long as the export; the old
+    /// addresses stay valid. Memory without a system call between two of these is the same memory.
+    ///
+    /// # Errors
+    /// When `len` is zero or more than the memory has, or address space is exhausted.
+    pub fn extend(&self, len: usize) -> Result<*mut u8, ExtendError> {
+        match &self.memory {
+            Memory::Own(mapping) | Memory::Pair(mapping) => self.extensions.add(mapping, len),
+            Memory::InPlace | Memory::Gone => Err(ExtendError::Length),
+        }
+    }
+
+    /// Takes the export back, at once: importers see [`crate::ExportState::Revoked`], and whatever they still write reaches
+    /// nobody. Memory exported in place keeps its contents and address.
+    ///
+    /// # Errors
+    /// When the service could not be told, or in-place memory could not be detached.
+    pub fn unexport(mut self) -> Result<(), UnexportError> {
+        self.revoke()
+    }
+
+    #[inline]
+    fn at(&self, offset: usize, len: usize) -> Result<*mut u8, AccessError> {
+        if offset > self.len || len > self.len - offset {
+            return Err(AccessError::Range);
+        }
+        // SAFETY: `offset` is at most the length of the mapped range.
+        Ok(unsafe { self.start.add(offset) })
+    }
+
+    fn revoke(&mut self) -> Result<(), UnexportError> {
+        let memory = std::mem::replace(&mut self.memory, Memory::Gone);
+        if matches!(memory, Memory::Gone | Memory::Pair(_)) || self.process.is_forked() {
+            // A forked child only unmaps its copy: the export is its parent's.
+            return Ok(());
+        }
+        let number = self.id.number;
+        lock(&self.process.announced).remove(&number);
+        // First the importers are told, so that a send that succeeds was delivered.
+        let told = self.process.request(&[], |seq| Request::Unexport { seq, number });
+        if self.handled
+            && let Some(notifier) = &*lock(&self.process.notifier)
+        {
+            notifier.remove(number);
+        }
+        let pool = self.pool.as_ref().map_or(Ok(()), |pool| pool.detach_all());
+        if matches!(memory, Memory::InPlace) {
+            // SAFETY: `create_in_place`'s caller promised that the range stays mapped and that nobody writes it now.
+            let detached = unsafe { detach_in_place(self.start, self.len) };
+            detached.map_err(UnexportError::StillShared)?;
+        }
+        pool.map_err(UnexportError::StillShared)?;
+        match told {
+            // Lost: the service that the importers look at has gone, and the next one is not told of this export.
+            Ok(_) | Err(RequestError::Refused(_) | RequestError::Lost) => Ok(()),
+            Err(RequestError::Timeout | RequestError::Unsendable) => Err(UnexportError::NotTold),
+        }
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.revoke();
+    }
+}

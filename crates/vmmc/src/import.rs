@@ -1,0 +1,341 @@
+//! Importing what others export.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use vmmc_os::{Access, Event, Mapping, OsError, page_size};
+use vmmc_proto::{Answer, ExportId, Grant, PAGE_SIZE, ProcessId, Refusal, Request, Rights, Target};
+use vmmc_shm::table::ExportState;
+
+use crate::Process;
+use crate::connection::{RequestError, Table};
+use crate::process::{Inner, lock};
+use crate::range::{ExtendError, Extensions};
+use crate::redirection::Redirection;
+use crate::standing::Standing;
+
+/// Which export to import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImportSource {
+    /// By its id.
+    Id(ExportId),
+    /// By its name among a process's exports.
+    Named {
+        /// The exporting process.
+        process: ProcessId,
+        /// The export's name.
+        name: String,
+    },
+    /// By its name among all exports of the node; the oldest of that name.
+    Name(String),
+}
+
+/// An import in the making; see [`Process::import`].
+#[derive(Debug)]
+#[must_use = "nothing is imported before open"]
+pub struct ImportOptions<'p> {
+    process: &'p Process,
+    source: ImportSource,
+    rights: Rights,
+    key: Option<[u8; 16]>,
+}
+
+/// Why an export cannot be imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// no such process: check the id against `Process::processes`
+    UnknownProcess,
+    /// the process is dead: find its successor by `Process::processes`
+    DeadProcess,
+    /// no such export: check the id or name against `Process::exports`
+    UnknownExport,
+    /// the export does not admit this process: the exporter must allow this user, group or key
+    NotAllowed,
+    /// the export does not grant these rights: ask for fewer
+    Rights,
+    /// no descriptors, memory or address space left ({0}): raise `ulimit -n` or vm.max_map_count
+    Exhausted(OsError),
+    /// the service admits no more imports of this process: unimport some
+    Limit,
+    /// the name is too long: at most 255 bytes
+    Name,
+    /// the node service is gone: try again when a new one runs
+    ServiceLost,
+    /// the node service does not answer: it is stopped or overloaded; see `vmmc node status`
+    Timeout,
+    /// the node service answered nonsense: it is of another version
+    Version,
+}
+
+/// How bytes get to the export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// The memory is mapped here: a send is a copy, without a system call.
+    Mapped,
+    /// The node service writes on our behalf: a mapping cannot be write-only, so such imports have none.
+    Engine,
+}
+
+/// The use of somebody's export. Dropping it gives it back.
+///
+/// On [`Path::Mapped`] send, signal and fetch make no system call, take no lock and allocate nothing; the exporter takes no part.
+#[derive(Debug)]
+pub struct Import {
+    /// First mapped byte; null on the engine path.
+    pub(crate) start: *mut u8,
+    pub(crate) len: usize,
+    pub(crate) rights: Rights,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) process: Arc<Inner>,
+    mapping: Option<Mapping>,
+    pub(crate) event: Option<Event>,
+    pub(crate) mailbox: Option<Mapping>,
+    /// The exporter takes notifications.
+    pub(crate) notifies: bool,
+    pub(crate) redirection: Option<Redirection>,
+    extensions: Extensions,
+    pair: bool,
+}
+
+// SAFETY: `start` points into `mapping`, which lives as long as `self`; all access is by copies and atomics.
+unsafe impl Send for Import {}
+// SAFETY: as above; methods that take `&self` only copy bytes that other processes may change anyway.
+unsafe impl Sync for Import {}
+
+impl<'p> ImportOptions<'p> {
+    pub(crate) fn new(process: &'p Process, source: ImportSource) -> Self {
+        Self { process, source, rights: Rights::READ_WRITE, key: None }
+    }
+
+    /// What to do with it. Default: read and write. [`Rights::READ`] gets a mapping that can never be written,
+    /// [`Rights::WRITE`] the engine path.
+    pub fn rights(mut self, rights: Rights) -> Self {
+        self.rights = rights;
+        self
+    }
+
+    /// The key that the export asks for.
+    pub fn key(mut self, key: [u8; 16]) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Imports.
+    ///
+    /// # Errors
+    /// See [`ImportError`].
+    pub fn open(self) -> Result<Import, ImportError> {
+        let inner = &self.process.inner;
+        let (target, name) = match self.source {
+            ImportSource::Id(id) => (Target::Id(id), 0),
+            ImportSource::Named { process, name } => {
+                let len = name.len();
+                (Target::Named { process, name }, len)
+            }
+            ImportSource::Name(name) => {
+                let len = name.len();
+                (Target::Name(name), len)
+            }
+        };
+        if name > vmmc_proto::MAX_NAME {
+            return Err(ImportError::Name);
+        }
+        let (connection, answer, descriptors) = inner.request(&[], |seq| Request::Import {
+            seq,
+            target: target.clone(),
+            rights: self.rights,
+            key: self.key,
+            again: false,
+        })?;
+        let Answer::Granted { grant, .. } = answer else { return Err(ImportError::Version) };
+        let import =
+            Import::granted(inner, &connection.table, &grant, self.rights, self.key, descriptors);
+        match import {
+            Ok(import) => {
+                let standing = &import.standing;
+                let place = Arc::as_ptr(standing).addr();
+                lock(&inner.standings).insert(place, Arc::clone(standing));
+                // A service that came between answer and entry has not heard of it.
+                let current = Arc::ptr_eq(&connection, &inner.connection());
+                if current { Ok(import) } else { Err(ImportError::ServiceLost) }
+            }
+            Err(error) => {
+                let _ = connection.post(&Request::Unimport { handle: grant.handle }, &[]);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl From<RequestError> for ImportError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Lost => Self::ServiceLost,
+            RequestError::Timeout => Self::Timeout,
+            RequestError::Unsendable => Self::Name,
+            RequestError::Refused(why) => match why {
+                Refusal::UnknownProcess => Self::UnknownProcess,
+                Refusal::DeadProcess => Self::DeadProcess,
+                Refusal::UnknownExport | Refusal::Gone => Self::UnknownExport,
+                Refusal::NotAllowed => Self::NotAllowed,
+                Refusal::Rights => Self::Rights,
+                Refusal::Limit => Self::Limit,
+                Refusal::Exhausted => Self::Exhausted(OsError::NFILE),
+                Refusal::Memory => Self::Exhausted(OsError::NOMEM),
+                Refusal::Version | Refusal::Invalid | Refusal::Range => Self::Version,
+            },
+        }
+    }
+}
+
+impl Import {
+    fn granted(
+        process: &Arc<Inner>,
+        table: &Arc<Table>,
+        grant: &Grant,
+        rights: Rights,
+        key: Option<[u8; 16]>,
+        descriptors: Vec<vmmc_os::Descriptor>,
+    ) -> Result<Self, ImportError> {
+        let floor = process.options.descriptor_floor;
+        let len = usize::try_from(grant.len).map_err(|_| ImportError::Version)?;
+        let standing = Standing::new(table, grant, rights, key).ok_or(ImportError::Version)?;
+        let mut descriptors = descriptors.into_iter();
+        let mut mapping = None;
+        let mut event = None;
+        let mut mailbox = None;
+        let mut redirection = None;
+        if grant.mapped {
+            // A descriptor that did not arrive found no free number here.
+            let lost = ImportError::Exhausted(OsError::MFILE);
+            let memory = descriptors.next().ok_or(lost)?;
+            let access = if rights == Rights::READ { Access::ReadOnly } else { Access::ReadWrite };
+            let size = len.next_multiple_of(page_size());
+            mapping = Some(Mapping::new(&memory, 0, size, access).map_err(ImportError::Exhausted)?);
+            if grant.notify {
+                let bell = descriptors.next().ok_or(lost)?;
+                let bell = bell.raise(floor).map_err(ImportError::Exhausted)?;
+                event = Some(Event::from_descriptor(bell));
+                let memory = descriptors.next().ok_or(lost)?;
+                mailbox = Some(
+                    Mapping::new(&memory, 0, PAGE_SIZE, Access::ReadWrite)
+                        .map_err(ImportError::Exhausted)?,
+                );
+            }
+            if let Some(pool) = grant.pool {
+                let memory = descriptors.next().ok_or(lost)?;
+                let pool = usize::try_from(pool).map_err(|_| ImportError::Version)?;
+                let mapped = Redirection::map(&memory, pool).map_err(ImportError::Exhausted)?;
+                redirection = Some(mapped);
+            }
+        }
+        Ok(Self {
+            start: mapping.as_ref().map_or(std::ptr::null_mut(), Mapping::as_ptr),
+            len,
+            rights,
+            standing: Arc::new(standing),
+            process: Arc::clone(process),
+            mapping,
+            event,
+            mailbox,
+            notifies: grant.notify,
+            redirection,
+            extensions: Extensions::new(len),
+            pair: false,
+        })
+    }
+
+    /// The peer's memory of a pair: `capacity` bytes of which `mapping` shows the first.
+    pub(crate) fn of_pair(
+        process: &Arc<Inner>,
+        standing: Standing,
+        mapping: Mapping,
+        capacity: usize,
+        event: Event,
+    ) -> Self {
+        Self {
+            start: mapping.as_ptr(),
+            len: mapping.len(),
+            rights: Rights::READ_WRITE,
+            standing: Arc::new(standing),
+            process: Arc::clone(process),
+            mapping: Some(mapping),
+            event: Some(event),
+            mailbox: None,
+            notifies: true,
+            redirection: None,
+            extensions: Extensions::new(capacity),
+            pair: true,
+        }
+    }
+
+    /// The export's id.
+    pub fn id(&self) -> ExportId {
+        self.standing.export
+    }
+
+    /// Bytes; of a pair's memory, those mapped at first.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What was asked for and granted.
+    pub fn rights(&self) -> Rights {
+        self.rights
+    }
+
+    /// How bytes get there.
+    pub fn path(&self) -> Path {
+        if self.mapping.is_some() { Path::Mapped } else { Path::Engine }
+    }
+
+    /// Whether the export is live, by a look at shared memory. While the node service is gone it says what was last known.
+    #[inline]
+    pub fn state(&self) -> ExportState {
+        self.standing.state()
+    }
+
+    /// First byte, if mapped; valid for [`Import::len`] bytes as long as the import lives. With [`Rights::READ`] a store
+    /// faults. Others write there: use volatile or atomic access, or copies, never references.
+    #[inline]
+    pub fn as_ptr(&self) -> Option<*mut u8> {
+        self.mapping.as_ref().map(Mapping::as_ptr)
+    }
+
+    /// The exporter's event, for whoever wakes it by hand (write 8 bytes, a 1): pair memory, and exports that take
+    /// notifications.
+    pub fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.event.as_ref().map(Event::as_fd)
+    }
+
+    /// Maps the first `len` bytes once more and returns the address, valid as long as the import; the old addresses stay valid.
+    ///
+    /// # Errors
+    /// When `len` is zero or more than the memory has, the import is not mapped, or address space is exhausted.
+    pub fn extend(&self, len: usize) -> Result<*mut u8, ExtendError> {
+        let mapping = self.mapping.as_ref().ok_or(ExtendError::Length)?;
+        self.extensions.add(mapping, len)
+    }
+
+    /// Gives the import back.
+    pub fn unimport(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Import {
+    fn drop(&mut self) {
+        // A forked child only unmaps its copy: the import is its parent's. A pair is given back by `pair_drop`.
+        if self.pair || self.process.is_forked() {
+            return;
+        }
+        let place = Arc::as_ptr(&self.standing).addr();
+        lock(&self.process.standings).remove(&place);
+        let handle = self.standing.handle();
+        // If the service is too busy to be told, it keeps one entry until this process ends.
+        let _ = self.process.connection().post(&Request::Unimport { handle }, &[]);
+    }
+}

@@ -1,0 +1,114 @@
+//! Virtual memory-mapped communication: export, import, send, fetch, notify.
+//!
+//! A process *exports* a buffer of its memory; another *imports* it, if the node service finds that it may; from then on it writes
+//! and reads that buffer by plain copies. Setting up goes through the service once; **transfer makes no system call, takes no
+//! lock, allocates nothing**, and the exporter takes no part in it.
+//!
+//! ```no_run
+//! use vmmc::{ImportSource, Process};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // One process:
+//! let process = Process::open()?; // starts the node service if none runs
+//! let board = process.export(4096).name("board").create()?;
+//!
+//! // Another:
+//! let other = Process::open()?;
+//! let import = other.import(ImportSource::Name("board".into())).open()?;
+//! import.send(0, b"hello")?;
+//! import.signal(4088, 1)?; // an aligned word, visible after everything sent before
+//!
+//! // The first again:
+//! while board.load_signal(4088)? == 0 {
+//!     std::hint::spin_loop();
+//! }
+//! let mut text = [0; 5];
+//! board.read(0, &mut text)?;
+//! assert_eq!(&text, b"hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The model
+//!
+//! **Processes.** [`Process::open`] makes this address space known to the node service, one for each user and runtime directory. It has
+//! a [`ProcessId`], and sees the others by [`Process::processes`].
+//!
+//! **Exports.** [`Process::export`] makes new memory, sealed and nameless, or exports existing pages
+//! [in place](ExportOptions::create_in_place). The exporter says who may import ([`Allow`]) and what for ([`Rights`]).
+//! [`Export::unexport`] takes it back at once: whatever an importer still writes reaches nobody.
+//!
+//! **Imports.** [`Process::import`] finds an export by id or name. [`Import::send`] writes, [`Import::fetch`] reads,
+//! [`Import::signal`] writes a word that becomes visible only after all earlier sends. An import for writing only cannot be a mapping:
+//! the service writes for it ([`Path::Engine`]). [`Import::state`] tells by a look at shared memory whether the export is live,
+//! revoked or dead, and every transfer looks first.
+//!
+//! **Notifications.** An export created with [`Notify`] can be told of a send: [`Import::send_notify`] runs a handler in the
+//! exporter or wakes a thread in [`Export::wait`]. More than 64 that nobody took become one that says "many"; none is lost silently.
+//!
+//! **Redirection.** A receiver that learns late where bytes are to go [posts](Export::post) that memory for a range of an export
+//! that is [redirectable](ExportOptions::redirectable). What arrives from then on goes there directly, and the sender does not know. Memory of the
+//! export's [pool](Export::redirect_buffer) is reached without a second copy; any other is copied to once. [`Export::finish`]
+//! tells exactly which bytes came directly and copies the rest. A signal or notification after a send says that its bytes are where
+//! `finish` finds them; signal words themselves and fetches use the default buffer. A sender that stops half-way
+//! is waited for about a millisecond; then its pages are replaced, and its bytes do not count as arrived.
+//!
+//! **Pairs.** Two processes that show the two ends of one TCP connection get an export and an import of each other, and can go back
+//! to TCP at any moment: [`Process::pair_offer`] and what follows it.
+//!
+//! # When something dies
+//!
+//! A killed exporter's imports turn [`ExportState::Dead`] at once. A killed importer leaves nothing. When the *service* is killed, memory
+//! goes on working; a thread of the library ([`OpenOptions::watcher`]) starts another, announces the exports again and checks the imports.
+//! In polled mode the owner does it ([`Process::reconnect`]).
+//!
+//! # What other processes can do to this one
+//!
+//! What lies in an export may be changed by any importer at any time, honest or not: read it by [`Export::read`], then check the copy. An
+//! importer can write nonsense into the export and its mailbox, nowhere else; it can neither shorten the memory nor make a call here wait.
+//! A notifier writes to an event that belongs to the exporter: an exporter that fills its own event's counter can make
+//! its notifiers wait.
+//!
+//! # Limits
+//!
+//! An export is at most 1 TiB, a process has at most 65536 exports and as many imports. Linux 5.14 or later.
+
+mod commands;
+mod connection;
+mod export;
+mod import;
+mod mail;
+mod notification;
+mod notifier;
+mod open;
+mod pairing;
+mod process;
+mod range;
+mod redirection;
+mod standing;
+mod transfer;
+pub mod utlb;
+mod watcher;
+
+pub use export::{AccessError, Export, ExportError, ExportOptions, UnexportError};
+pub use import::{Import, ImportError, ImportOptions, ImportSource, Path};
+pub use notification::{Notification, Notify, WaitError};
+pub use open::{OpenError, OpenOptions};
+pub use pairing::{PairError, PairMemory, PairingEvent};
+pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
+pub use range::ExtendError;
+pub use redirection::{
+    NotPosted, PostedBuffer, Posting, RedirectBuffer, RedirectError, Redirected,
+};
+pub use transfer::TransferError;
+pub use vmmc_os::{OsError, RuntimeDirError, StartError, default_runtime_dir};
+pub use vmmc_proto::{
+    Allow, BrokenReason, ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId, Refusal,
+    Rights,
+};
+pub use vmmc_shm::table::ExportState;
+
+/// The examples of the project's first page, so that they are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod first_page {}

@@ -1,0 +1,189 @@
+//! Opening VMMC in a process.
+
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vmmc_os::{
+    OsError, RuntimeDirError, StartError, default_runtime_dir, find_program, start_and_wait,
+};
+
+use crate::Process;
+use crate::connection::Connection;
+
+/// How to open VMMC; see [`Process::options`].
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    pub(crate) runtime_dir: Option<PathBuf>,
+    pub(crate) start_service: bool,
+    pub(crate) watcher: bool,
+    pub(crate) pairing_only: bool,
+    pub(crate) descriptor_floor: RawFd,
+    pub(crate) name: String,
+    pub(crate) utlb: crate::utlb::Options,
+}
+
+/// Why VMMC cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// {0}
+    RuntimeDir(RuntimeDirError),
+    /// no node service runs in {0:?}: start one with `vmmc node start`
+    NoService(PathBuf),
+    /// no program to start the node service with: install the `vmmc` command, or set VMMC_NODE_PROGRAM to it
+    NoProgram,
+    /// the node service could not be started: {0}
+    Start(StartError),
+    /// the node service does not answer: it is stopped or overloaded; see `vmmc node status`
+    Unresponsive,
+    /// the node service in {path:?} belongs to user {uid}: remove its socket, or set VMMC_RUNTIME_DIR to another directory
+    ForeignService {
+        /// The runtime directory.
+        path: PathBuf,
+        /// The service's user.
+        uid: u32,
+    },
+    /// the node service speaks another version: end it with `vmmc node stop`, a new one starts by itself
+    Version,
+    /// the node service admits no more processes: raise its descriptor limit, or end some processes
+    Limit,
+    /// this process or the service has no descriptors or memory left ({0}): raise `ulimit -n` or close some
+    Exhausted(OsError),
+    /// cannot connect to {path:?} ({cause}): if the path is longer than 107 bytes, set VMMC_RUNTIME_DIR to a shorter one
+    Connect {
+        /// The service's socket.
+        path: PathBuf,
+        /// What the system said.
+        cause: OsError,
+    },
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            runtime_dir: None,
+            start_service: true,
+            watcher: true,
+            pairing_only: false,
+            descriptor_floor: 0,
+            name: String::new(),
+            utlb: crate::utlb::Options::default(),
+        }
+    }
+}
+
+impl OpenOptions {
+    /// The directory of the node service; the environment's by default (`VMMC_RUNTIME_DIR`, else `vmmc` in
+    /// `XDG_RUNTIME_DIR`, else `/tmp/vmmc-<uid>`).
+    #[must_use]
+    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(dir.into());
+        self
+    }
+
+    /// Whether to start a service when none runs. Default: yes.
+    #[must_use]
+    pub fn start_service(mut self, start: bool) -> Self {
+        self.start_service = start;
+        self
+    }
+
+    /// Whether a thread watches the service: reads what it sends, and returns to a new service when it dies. Default: yes.
+    ///
+    /// Without it (*polled mode*) the library starts no thread at all, and only opening, exporting, importing and
+    /// reconnecting wait, at most 200 ms each (and a start of the service); the owner calls
+    /// [`Process::poll`] when [`Process::has_mail`], and [`Process::reconnect`] after [`crate::PairingEvent::ServiceLost`].
+    #[must_use]
+    pub fn watcher(mut self, watcher: bool) -> Self {
+        self.watcher = watcher;
+        self
+    }
+
+    /// The process will only export and pair: the service refuses it imports by name or id, and lists. For a process that
+    /// will give up rights (change its user) and keeps the connection: it cannot be used to reach what it no longer may.
+    pub fn pairing_only(mut self, only: bool) -> Self {
+        self.pairing_only = only;
+        self
+    }
+
+    /// The library's own descriptors get numbers from here on, so that the program's are what they would be without it. Default: 0.
+    #[must_use]
+    pub fn descriptor_floor(mut self, floor: RawFd) -> Self {
+        self.descriptor_floor = floor;
+        self
+    }
+
+    /// How the process calls itself in lists; at most 255 bytes count.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        let mut end = name.len().min(vmmc_proto::MAX_NAME);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.name = name[..end].into();
+        self
+    }
+
+    /// Limit and policy of the process's translation table; see [`Process::utlb`].
+    #[must_use]
+    pub fn utlb(mut self, options: crate::utlb::Options) -> Self {
+        self.utlb = options;
+        self
+    }
+
+    /// Opens VMMC.
+    ///
+    /// # Errors
+    /// When there is no service and none can be started, or it is not ours, or does not answer.
+    pub fn open(self) -> Result<Process, OpenError> {
+        Process::with_options(self)
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.runtime_dir.clone().unwrap_or_else(default_runtime_dir)
+    }
+
+    /// How long the service may take to answer.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.watcher { Duration::from_secs(2) } else { Duration::from_millis(200) }
+    }
+
+    /// Connects, starting the service if there is none and `start` is set.
+    pub(crate) fn connect(
+        &self,
+        start: bool,
+        resume: Option<vmmc_proto::ProcessId>,
+    ) -> Result<Connection, OpenError> {
+        let dir = self.dir();
+        match Connection::open(self, &dir, resume) {
+            Err(
+                OpenError::NoService(_) | OpenError::RuntimeDir(RuntimeDirError::Missing { .. }),
+            ) if start => {}
+            other => return other,
+        }
+        vmmc_os::prepare_runtime_dir(&dir, true).map_err(OpenError::RuntimeDir)?;
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            start_service(&dir)?;
+            // The service that answered `start` may have left since, or have been killed: try again.
+            match Connection::open(self, &dir, resume) {
+                Err(OpenError::NoService(_)) if Instant::now() < deadline => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+/// How long a start of the service may take.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+
+fn start_service(dir: &Path) -> Result<(), OpenError> {
+    let program = match std::env::var_os("VMMC_NODE_PROGRAM").filter(|name| !name.is_empty()) {
+        Some(program) => program.into(),
+        None => find_program("vmmc").ok_or(OpenError::NoProgram)?,
+    };
+    let environment = [("VMMC_RUNTIME_DIR", dir)];
+    start_and_wait(&program, &["node", "start"], &environment, START_PATIENCE)
+        .map_err(OpenError::Start)
+}

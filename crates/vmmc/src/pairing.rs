@@ -1,0 +1,300 @@
+//! Pairing: two processes that show the two ends of one kernel TCP connection get an export and an import of each other.
+//!
+//! Nothing is written into the connection to find out who is at the other end, and a peer that does not use VMMC notices
+//! nothing: its end is never shown, so nothing ever happens. The steps:
+//!
+//! ```text
+//! pair_offer(socket)            both ends, in any order
+//! Matched { pair }              comes to both; the two ids differ (each names its own end)
+//! pair_export(pair, memory)     both
+//! Ready { pair, import }        comes to both: the other's memory
+//! ...                           the two talk through memory, and wake each other through the events
+//! pair_inject(pair, bytes, end) "write these into my peer's socket": its bytes go on over TCP
+//! Handed { pair }               comes to the peer: they are written, now it may write to its socket itself
+//! pair_drop(pair)               at the last close; pair_linger(pair) if the peer has not read all
+//! ```
+//!
+//! An offer never waits. The others wait until the service has room for one more message, which it makes at once; if it has
+//! none within 200 ms (2 s with a watcher) it is given up, as if it had died.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use vmmc_os::{
+    Access, Descriptor, Event, Mapping, OsError, create_memory, page_size, write_memory,
+};
+use vmmc_proto::{
+    Answer, BrokenReason, ExportId, Grant, MAX_EXPORT_LEN, MAX_INLINE, OfferId, PairId, ProcessId,
+    Request, Rights,
+};
+
+use crate::Process;
+use crate::connection::Connection;
+use crate::export::Export;
+use crate::import::Import;
+use crate::mail::Letter;
+use crate::standing::Standing;
+
+/// Memory of one end of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairMemory {
+    /// Bytes; takes pages only where it is touched.
+    pub len: usize,
+    /// Bytes that both sides map at first; more by `extend`.
+    pub mapped: usize,
+}
+
+/// What [`Process::poll`] returns.
+#[derive(Debug)]
+pub enum PairingEvent {
+    /// Both ends of a connection were shown. Now each side calls [`Process::pair_export`], or [`Process::pair_drop`].
+    Matched {
+        /// The offer that this answers.
+        offer: OfferId,
+        /// This side's end.
+        pair: PairId,
+        /// The process at the other end; may be this one.
+        peer: ProcessId,
+        /// Its process number, as the service sees it; 0 if it does not.
+        peer_pid: u32,
+    },
+    /// The peer's memory, for reading and writing; its event is [`Import::notify_fd`].
+    Ready {
+        /// This side's end.
+        pair: PairId,
+        /// The peer's memory.
+        import: Import,
+    },
+    /// The service has written bytes, which the peer asked it to, into *this side's* socket; one event for each
+    /// [`Process::pair_inject`]. Also when the connection broke meanwhile: writing to the socket then tells.
+    Handed {
+        /// This side's end.
+        pair: PairId,
+    },
+    /// The pair is over, before or after it was ready. The memory that is mapped stays mapped.
+    Broken {
+        /// This side's end.
+        pair: PairId,
+        /// Why.
+        why: BrokenReason,
+    },
+    /// The service is gone; pairs that are ready go on without it. Call [`Process::reconnect`] later, then
+    /// [`Process::pair_hold`] for each end.
+    ServiceLost,
+}
+
+/// Why a pairing call did nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum PairError {
+    /// the service is busy: offer again later
+    WouldBlock,
+    /// the service is gone, or was given up: reconnect, then try again
+    ServiceLost,
+    /// no descriptors, memory or address space left ({0}): raise `ulimit -n` or vm.max_map_count
+    Exhausted(OsError),
+    /// the memory's length is zero or more than 1 TiB, or more is to be mapped than there is
+    Length,
+    /// this is a forked child: call `reopen_after_fork` and use the new process
+    Forked,
+}
+
+impl Process {
+    /// Whether [`Process::poll`] may have something to return: a few loads of memory, no system call. May be true a moment
+    /// early, never for long. Becomes true also when the service dies.
+    #[inline]
+    pub fn has_mail(&self) -> bool {
+        self.inner.mail.has_some()
+    }
+
+    /// The next event, if there is one. Never waits. Each event goes to one caller.
+    pub fn poll(&self) -> Option<PairingEvent> {
+        if self.inner.is_forked() {
+            return None;
+        }
+        loop {
+            let letter = match self.inner.mail.take() {
+                Some(letter) => letter,
+                None => {
+                    let connection = self.inner.connection();
+                    connection.pump(&self.inner.mail);
+                    if connection.is_lost() {
+                        // What came before is delivered before the news.
+                        self.inner.mail.detach();
+                    }
+                    self.inner.mail.take()?
+                }
+            };
+            let (answer, descriptors) = match letter {
+                Letter::ServiceLost => return Some(PairingEvent::ServiceLost),
+                Letter::Message(answer, descriptors) => (answer, descriptors),
+            };
+            match answer {
+                Answer::PairMatched { offer, pair, peer, peer_pid } => {
+                    return Some(PairingEvent::Matched { offer, pair, peer, peer_pid });
+                }
+                Answer::PairHanded { pair } => return Some(PairingEvent::Handed { pair }),
+                Answer::PairBroken { pair, why } => {
+                    return Some(PairingEvent::Broken { pair, why });
+                }
+                Answer::PairReady { pair, export, len, mapped, slot, live } => {
+                    let grant = Grant {
+                        handle: 0,
+                        export,
+                        len,
+                        slot,
+                        live,
+                        mapped: true,
+                        notify: true,
+                        pool: None,
+                    };
+                    return Some(match self.pair_import(&grant, mapped, descriptors) {
+                        Some(import) => PairingEvent::Ready { pair, import },
+                        None => {
+                            // No room for it here: the peer is told by our dropping it.
+                            let _ = self.pair_drop(pair);
+                            PairingEvent::Broken { pair, why: BrokenReason::Refused }
+                        }
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Shows one end of an established TCP connection. The service looks at it and closes its descriptor at once. Nothing
+    /// comes back unless the other end is shown too, by a process of the same user.
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_offer(&self, socket: BorrowedFd<'_>) -> Result<OfferId, PairError> {
+        let offer = OfferId(self.inner.fresh_offer());
+        self.reachable()?.post(&Request::PairOffer { offer }, &[socket]).map_err(pair_error)?;
+        Ok(offer)
+    }
+
+    /// Gives the peer new memory to write to, and the service the socket to keep while the pair lives. The memory's descriptor is not
+    /// kept; the only descriptor that stays is the event's ([`Export::event_fd`]).
+    ///
+    /// # Errors
+    /// See [`PairError`]. Refusals of the service come as [`PairingEvent::Broken`].
+    pub fn pair_export(
+        &self,
+        pair: PairId,
+        memory: PairMemory,
+        socket: BorrowedFd<'_>,
+    ) -> Result<Export, PairError> {
+        use std::os::fd::AsFd;
+        let PairMemory { len, mapped } = memory;
+        if len == 0 || len as u64 > MAX_EXPORT_LEN || mapped == 0 || mapped > len {
+            return Err(PairError::Length);
+        }
+        let floor = self.inner.options.descriptor_floor;
+        let size = len.next_multiple_of(page_size());
+        let memory = create_memory(size).map_err(PairError::Exhausted)?;
+        let mapping =
+            Mapping::new(&memory, 0, mapped, Access::ReadWrite).map_err(PairError::Exhausted)?;
+        let event =
+            Event::new().and_then(|event| event.raise(floor)).map_err(PairError::Exhausted)?;
+        let request = Request::PairExport { pair, len: len as u64, mapped: mapped as u64 };
+        self.tell(&request, &[memory.as_fd(), event.as_fd(), socket])?;
+        let id = ExportId { process: self.id(), number: pair.0 };
+        Ok(Export::of_pair(&self.inner, id, mapping, len, event))
+    }
+
+    /// Says that this process too holds the end `pair`, with this socket: a forked child says so after
+    /// [`Process::reopen_after_fork`], and everybody after the service was lost (the new one accepts pair ids that it does not
+    /// know, and keeps the socket again).
+    ///
+    /// # Errors
+    /// See [`PairError`]. Refusals come as [`PairingEvent::Broken`].
+    pub fn pair_hold(&self, pair: PairId, socket: BorrowedFd<'_>) -> Result<(), PairError> {
+        self.tell(&Request::PairHold { pair }, &[socket])
+    }
+
+    /// Says that this process no longer holds the end. When nobody does, the service closes its duplicate of the socket, so that the
+    /// kernel can end the connection, and the peer gets [`PairingEvent::Broken`] with [`BrokenReason::PeerDropped`].
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_drop(&self, pair: PairId) -> Result<(), PairError> {
+        self.tell(&Request::PairDrop { pair, linger: false }, &[])
+    }
+
+    /// As [`Process::pair_drop`], for an end whose peer has not taken everything out of its memory yet: the service keeps the
+    /// socket, so that the peer can still lower what it did not read, until the peer calls
+    /// [`Process::pair_settle`] or lets go too. The peer gets no event: it finds the end in its memory.
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_linger(&self, pair: PairId) -> Result<(), PairError> {
+        self.tell(&Request::PairDrop { pair, linger: true }, &[])
+    }
+
+    /// Ends the lingering of the *peer's* end: its socket is closed now, and the kernel says so to this side's. Does nothing if
+    /// the peer's end does not linger.
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_settle(&self, pair: PairId) -> Result<(), PairError> {
+        self.tell(&Request::PairSettle { pair }, &[])
+    }
+
+    /// Lowering: asks the service to write `bytes` into the *peer's* socket, after those of earlier calls, waiting for room as long
+    /// as it takes (not here). They arrive at this side's socket; with `finish` its stream ends after them. The peer may be stopped; it gets
+    /// [`PairingEvent::Handed`]. All or nothing.
+    ///
+    /// # Errors
+    /// See [`PairError`]. If the peer's connection is gone, [`PairingEvent::Broken`] with [`BrokenReason::InjectFailed`] comes.
+    pub fn pair_inject(&self, pair: PairId, bytes: &[u8], finish: bool) -> Result<(), PairError> {
+        use std::os::fd::AsFd;
+        if bytes.len() <= MAX_INLINE {
+            return self
+                .tell(&Request::PairInject { pair, bytes: bytes.to_vec(), len: 0, finish }, &[]);
+        }
+        let memory = create_memory(bytes.len()).map_err(PairError::Exhausted)?;
+        write_memory(&memory, 0, bytes).map_err(PairError::Exhausted)?;
+        let len = bytes.len() as u64;
+        self.tell(&Request::PairInject { pair, bytes: Vec::new(), len, finish }, &[memory.as_fd()])
+    }
+
+    fn tell(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), PairError> {
+        let limit = self.inner.options.patience();
+        self.reachable()?.post_surely(request, descriptors, limit).map_err(pair_error)
+    }
+
+    fn reachable(&self) -> Result<Arc<Connection>, PairError> {
+        if self.inner.is_forked() {
+            return Err(PairError::Forked);
+        }
+        let connection = self.inner.connection();
+        if connection.is_lost() { Err(PairError::ServiceLost) } else { Ok(connection) }
+    }
+
+    fn pair_import(
+        &self,
+        grant: &Grant,
+        mapped: u64,
+        descriptors: Vec<Descriptor>,
+    ) -> Option<Import> {
+        let [memory, event] = <[Descriptor; 2]>::try_from(descriptors).ok()?;
+        let event = event.raise(self.inner.options.descriptor_floor).ok()?;
+        let capacity = usize::try_from(grant.len).ok()?;
+        let mapped = usize::try_from(mapped).ok().filter(|mapped| *mapped <= capacity)?;
+        let mapping = Mapping::new(&memory, 0, mapped, Access::ReadWrite).ok()?;
+        let table = &self.inner.connection().table;
+        let standing = Standing::new(table, grant, Rights::READ_WRITE, None)?;
+        let event = Event::from_descriptor(event);
+        Some(Import::of_pair(&self.inner, standing, mapping, capacity, event))
+    }
+}
+
+fn pair_error(error: OsError) -> PairError {
+    match error {
+        OsError::AGAIN | OsError::TOOMANYREFS | OsError::NOBUFS => PairError::WouldBlock,
+        OsError::PIPE | OsError::CONNRESET | OsError::NOTCONN | OsError::TIMEDOUT => {
+            PairError::ServiceLost
+        }
+        error => PairError::Exhausted(error),
+    }
+}

@@ -1,0 +1,327 @@
+//! The command queue of write-only imports: posters that are strangers, posters that vanish, and a service that does.
+
+mod harness;
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::{FOREVER, Node, kill, role, say, until};
+use vmmc::{Export, Import, ImportSource, Process, Rights, TransferError};
+use vmmc_os::{
+    Access, Descriptor, Mapping, OsError, connect_packets, create_memory, receive, send,
+    wait_readable,
+};
+use vmmc_proto::{Answer, Hello, MAX_MESSAGE, Request, VERSION, decode_answer, encode_request};
+use vmmc_shm::command::{Command, CommandQueue, Direction, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
+
+fn write_only(process: &Process, export: &Export) -> Import {
+    process.import(ImportSource::Id(export.id())).rights(Rights::WRITE).open().unwrap()
+}
+
+/// A process that speaks with the service by hand.
+struct Stranger {
+    socket: Descriptor,
+    queue: Mapping,
+    last_seq: u32,
+}
+
+impl Stranger {
+    fn new(node: &Node) -> Self {
+        let socket = connect_packets(&node.path().join("node.sock")).unwrap();
+        let memory = create_memory(MEMORY).unwrap();
+        let queue = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite).unwrap();
+        let mut stranger = Self { socket, queue, last_seq: 0 };
+        let name = "stranger".to_owned();
+        let hello =
+            Hello { version: VERSION, name, resume: None, control: false, pairing_only: false };
+        stranger.say(&Request::Hello(hello), &[]);
+        assert!(matches!(stranger.hear(), Answer::Welcome(_)));
+        assert_eq!(stranger.ask(|seq| Request::Queue { seq }, Some(&memory)), Ok(()));
+        // One is all that a process gets.
+        assert!(stranger.ask(|seq| Request::Queue { seq }, Some(&memory)).is_err());
+        stranger
+    }
+
+    fn say(&self, request: &Request, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+        let packet = encode_request(request).unwrap();
+        let deadline = Instant::now() + FOREVER;
+        while let Err(error) = send(&self.socket, &packet, descriptors) {
+            assert_eq!(error, OsError::AGAIN);
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    }
+
+    fn hear(&self) -> Answer {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        wait_readable(&[self.socket.as_fd()], Some(FOREVER)).unwrap();
+        let len = receive(&self.socket, &mut buffer).unwrap().len;
+        decode_answer(&buffer[..len]).unwrap()
+    }
+
+    fn ask(
+        &mut self,
+        make: impl FnOnce(u32) -> Request,
+        memory: Option<&Descriptor>,
+    ) -> Result<(), Answer> {
+        self.last_seq += 1;
+        let descriptors: Vec<_> = memory.iter().map(|memory| memory.as_fd()).collect();
+        self.say(&make(self.last_seq), &descriptors);
+        match self.hear() {
+            Answer::Done { .. } => Ok(()),
+            other => Err(other),
+        }
+    }
+
+    fn import(&mut self, export: &Export) -> u64 {
+        let target = vmmc_proto::Target::Id(export.id());
+        let request =
+            Request::Import { seq: 9, target, rights: Rights::WRITE, key: None, again: false };
+        self.say(&request, &[]);
+        match self.hear() {
+            Answer::Granted { grant, .. } => grant.handle,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn commands(&self) -> &CommandQueue {
+        // SAFETY: page-aligned, longer than a queue, mapped as long as `self`.
+        unsafe { CommandQueue::at(self.queue.as_ptr()) }
+    }
+
+    /// What the service makes of one command.
+    fn order(&self, command: &Command) -> Outcome {
+        let claim = self.commands().claim().unwrap();
+        let slot = claim.slot();
+        let _ = self.commands().post(claim, command);
+        self.say(&Request::Ring, &[]);
+        let mut found = None;
+        until("executed", || {
+            found = self.commands().reap(slot, |outcome| outcome);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+fn plain(handle: u64, offset: u64, len: u64) -> Command {
+    Command {
+        direction: Direction::Send,
+        handle,
+        offset,
+        len,
+        local: 0,
+        signal: None,
+        notify: None,
+    }
+}
+
+#[test]
+fn commands_of_a_stranger_are_checked() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(100_000).create().unwrap();
+    let others = process.export(4096).create().unwrap();
+    let foreign = write_only(&process, &others);
+    let mut stranger = Stranger::new(&node);
+    let handle = stranger.import(&export);
+    let len = export.len() as u64;
+    for (offset, count) in [
+        (len, 1),
+        (len + 1, 0),
+        (u64::MAX, 1),
+        (u64::MAX, 0),
+        (1, len),
+        (0, u64::MAX),
+        (0, PIECE as u64 + 1),
+    ] {
+        assert_eq!(
+            stranger.order(&plain(handle, offset, count)),
+            Outcome::Range,
+            "{offset} {count}"
+        );
+    }
+    for (offset, _) in [(4, ()), (len - 7, ()), (u64::MAX - 7, ()), (1, ())] {
+        let command = Command { signal: Some((offset, 1)), ..plain(handle, 0, 8) };
+        assert_eq!(stranger.order(&command), Outcome::Range, "signal {offset}");
+    }
+    let command = Command { notify: Some((0, 8)), ..plain(handle, 0, 8) };
+    assert_eq!(stranger.order(&command), Outcome::Range, "nobody asked for notifications");
+    let fetch = Command { direction: Direction::Fetch, ..plain(handle, 0, 8) };
+    assert_eq!(stranger.order(&fetch), Outcome::Unknown);
+    // Imports of others cannot be used: the handles of one service are not far from each other.
+    for other in [handle - 1, handle + 1, 0, u64::MAX] {
+        assert_eq!(stranger.order(&plain(other, 0, 8)), Outcome::Unknown);
+    }
+    let mut found = vec![0; export.len()];
+    export.read(0, &mut found).unwrap();
+    assert!(found.iter().all(|byte| *byte == 0), "a refused command wrote");
+    assert_eq!(stranger.order(&plain(handle, len - 8, 8)), Outcome::Done);
+    foreign.send(0, b"still served").unwrap();
+}
+
+#[test]
+fn noise_in_a_queue_hurts_only_its_owner() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(4096).create().unwrap();
+    let secret = process.export(4096).create().unwrap();
+    let import = write_only(&process, &export);
+    let mut stranger = Stranger::new(&node);
+    let handle = stranger.import(&export);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    for round in 0..300u64 {
+        for at in (0..PAYLOAD).step_by(8) {
+            // Half of the words look like what belongs there.
+            let word = match next() % 8 {
+                0 => handle,
+                1 | 2 => round << 2 | 1,
+                3 => next() % 5000,
+                4 => 1 | (next() % 4) << 8,
+                _ => next(),
+            };
+            // SAFETY: inside the mapping and aligned.
+            unsafe { &*stranger.queue.as_ptr().add(at).cast::<AtomicU64>() }
+                .store(word, Ordering::Relaxed);
+        }
+        stranger.say(&Request::Ring, &[]);
+        import.send(0, &round.to_le_bytes()).unwrap();
+    }
+    let mut found = [1; 4096];
+    secret.read(0, &mut found).unwrap();
+    assert_eq!(found, [0; 4096], "wrote where nothing was imported");
+    drop(stranger);
+    until("the stranger is forgotten", || node.status()["processes"] == 1);
+}
+
+#[test]
+fn a_queue_that_is_too_short_is_refused() {
+    let node = Node::new();
+    let _process = node.open();
+    let socket = connect_packets(&node.path().join("node.sock")).unwrap();
+    let memory = create_memory(MEMORY).unwrap();
+    let queue = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite).unwrap();
+    let mut stranger = Stranger { socket, queue, last_seq: 0 };
+    let hello = Hello {
+        version: VERSION,
+        name: String::new(),
+        resume: None,
+        control: false,
+        pairing_only: false,
+    };
+    stranger.say(&Request::Hello(hello), &[]);
+    assert!(matches!(stranger.hear(), Answer::Welcome(_)));
+    let short = create_memory(MEMORY - 4096).unwrap();
+    assert!(stranger.ask(|seq| Request::Queue { seq }, Some(&short)).is_err());
+    assert!(stranger.ask(|seq| Request::Queue { seq }, None).is_err());
+}
+
+/// More threads than the queue has slots: a full queue makes them wait, and each thread's words stay in order.
+#[test]
+fn a_full_queue_is_back_pressure() {
+    let node = Node::new();
+    let (exporter, importer) = (node.open(), node.open());
+    let threads = SLOTS + 16;
+    let export = exporter.export(threads * 8).create().unwrap();
+    let import = write_only(&importer, &export);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let senders: Vec<_> = (0..threads)
+            .map(|thread| {
+                let import = &import;
+                scope.spawn(move || (1..=50).for_each(|n| import.signal(thread * 8, n).unwrap()))
+            })
+            .collect();
+        let over = &over;
+        let export = &export;
+        scope.spawn(move || {
+            let mut last = vec![0; threads];
+            while !over.load(Ordering::Relaxed) {
+                for (thread, last) in last.iter_mut().enumerate() {
+                    let found = export.load_signal(thread * 8).unwrap();
+                    assert!(found >= *last, "went back");
+                    *last = found;
+                }
+                std::thread::yield_now();
+            }
+        });
+        let joined: Vec<_> = senders.into_iter().map(|sender| sender.join()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert!(joined.iter().all(Result::is_ok));
+    });
+    for thread in 0..threads {
+        assert_eq!(export.load_signal(thread * 8), Ok(50));
+    }
+}
+
+#[test]
+fn a_killed_service_fails_the_send_and_the_next_one_serves() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(1 << 20).create().unwrap();
+    let import = write_only(&process, &export);
+    let big = vec![7; 1 << 20];
+    import.send(0, &big).unwrap();
+    for _ in 0..3 {
+        let pid = node.service_pid().unwrap();
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let deadline = Instant::now() + FOREVER;
+                while Instant::now() < deadline {
+                    match import.send(0, &big) {
+                        Ok(()) => {}
+                        Err(error) => return error,
+                    }
+                }
+                panic!("the service's death was not seen");
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            // Stopped first, so that the death falls into a send and not between two.
+            kill(pid, libc::SIGSTOP);
+            std::thread::sleep(Duration::from_millis(20));
+            kill(pid, libc::SIGKILL);
+            assert_eq!(sender.join().unwrap(), TransferError::ServiceLost);
+        });
+        until("served again", || import.send(0, &big).is_ok());
+    }
+}
+
+#[test]
+fn actor() {
+    let Some((_, argument)) = role() else { return };
+    let process = Process::options().open().unwrap();
+    let source = ImportSource::Id(argument.parse().unwrap());
+    let import = process.import(source).rights(Rights::WRITE).open().unwrap();
+    say("ready");
+    let bytes = vec![1; 300_000];
+    loop {
+        import.send_signal(8, &bytes, 0, 1).unwrap();
+    }
+}
+
+#[test]
+fn a_poster_killed_in_the_middle_leaves_nothing() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(1 << 19).create().unwrap();
+    for _ in 0..5 {
+        let mut actor = node.actor("poster", &export.id().to_string());
+        assert_eq!(actor.hear(), "ready");
+        std::thread::sleep(Duration::from_millis(10));
+        actor.kill();
+    }
+    until("all are forgotten", || {
+        let status = node.status();
+        status["processes"] == 1 && status["imports"] == 0
+    });
+    let import = write_only(&process, &export);
+    import.send_signal(8, &[2; 100], 0, 2).unwrap();
+    assert_eq!(export.load_signal(0), Ok(2));
+}

@@ -1,0 +1,224 @@
+//! What export, import, send, fetch and signal promise, on each path. A path is a function that makes an import of an
+//! export; what holds for one must hold for all.
+
+mod harness;
+
+use harness::{FOREVER, Node, until};
+use vmmc::{
+    AccessError, Export, ExportState, Import, ImportSource, Notify, Path, Process, Rights,
+    TransferError,
+};
+
+/// Opens an import over the path under test.
+type Open = fn(&Process, &Export) -> Import;
+
+fn mapped(process: &Process, export: &Export) -> Import {
+    let import = process.import(ImportSource::Id(export.id())).open().unwrap();
+    assert_eq!(import.path(), Path::Mapped);
+    import
+}
+
+fn engine(process: &Process, export: &Export) -> Import {
+    let source = ImportSource::Id(export.id());
+    let import = process.import(source).rights(Rights::WRITE).open().unwrap();
+    assert_eq!(import.path(), Path::Engine);
+    assert_eq!(import.as_ptr(), None);
+    import
+}
+
+macro_rules! on_each_path {
+    ($($test:ident),* $(,)?) => {
+        mod on_mapped { $(#[test] fn $test() { super::$test(super::mapped); })* }
+        mod by_engine { $(#[test] fn $test() { super::$test(super::engine); })* }
+    };
+}
+
+on_each_path!(
+    bytes_arrive_exactly,
+    signals_come_after_bytes,
+    ranges_are_checked,
+    unaligned_signals_are_refused,
+    notifications_come_in_order_with_their_bytes,
+    nobody_is_notified_unasked,
+    revocation_is_seen_and_reaches_nobody,
+    death_of_the_exporter_is_seen,
+    threads_send_at_once,
+);
+
+/// Exporter and importer are two VMMC processes in one address space here; other tests use two.
+fn pair_of_processes() -> (Node, Process, Process) {
+    let node = Node::new();
+    let (exporter, importer) = (node.open(), node.open());
+    assert_ne!(exporter.id(), importer.id());
+    (node, exporter, importer)
+}
+
+fn bytes_arrive_exactly(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(300_001).create().unwrap();
+    let import = open(&importer, &export);
+    assert_eq!((import.len(), import.id()), (300_001, export.id()));
+    let mut expected = vec![0u8; export.len()];
+    for (step, len) in
+        [0usize, 1, 2, 3, 7, 8, 9, 63, 64, 65, 4095, 4096, 4097, 32768, 32769, 200_000]
+            .into_iter()
+            .enumerate()
+    {
+        for offset in [0, 1, 8, 4090, 100_000, export.len() - len] {
+            let bytes: Vec<u8> = (0..len).map(|n| (n * 7 + step + offset) as u8).collect();
+            import.send(offset, &bytes).unwrap();
+            expected[offset..offset + len].copy_from_slice(&bytes);
+        }
+    }
+    let mut found = vec![0; export.len()];
+    export.read(0, &mut found).unwrap();
+    assert!(found == expected, "bytes differ");
+}
+
+fn signals_come_after_bytes(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(8192).create().unwrap();
+    let import = open(&importer, &export);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=500u64 {
+                import.send(0, &[round as u8; 4000]).unwrap();
+                import.send_signal(4096, &[round as u8; 1000], 8184, round).unwrap();
+                until("acknowledged", || {
+                    let mut word = [0; 8];
+                    export.read(8176, &mut word).unwrap();
+                    u64::from_le_bytes(word) == round
+                });
+            }
+        });
+        for round in 1..=500u64 {
+            until("signal", || export.load_signal(8184).unwrap() == round);
+            let mut found = vec![0; 5096];
+            export.read(0, &mut found).unwrap();
+            let arrived = |bytes: &[u8]| bytes.iter().all(|byte| *byte == round as u8);
+            assert!(arrived(&found[..4000]) && arrived(&found[4096..]), "round {round}");
+            export.write(8176, &round.to_le_bytes()).unwrap();
+        }
+    });
+    import.signal(0, u64::MAX).unwrap();
+    assert_eq!(export.load_signal(0), Ok(u64::MAX));
+}
+
+fn ranges_are_checked(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(100).notify(Notify::Event).create().unwrap();
+    let import = open(&importer, &export);
+    for (offset, len) in [(0, 101), (100, 1), (101, 0), (usize::MAX, 1), (usize::MAX, 0), (99, 2)] {
+        let bytes = vec![1; len];
+        let range = Err(TransferError::Range);
+        assert_eq!(import.send(offset, &bytes), range, "{offset} {len}");
+        assert_eq!(import.send_notify(offset, &bytes), range);
+        assert_eq!(import.send_signal(offset, &bytes, 0, 1), range);
+        assert_eq!(export.write(offset, &bytes), Err(AccessError::Range));
+        assert_eq!(export.read(offset, &mut bytes.clone()), Err(AccessError::Range));
+    }
+    assert_eq!(import.send_signal(0, b"x", 96, 1), Err(TransferError::Range));
+    assert_eq!(import.signal(96, 1), Err(TransferError::Range));
+    assert_eq!(import.signal(usize::MAX - 7, 1), Err(TransferError::Range));
+    assert_eq!(export.load_signal(96), Err(AccessError::Range));
+    assert_eq!(import.send(100, b""), Ok(()));
+    let mut found = [9; 100];
+    export.read(0, &mut found).unwrap();
+    assert_eq!(found, [0; 100], "nothing was written");
+}
+
+fn unaligned_signals_are_refused(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(4096).create().unwrap();
+    let import = open(&importer, &export);
+    for offset in [1, 4, 7, 9, 4084] {
+        assert_eq!(import.signal(offset, 1), Err(TransferError::Unaligned));
+        assert_eq!(import.send_signal(0, b"x", offset, 1), Err(TransferError::Unaligned));
+        assert_eq!(export.load_signal(offset), Err(AccessError::Unaligned));
+    }
+}
+
+fn notifications_come_in_order_with_their_bytes(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).notify(Notify::Event).create().unwrap();
+    let import = open(&importer, &export);
+    assert!(export.wait(std::time::Duration::ZERO).is_err());
+    for round in 0..60u64 {
+        import.send_notify(round as usize * 1000, &round.to_le_bytes()).unwrap();
+    }
+    import.send_notify(0, &vec![5; 100_000]).unwrap();
+    for round in 0..60u64 {
+        let notification = export.wait(FOREVER).unwrap();
+        assert_eq!((notification.offset, notification.len), (round as usize * 1000, 8));
+        assert_eq!((notification.last_word, notification.many), (round, false));
+    }
+    let notification = export.wait(FOREVER).unwrap();
+    assert_eq!((notification.offset, notification.len), (0, 100_000));
+    let mut found = vec![0; 100_000];
+    export.read(0, &mut found).unwrap();
+    assert!(found.iter().all(|byte| *byte == 5));
+    assert!(export.wait(std::time::Duration::ZERO).is_err());
+}
+
+fn nobody_is_notified_unasked(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(64).create().unwrap();
+    let import = open(&importer, &export);
+    assert_eq!(import.send_notify(0, b"x"), Err(TransferError::NoNotifications));
+    assert_eq!(export.wait(FOREVER), Err(vmmc::WaitError::NoNotifications));
+}
+
+fn revocation_is_seen_and_reaches_nobody(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(64).create().unwrap();
+    let import = open(&importer, &export);
+    import.send(0, b"before").unwrap();
+    assert_eq!(import.state(), ExportState::Live);
+    export.unexport().unwrap();
+    assert_eq!(import.state(), ExportState::Revoked);
+    assert_eq!(import.send(0, b"after"), Err(TransferError::Revoked));
+    assert_eq!(import.signal(0, 1), Err(TransferError::Revoked));
+    // The word may serve another export now: the old import must not take it for its own.
+    let others: Vec<_> = (0..50).map(|_| exporter.export(64).create().unwrap()).collect();
+    assert_eq!(import.send(0, b"after"), Err(TransferError::Revoked));
+    for other in &others {
+        assert_eq!(other.load_signal(0), Ok(0));
+    }
+}
+
+fn death_of_the_exporter_is_seen(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(64).create().unwrap();
+    let import = open(&importer, &export);
+    // The export is abandoned in place, as by a crash; its process's connection goes.
+    std::mem::forget(export);
+    let fd = exporter.owned_fds()[0];
+    // SAFETY: shuts a socket of this test's own down; the library sees its connection end.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+    until("dead", || import.state() != ExportState::Live);
+    assert_eq!(import.state(), ExportState::Dead);
+    assert_eq!(import.send(0, b"x"), Err(TransferError::Dead));
+}
+
+fn threads_send_at_once(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(8 * 4096).create().unwrap();
+    let import = open(&importer, &export);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let import = &import;
+            scope.spawn(move || {
+                for round in 0..100u64 {
+                    import.send(thread * 4096 + 8, &[round as u8; 4000]).unwrap();
+                    import.signal(thread * 4096, round).unwrap();
+                }
+            });
+        }
+    });
+    for thread in 0..8 {
+        assert_eq!(export.load_signal(thread * 4096), Ok(99));
+        let mut found = [0; 4000];
+        export.read(thread * 4096 + 8, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == 99));
+    }
+}

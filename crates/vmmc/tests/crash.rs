@@ -1,0 +1,193 @@
+//! SIGKILL of anybody at any moment: nobody hangs, everybody learns of it, nothing is left behind.
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use harness::{FOREVER, Node, kill, role, say, until};
+use vmmc::{Export, ExportState, Import, ImportSource, Notify, Process, TransferError};
+
+/// Rounds of the loop.
+const ROUNDS: u32 = 200;
+
+#[test]
+fn actor() {
+    let Some((role, argument)) = role() else { return };
+    let process = Process::open().unwrap();
+    match role.as_str() {
+        "exporter" => {
+            let export = process.export(1 << 20).name("crash").notify(Notify::Event);
+            let export = export.create().unwrap();
+            say(export.id());
+            // Busy with what an exporter may do, until killed.
+            loop {
+                let more = process.export(4096).create();
+                let _ = export.load_signal(0);
+                let _ = export.wait(Duration::ZERO);
+                drop(more);
+            }
+        }
+        "importer" => {
+            let source = ImportSource::Id(argument.parse().unwrap());
+            let import = process.import(source.clone()).open().unwrap();
+            say("imported");
+            for round in 0u64.. {
+                let _ = import.send_signal(0, &[1; 5000], 8192, round);
+                let _ = import.send_notify(16, b"bytes");
+                if round % 64 == 0 {
+                    drop(process.import(source.clone()).open());
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What chance decides; the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self, sides: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+#[test]
+fn kills_at_random_moments_leave_nothing_behind() {
+    let node = Node::new();
+    let shared_memory = || std::fs::read_dir("/dev/shm").map_or(0, Iterator::count);
+    let before = shared_memory();
+    let survivor = node.open();
+    let ours = survivor.export(65536).notify(Notify::Event).create().unwrap();
+    let mut dice = Dice(2);
+    let mut services = Vec::new();
+    for round in 0..ROUNDS {
+        let mut exporter = node.actor("exporter", "");
+        let theirs = exporter.hear().parse().unwrap();
+        let import = retry(|| survivor.import(ImportSource::Id(theirs)).open().ok());
+        let mut importer = node.actor("importer", &ours.id().to_string());
+        importer.hear();
+        std::thread::sleep(Duration::from_micros(dice.throw(5000)));
+        match dice.throw(3) {
+            0 => exporter.kill(),
+            1 => importer.kill(),
+            _ => {
+                let pid = retry(|| node.service_pid());
+                services.push(pid);
+                kill(pid, libc::SIGKILL);
+            }
+        }
+        // While all this happens, nothing that the survivor does waits for ever or fails in an odd way.
+        let sent = import.send(0, b"still there?");
+        assert!(
+            matches!(sent, Ok(()) | Err(TransferError::Dead | TransferError::Revoked)),
+            "round {round}: {sent:?}"
+        );
+        exporter.kill();
+        importer.kill();
+        until("the exporter's death is seen", || {
+            matches!(import.send(0, b"x"), Err(TransferError::Dead | TransferError::Revoked))
+        });
+        assert!(ours.load_signal(0).is_ok());
+        while ours.wait(Duration::ZERO).is_ok() {}
+    }
+    // Everything is as after one clean round: the survivor works, and nothing else is known to anybody.
+    let check = node.open();
+    let import = retry(|| check.import(ImportSource::Id(ours.id())).open().ok());
+    import.send_notify(0, b"the end").unwrap();
+    ours.wait(FOREVER).unwrap();
+    drop((import, check));
+    until("only the survivor is known", || {
+        let status = node.status();
+        status["processes"] == 1 && status["exports"] == 1 && status["imports"] == 0
+    });
+    for pid in services {
+        // Killed services are reaped by whoever reaps orphans; none of them runs.
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
+    assert!(shared_memory() <= before);
+    drop((ours, survivor));
+    assert!(node.command(&["stop"]).status.success());
+    let left: Vec<_> = std::fs::read_dir(node.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Tries until it works: between two services nothing is known.
+#[track_caller]
+fn retry<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + FOREVER;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn exporter_and_importer(node: &Node) -> (Process, Export, Process, Import) {
+    let (exporter, importer) = (node.open(), node.open());
+    let export = exporter.export(4096).name("kept").notify(Notify::Event).create().unwrap();
+    let import = importer.import(ImportSource::Id(export.id())).open().unwrap();
+    (exporter, export, importer, import)
+}
+
+#[test]
+fn exports_and_imports_survive_the_service() {
+    let node = Node::new();
+    let (exporter, export, importer, import) = exporter_and_importer(&node);
+    let ids = (exporter.id(), importer.id());
+    let first = node.service_pid().unwrap();
+    kill(first, libc::SIGKILL);
+    import.send_signal(0, b"without a service", 1024, 1).unwrap();
+    assert_eq!(export.load_signal(1024), Ok(1));
+    until("a new service", || node.service_pid().is_some_and(|pid| pid != first));
+    until("all are back", || {
+        let status = node.status();
+        status["processes"] == 2 && status["exports"] == 1 && status["imports"] == 1
+    });
+    assert_eq!((exporter.id(), importer.id()), ids);
+    assert_eq!(import.state(), ExportState::Live);
+    import.send_notify(0, b"again").unwrap();
+    export.wait(FOREVER).unwrap();
+    // The new service revokes what the old one granted, and passes on what the old one was given.
+    let second = importer.import(ImportSource::Name("kept".into())).open().unwrap();
+    second.send_signal(0, b"x", 8, 9).unwrap();
+    assert_eq!(export.load_signal(8), Ok(9));
+    export.unexport().unwrap();
+    assert_eq!(import.state(), ExportState::Revoked);
+    assert_eq!(second.state(), ExportState::Revoked);
+}
+
+#[test]
+fn an_exporter_that_dies_with_the_service_is_missed() {
+    let node = Node::new();
+    let importer = node.open();
+    let mut exporter = node.actor("exporter", "");
+    let source = ImportSource::Id(exporter.hear().parse().unwrap());
+    let import = importer.import(source).open().unwrap();
+    exporter.signal(libc::SIGSTOP);
+    kill(node.service_pid().unwrap(), libc::SIGKILL);
+    exporter.kill();
+    until("dead", || import.state() == ExportState::Dead);
+    assert_eq!(import.send(0, b"x"), Err(TransferError::Dead));
+}
+
+#[test]
+fn a_service_that_was_told_to_leave_is_not_started_again() {
+    let node = Node::new();
+    let (_exporter, export, importer, import) = exporter_and_importer(&node);
+    assert!(node.command(&["stop"]).status.success());
+    assert_eq!(std::fs::read_dir(node.path()).unwrap().count(), 0);
+    import.send_signal(0, b"x", 8, 2).unwrap();
+    assert_eq!(export.load_signal(8), Ok(2));
+    assert!(importer.processes().is_err());
+    assert!(node.service_pid().is_none());
+    // When somebody starts one, all come back.
+    assert!(node.command(&["start"]).status.success());
+    until("all are back", || node.status()["imports"] == 1);
+    assert_eq!(importer.processes().unwrap().len(), 2);
+}

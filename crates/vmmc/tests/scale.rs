@@ -1,0 +1,72 @@
+//! Many processes and many pairs at one service.
+
+mod harness;
+
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+
+use harness::{Node, until};
+use vmmc::{PairMemory, PairingEvent};
+
+#[test]
+fn a_thousand_processes_and_their_pairs() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    // Of each pair this process has two sockets, and four events.
+    let pairs = limit.maximum.map_or(2000, |maximum| (maximum as usize / 10).min(2000));
+    let processes = pairs / 2;
+    let node = Node::new();
+    let processes: Vec<_> = (0..processes).map(|_| node.open_polled()).collect();
+    assert_eq!(node.status()["processes"], processes.len());
+    assert_eq!(processes[0].processes().unwrap().len(), processes.len());
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut ends = Vec::new();
+    for number in 0..pairs {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        for (socket, place) in [(near, number), (far, number * 7 + 3)] {
+            let process = &processes[place % processes.len()];
+            let offer = process.pair_offer(socket.as_fd()).unwrap();
+            ends.push((process, offer, socket));
+        }
+    }
+    let mut exports = Vec::new();
+    let mut imports = Vec::new();
+    let memory = PairMemory { len: 1 << 20, mapped: 4096 };
+    until("all are ready", || {
+        for process in &processes {
+            while process.has_mail() {
+                match process.poll() {
+                    Some(PairingEvent::Matched { offer, pair, .. }) => {
+                        let end = ends
+                            .iter()
+                            .find(|(of, found, _)| of.id() == process.id() && *found == offer);
+                        let socket = end.unwrap().2.as_fd();
+                        exports.push((pair, process.pair_export(pair, memory, socket).unwrap()));
+                    }
+                    Some(PairingEvent::Ready { pair, import }) => imports.push((pair, import)),
+                    Some(other) => panic!("{other:?}"),
+                    None => break,
+                }
+            }
+        }
+        imports.len() == 2 * pairs
+    });
+    assert_eq!(node.status()["pairs"], pairs);
+    // Everybody has the memory of its own peer.
+    for (pair, import) in &imports {
+        import.signal(0, pair.0).unwrap();
+    }
+    for (pair, export) in &exports {
+        assert_eq!(export.load_signal(0), Ok(pair.peer().0));
+    }
+    drop((imports, exports));
+    drop(ends);
+    drop(processes);
+    until("all is forgotten", || {
+        let status = node.status();
+        status["pairs"] == 0 && status["processes"] == 0 && status["offers"] == 0
+    });
+}

@@ -1,0 +1,308 @@
+/* The read and write families: every call that moves bytes, with ordinary and odd arguments. */
+#include "actor.h"
+
+#include <limits.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+void scenario_echo_sizes(void) {
+    static const size_t sizes[] = {1,     2,     3,     7,     64,     100,    1000,   1460,   4096,  8191,
+                                   16384, 32768, 65535, 65536, 65537,  100000, 131072, 200000, 262144, 300000};
+    static unsigned char bytes[300000];
+    int fd = connection();
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        if (me.client) {
+            fill_pattern(bytes, 0, sizes[i], i);
+            put(fd, bytes, sizes[i]);
+            memset(bytes, 0, sizes[i]);
+        }
+        size_t count = get(fd, bytes, sizes[i]);
+        say_bytes("echo", bytes, count);
+        if (me.server)
+            put(fd, bytes, count);
+    }
+}
+
+void scenario_many_small_round_trips(void) {
+    int fd = connection();
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < 3000; i++) {
+        uint32_t value = i * 2654435761u;
+        if (me.client)
+            put(fd, &value, 1 + i % 4);
+        uint32_t back = 0;
+        get(fd, &back, 1 + i % 4);
+        sum = sum * 31 + back;
+        if (me.server)
+            put(fd, &back, 1 + i % 4);
+    }
+    say("sum %016llx", (unsigned long long)sum);
+}
+
+void scenario_read_write(void) {
+    char buffer[64];
+    int fd = connection();
+    if (me.client) {
+        T(write(fd, "hello", 5));
+        T(write(fd, " and more", 9));
+        meet();
+        T(read(fd, buffer, sizeof buffer));
+        return;
+    }
+    await_readable(fd, 14);
+    say_bytes("read 5", buffer, T(read(fd, buffer, 5)));
+    say_bytes("read the rest", buffer, T(read(fd, buffer, sizeof buffer)));
+    T(write(fd, "answer", 6));
+    meet();
+}
+
+void scenario_vectors(void) {
+    char a[4] = "", b[16] = "", c[64] = "";
+    int fd = connection();
+    if (me.client) {
+        struct iovec out[] = {{"ab", 2}, {"", 0}, {NULL, 0}, {"cdefgh", 6}, {"ijklmnopqrstuvwxyz", 18}};
+        T(writev(fd, out, 5));
+        T(writev(fd, out, 0));
+        T(writev(fd, out, -1));
+        T(writev(fd, out, IOV_MAX + 1));
+        meet();
+        T(pwrite(fd, "x", 1, 0));
+        T(pread(fd, a, 1, 0));
+        T(pwritev(fd, out, 1, 0));
+        T(pwritev2(fd, out, 1, -1, 0));
+        expect_text(fd, "thanks");
+        return;
+    }
+    await_readable(fd, 26);
+    struct iovec in[] = {{a, 4}, {c, 0}, {b, 16}, {c, 64}};
+    T(readv(fd, in, 0));
+    T(readv(fd, in, -1));
+    T(readv(fd, in, 4));
+    say("%.4s %.16s %.6s", a, b, c);
+    meet();
+    char extra[8] = "";
+    struct iovec last[] = {{extra, 1}, {extra + 1, 1}};
+    T(preadv2(fd, last, 2, -1, 0));
+    say("%s", extra);
+    put_text(fd, "thanks");
+}
+
+void scenario_long_vectors(void) {
+    enum { PARTS = 1024, PART = 100 };
+    static unsigned char bytes[PARTS * PART];
+    static struct iovec parts[PARTS];
+    for (int i = 0; i < PARTS; i++)
+        parts[i] = (struct iovec){bytes + i * PART, PART};
+    int fd = connection();
+    if (me.client) {
+        fill_pattern(bytes, 0, sizeof bytes, 1);
+        ssize_t sent = T_OK(writev(fd, parts, PARTS));
+        put(fd, bytes + sent, sizeof bytes - sent);
+        meet();
+        return;
+    }
+    await_readable(fd, 50000);
+    ssize_t count = T_OK(readv(fd, parts, PARTS));
+    count += get(fd, bytes + count, sizeof bytes - count);
+    say_bytes("all parts", bytes, count);
+    meet();
+}
+
+void scenario_send_recv(void) {
+    char buffer[64];
+    int fd = connection();
+    if (me.client) {
+        T(send(fd, "0123456789", 10, 0));
+        T(send(fd, "", 0, 0));
+        meet();
+        return;
+    }
+    await_readable(fd, 10);
+    T(recv(fd, buffer, 0, 0));
+    say_bytes("recv", buffer, T(recv(fd, buffer, 4, 0)));
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, 0, MSG_DONTWAIT));
+    T(recv(fd, buffer, 1, MSG_DONTWAIT));
+    meet();
+}
+
+/* sockperf hands sendto() on a connected socket an address that is not one; recvfrom() reports none. */
+void scenario_sendto_recvfrom(void) {
+    char buffer[64];
+    struct sockaddr_in garbage;
+    memset(&garbage, 0xa5, sizeof garbage);
+    int fd = connection();
+    if (me.client) {
+        T(sendto(fd, "to nobody", 9, 0, NULL, 0));
+        T(sendto(fd, "to garbage", 10, 0, (struct sockaddr *)&garbage, sizeof garbage));
+        T(sendto(fd, "!", 1, 0, (struct sockaddr *)&garbage, 1000));
+        T(sendto(fd, "!", 1, 0, (struct sockaddr *)&garbage, 3));
+        meet();
+        return;
+    }
+    await_readable(fd, 20);
+    struct sockaddr_storage from;
+    memset(&from, 0x77, sizeof from);
+    socklen_t length = sizeof from;
+    say_bytes("recvfrom", buffer, T(recvfrom(fd, buffer, 9, 0, (struct sockaddr *)&from, &length)));
+    say("address length %u, family %#x", length, from.ss_family);
+    length = 5;
+    say_bytes("recvfrom", buffer, T(recvfrom(fd, buffer, sizeof buffer, 0, NULL, &length)));
+    say("address length %u", length);
+    T(recvfrom(fd, buffer, 1, MSG_DONTWAIT, (struct sockaddr *)&from, &length));
+    meet();
+}
+
+void scenario_sendmsg_recvmsg(void) {
+    char a[8] = "", b[32] = "", control[128];
+    int fd = connection();
+    if (me.client) {
+        struct iovec out[] = {{"first ", 6}, {"second ", 7}, {"third", 5}};
+        struct msghdr message = {.msg_iov = out, .msg_iovlen = 3};
+        T(sendmsg(fd, &message, 0));
+        message.msg_iovlen = 0;
+        T(sendmsg(fd, &message, 0));
+        message.msg_iovlen = IOV_MAX + 1;
+        T(sendmsg(fd, &message, 0));
+        meet();
+        return;
+    }
+    await_readable(fd, 18);
+    struct sockaddr_storage name;
+    struct iovec in[] = {{a, 8}, {b, 32}};
+    struct msghdr message = {.msg_name = &name,
+                             .msg_namelen = sizeof name,
+                             .msg_iov = in,
+                             .msg_iovlen = 2,
+                             .msg_control = control,
+                             .msg_controllen = sizeof control,
+                             .msg_flags = -1};
+    T(recvmsg(fd, &message, 0));
+    say("%.8s|%.10s namelen %u controllen %zu flags %#x", a, b, message.msg_namelen,
+        message.msg_controllen, message.msg_flags);
+    T(recvmsg(fd, &message, MSG_DONTWAIT));
+    T(recvmsg(fd, &message, MSG_ERRQUEUE));
+    meet();
+}
+
+void scenario_sendmmsg_recvmmsg(void) {
+    int fd = connection();
+    if (me.client) {
+        struct iovec parts[] = {{"one", 3}, {"three", 5}, {"five5", 5}};
+        struct mmsghdr messages[3] = {0};
+        for (int i = 0; i < 3; i++)
+            messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
+        T(sendmmsg(fd, messages, 3, 0));
+        say("lengths %u %u %u", messages[0].msg_len, messages[1].msg_len, messages[2].msg_len);
+        T(sendmmsg(fd, messages, 0, 0));
+        meet();
+        return;
+    }
+    await_readable(fd, 13);
+    char buffers[4][4];
+    struct iovec parts[4];
+    struct mmsghdr messages[4] = {0};
+    for (int i = 0; i < 4; i++) {
+        parts[i] = (struct iovec){buffers[i], 4};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
+    }
+    T(recvmmsg(fd, messages, 2, 0, NULL));
+    say("%.4s %.4s", buffers[0], buffers[1]);
+    T(recvmmsg(fd, messages, 4, MSG_WAITFORONE, NULL));
+    say("%.4s %u %.1s %u", buffers[0], messages[0].msg_len, buffers[1], messages[1].msg_len);
+    T(recvmmsg(fd, messages, 4, MSG_DONTWAIT, NULL));
+    meet();
+}
+
+void scenario_bad_arguments(void) {
+    char buffer[64];
+    void *nowhere = (void *)16;
+    int fd = connection();
+    if (me.client) {
+        T(write(fd, nowhere, 10));
+        T(send(fd, nowhere, 10, 0));
+        struct iovec bad = {nowhere, 10};
+        T(writev(fd, &bad, 1));
+        T(writev(fd, nowhere, 1));
+        T(sendmsg(fd, nowhere, 0));
+        T(write(fd, nowhere, 0));
+        put_text(fd, "good bytes");
+        meet();
+        return;
+    }
+    await_readable(fd, 10);
+    T(read(fd, nowhere, 10));
+    T(recv(fd, nowhere, 10, MSG_PEEK));
+    struct iovec bad = {nowhere, 10};
+    T(readv(fd, &bad, 1));
+    T(recvmsg(fd, nowhere, 0));
+    T(ioctl(fd, FIONREAD, nowhere));
+    say_bytes("still there", buffer, T(read(fd, buffer, sizeof buffer)));
+    close(fd);
+    T(read(fd, buffer, 1));
+    T(send(fd, buffer, 1, 0));
+    meet();
+}
+
+/* Calls that make no sense on a socket, or little. */
+void scenario_calls_for_other_files(void) {
+    int fd = connection();
+    struct stat status;
+    T(fstat(fd, &status));
+    say("socket %d size %ld", S_ISSOCK(status.st_mode), (long)status.st_size);
+    T(lseek(fd, 0, SEEK_CUR));
+    T(ftruncate(fd, 10));
+    T(fsync(fd));
+    T(isatty(fd));
+    T_OK((long)mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0));
+    T(posix_fallocate(fd, 0, 10));
+    T(fcntl(fd, F_GETPIPE_SZ));
+    T(fchmod(fd, 0600));
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    T(open(path, O_RDWR));
+    meet();
+    warm(fd);
+    meet();
+}
+
+/* 2 MB each way at once, by poll, with pieces of changing size. */
+void scenario_both_ways_at_once(void) {
+    enum { TOTAL = 2000000 };
+    static unsigned char out[TOTAL], in[TOTAL];
+    int fd = connection();
+    fill_pattern(out, 0, TOTAL, me.server);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    size_t sent = 0, received = 0;
+    while (sent < TOTAL || received < TOTAL) {
+        struct pollfd item = {.fd = fd, .events = POLLIN | (sent < TOTAL ? POLLOUT : 0)};
+        if (poll(&item, 1, 5000) != 1) {
+            say("! stuck after %zu sent and %zu received", sent, received);
+            return;
+        }
+        size_t piece = 1 + (sent * 7 + received) % 30000;
+        if (item.revents & POLLOUT) {
+            ssize_t n = send(fd, out + sent, piece < TOTAL - sent ? piece : TOTAL - sent, 0);
+            sent += n > 0 ? n : 0;
+        }
+        if (item.revents & POLLIN) {
+            ssize_t n = recv(fd, in + received, piece < TOTAL - received ? piece : TOTAL - received, 0);
+            received += n > 0 ? n : 0;
+        }
+    }
+    say_bytes("received", in, TOTAL);
+}
+
+/* No warm-up: one direction streams from the first byte on, so the switch comes in mid-stream. */
+void scenario_one_way_from_the_start(void) {
+    int fd = cold_connection();
+    if (me.client) {
+        put_pattern(fd, 0, 20000000, 3);
+        shutdown(fd, SHUT_WR);
+        expect_end(fd);
+        return;
+    }
+    get_pattern(fd, 0, 20000000, 3);
+    expect_end(fd);
+    close(fd);
+}

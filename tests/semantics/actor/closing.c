@@ -1,0 +1,338 @@
+/* shutdown, close, reset, and what the other side then sees. */
+#include "actor.h"
+
+static volatile sig_atomic_t broken_pipes;
+
+static void count_broken_pipe(int number) {
+    (void)number;
+    broken_pipes++;
+}
+
+static void catch_broken_pipes(void) {
+    struct sigaction action = {.sa_handler = count_broken_pipe, .sa_flags = SA_RESTART};
+    sigaction(SIGPIPE, &action, NULL);
+}
+
+static int pending_error(int fd) {
+    int error = -1;
+    socklen_t length = sizeof error;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    return error;
+}
+
+static void say_error(int fd) {
+    int error = pending_error(fd);
+    say("SO_ERROR %s", error ? strerrorname_np(error) : "none");
+}
+
+void scenario_half_close(void) {
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.client) {
+        put_pattern(fd, 0, 100000, 1);
+        T(shutdown(fd, SHUT_WR));
+        T(shutdown(fd, SHUT_WR));
+        T(write(fd, "x", 1));
+        T(send(fd, "x", 1, MSG_NOSIGNAL));
+        say("SIGPIPE %d", (int)broken_pipes);
+        meet();
+        get_pattern(fd, 0, 3000000, 2);
+        expect_end(fd);
+        meet();
+        return;
+    }
+    get_pattern(fd, 0, 100000, 1);
+    expect_end(fd);
+    expect_end(fd);
+    meet();
+    put_pattern(fd, 0, 1000000, 2);
+    put_pattern(fd, 1000000, 2000000, 2);
+    close(fd);
+    meet();
+}
+
+void scenario_shutdown_read(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "before");
+        meet();
+        meet();
+        T(send(fd, "after", 5, MSG_NOSIGNAL));
+        meet();
+        expect_text(fd, "still writing");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    T(shutdown(fd, SHUT_RD));
+    struct pollfd item = {.fd = fd, .events = POLLIN | POLLOUT | POLLRDHUP};
+    T(poll(&item, 1, 0));
+    say_poll("after shutdown", item.revents);
+    say_bytes("bytes from before", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+    meet();
+    await_readable(fd, 5);
+    say_bytes("bytes from after", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(write(fd, "still writing", 13));
+    meet();
+}
+
+void scenario_shutdown_both(void) {
+    char buffer[32];
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.client) {
+        put_text(fd, "bytes on the way");
+        meet();
+        T(shutdown(fd, SHUT_RDWR));
+        T(read(fd, buffer, sizeof buffer));
+        T(write(fd, "x", 1));
+        say("SIGPIPE %d", (int)broken_pipes);
+        T(shutdown(fd, SHUT_RDWR));
+        T(shutdown(fd, 5));
+        meet();
+        return;
+    }
+    meet();
+    say_bytes("all", buffer, get(fd, buffer, 16));
+    expect_end(fd);
+    meet();
+}
+
+void scenario_shutdown_unconnected(void) {
+    char byte;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    catch_broken_pipes();
+    T(shutdown(fd, SHUT_WR));
+    T(read(fd, &byte, 1));
+    T(write(fd, &byte, 1));
+    say("SIGPIPE %d", (int)broken_pipes);
+    struct pollfd item = {.fd = fd, .events = POLLIN | POLLOUT};
+    T(poll(&item, 1, 0));
+    say_poll("unconnected", item.revents);
+    T(shutdown(fd, SHUT_RDWR));
+    meet();
+}
+
+/* Both sides write and close their direction at once; each still reads everything. */
+void scenario_simultaneous_close(void) {
+    int fd = connection();
+    put_pattern(fd, 0, 20000, me.server);
+    shutdown(fd, SHUT_WR);
+    get_pattern(fd, 0, 20000, me.client);
+    expect_end(fd);
+    say_poll("closed", await_bits(fd, 0));
+    close(fd);
+    meet();
+}
+
+/* Closing a socket with bytes nobody read resets the connection. */
+void scenario_close_with_unread_bytes(void) {
+    char buffer[32];
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.server) {
+        await_readable(fd, 6);
+        put_text(fd, "for the peer");
+        T(close(fd));
+        meet();
+        meet();
+        return;
+    }
+    put_text(fd, "unread");
+    meet();
+    say_poll("reset", await_bits(fd, 0));
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    T(write(fd, "x", 1));
+    say("SIGPIPE %d", (int)broken_pipes);
+    say_error(fd);
+    meet();
+}
+
+void scenario_write_after_peer_closed(void) {
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.server) {
+        T(close(fd));
+        meet();
+        return;
+    }
+    await_bits(fd, POLLRDHUP);
+    T(write(fd, "first", 5));
+    say_poll("answered by a reset", await_bits(fd, 0));
+    T(write(fd, "second", 6));
+    say("SIGPIPE %d", (int)broken_pipes);
+    T(send(fd, "third", 5, MSG_NOSIGNAL));
+    struct iovec part = {"fourth", 6};
+    T(writev(fd, &part, 1));
+    say("SIGPIPE %d", (int)broken_pipes);
+    expect_end(fd);
+    meet();
+}
+
+/* The default action of SIGPIPE still ends a process. */
+void scenario_killed_by_broken_pipe(void) {
+    int fd = connection();
+    if (me.server) {
+        close(fd);
+        meet();
+        return;
+    }
+    await_bits(fd, POLLRDHUP);
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGPIPE, SIG_DFL);
+        put_text(fd, "first");
+        await_bits(fd, 0);
+        T(write(fd, "second", 6));
+        say("! survived SIGPIPE");
+        _exit(1);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    say_status("writer", status);
+    meet();
+}
+
+void scenario_so_error_after_reset(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.server) {
+        struct linger hard = {1, 0};
+        T(setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard));
+        T(close(fd));
+        meet();
+        return;
+    }
+    say_poll("reset", await_bits(fd, POLLIN));
+    say_error(fd);
+    say_error(fd);
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    T(shutdown(fd, SHUT_WR));
+    struct pollfd item = {.fd = fd, .events = POLLIN | POLLOUT};
+    T(poll(&item, 1, 0));
+    say_poll("afterwards", item.revents);
+    meet();
+}
+
+/* SO_LINGER with time 0: the peer sees a reset, after whatever had arrived before. */
+void scenario_linger_zero(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.server) {
+        struct linger hard = {1, 0};
+        put_text(fd, "arrived before");
+        meet();
+        meet();
+        T(setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard));
+        T(close(fd));
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 14);
+    meet();
+    say_poll("reset", await_bits(fd, 0));
+    int readable = -1;
+    T(ioctl(fd, FIONREAD, &readable));
+    say("readable %d", readable);
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+}
+
+/* SO_LINGER with time: close() returns when the peer has the bytes. */
+void scenario_linger_waits(void) {
+    int fd = connection();
+    if (me.server) {
+        struct linger soft = {1, 5};
+        T(setsockopt(fd, SOL_SOCKET, SO_LINGER, &soft, sizeof soft));
+        put_pattern(fd, 0, 50000, 1);
+        T(close(fd));
+        meet();
+        return;
+    }
+    get_pattern(fd, 0, 50000, 1);
+    expect_end(fd);
+    meet();
+}
+
+/* Everything written before close() arrives, however much is still on the way. */
+void scenario_close_right_after_writing(void) {
+    int fd = connection();
+    if (me.server) {
+        size_t total = fill_up(fd, 3);
+        T(close(fd));
+        tell(total);
+        meet();
+        return;
+    }
+    get_pattern(fd, 0, told(), 3);
+    expect_end(fd);
+    meet();
+}
+
+/* exit() without close(): the same. */
+void scenario_exit_right_after_writing(void) {
+    int fd = connection();
+    if (me.server) {
+        size_t total = fill_up(fd, 3);
+        tell(total);
+        say("leaving");
+        exit(3);
+    }
+    get_pattern(fd, 0, told(), 3);
+    expect_end(fd);
+}
+
+/* The peer has written and closed; what was not read is read by stdio, which needs it in the kernel. */
+void scenario_close_then_lower_unread(void) {
+    int fd = connection();
+    if (me.server) {
+        put_text(fd, "first,second\n");
+        close(fd);
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    char buffer[16] = {0};
+    T(read(fd, buffer, 6));
+    say("read %s", buffer);
+    FILE *in = fdopen(fd, "r");
+    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "nothing");
+    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "the end");
+    meet();
+    fclose(in);
+}
+
+/* The peer has written and closed; this end reads some, writes, and reads the rest. */
+void scenario_close_then_write_before_reading(void) {
+    int fd = connection();
+    signal(SIGPIPE, SIG_IGN);
+    if (me.server) {
+        put_text(fd, "first,second");
+        close(fd);
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    char buffer[16] = {0};
+    T(read(fd, buffer, 6));
+    put_text(fd, "x");
+    await_bits(fd, POLLHUP);
+    T(write(fd, "y", 1));
+    T(read(fd, buffer, 6));
+    T(read(fd, buffer, 6));
+    meet();
+}

@@ -1,0 +1,153 @@
+/* A peer that is killed: its bytes arrive, then the end or a reset; nobody hangs. */
+#include "actor.h"
+
+#include <sys/prctl.h>
+
+static void kill_peer(void) {
+    kill(me.peer, SIGKILL);
+}
+
+static void wait_to_be_killed(void) {
+    for (;;)
+        pause();
+}
+
+void scenario_peer_killed(void) {
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 40000, 1);
+        tell(1);
+        wait_to_be_killed();
+    }
+    told();
+    kill_peer();
+    say_poll("killed", await_bits(fd, POLLRDHUP));
+    get_pattern(fd, 0, 40000, 1);
+    expect_end(fd);
+    expect_end(fd);
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    say_poll("reset", await_bits(fd, 0));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+}
+
+/* The dead peer had not read everything: a reset, after the bytes that it had sent. */
+void scenario_peer_killed_with_unread_bytes(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "testament");
+        await_readable(fd, 6);
+        tell(1);
+        wait_to_be_killed();
+    }
+    put_text(fd, "unread");
+    told();
+    kill_peer();
+    say_poll("killed", await_bits(fd, 0));
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+}
+
+void scenario_peer_killed_while_reading(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        wait_to_be_killed();
+    }
+    pid_t killer = fork();
+    if (killer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    T(recv(fd, buffer, sizeof buffer, 0));
+    waitpid(killer, NULL, 0);
+}
+
+void scenario_peer_killed_while_writing(void) {
+    int fd = connection();
+    signal(SIGPIPE, SIG_IGN);
+    if (me.client) {
+        tell(1);
+        wait_to_be_killed();
+    }
+    told();
+    fill_up(fd, 1);
+    pid_t killer = fork();
+    if (killer == 0) {
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    T(send(fd, "no room for this", 16, 0));
+    T(send(fd, "x", 1, 0));
+    waitpid(killer, NULL, 0);
+}
+
+void scenario_peer_killed_while_polling(void) {
+    int fd = connection();
+    if (me.client)
+        wait_to_be_killed();
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    pid_t killer = fork();
+    if (killer == 0) {
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    T(epoll_wait(set, &event, 1, 5000));
+    say_epoll("killed", event.events);
+    expect_end(fd);
+    waitpid(killer, NULL, 0);
+}
+
+/* In the middle of a stream: whatever arrived is a correct beginning of it, then it ends. */
+void scenario_peer_killed_in_mid_stream(void) {
+    static unsigned char bytes[65536], wanted[65536];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, (size_t)1 << 40, 2);
+        return;
+    }
+    uint64_t offset = 0;
+    bool correct = true;
+    ssize_t n;
+    while ((n = read(fd, bytes, sizeof bytes)) > 0) {
+        fill_pattern(wanted, offset, n, 2);
+        correct &= memcmp(bytes, wanted, n) == 0;
+        if (offset < 5000000 && offset + n >= 5000000)
+            kill_peer();
+        offset += n;
+    }
+    say("a beginning of the stream: %s", correct && offset >= 5000000 ? "yes" : "no");
+    say("last read %zd", n);
+}
+
+/* A stopped peer loses nothing and sends on when it goes on. */
+void scenario_peer_stopped(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "before the stop");
+        tell(1);
+        expect_text(fd, "while stopped");
+        put_text(fd, "going on");
+        meet();
+        return;
+    }
+    told();
+    kill(me.peer, SIGSTOP);
+    say_bytes("read", buffer, get(fd, buffer, 15));
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    T(write(fd, "while stopped", 13));
+    kill(me.peer, SIGCONT);
+    say_bytes("read", buffer, get(fd, buffer, 8));
+    meet();
+}

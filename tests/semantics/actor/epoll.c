@@ -1,0 +1,395 @@
+/* epoll: the events of one set. */
+#include "actor.h"
+
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+
+static int add(int set, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event event = {.events = events, .data.u64 = data};
+    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+
+static int modify(int set, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event event = {.events = events, .data.u64 = data};
+    return epoll_ctl(set, EPOLL_CTL_MOD, fd, &event);
+}
+
+/* One wait for one event: says how many, which data and which bits. */
+static void look(const char *label, int set, int timeout) {
+    struct epoll_event event;
+    int n = epoll_wait(set, &event, 1, timeout);
+    if (n == 1) {
+        char line[128];
+        snprintf(line, sizeof line, "%s: data %llx", label, (unsigned long long)event.data.u64);
+        say_epoll(line, event.events);
+    } else {
+        say("%s: %d %s", label, n, n < 0 ? strerrorname_np(errno) : "events");
+    }
+}
+
+void scenario_epoll_level(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "abcd");
+        meet();
+        await_asleep(me.peer);
+        put_text(fd, "more");
+        meet();
+        return;
+    }
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    char buffer[8];
+    T(add(set, fd, EPOLLIN | EPOLLOUT, 0x1122334455667788));
+    look("writable", set, -1);
+    look("still writable", set, -1);
+    T(modify(set, fd, EPOLLIN, 7));
+    look("idle", set, 0);
+    look("idle, 20 ms", set, 20);
+    meet();
+    look("data", set, 5000);
+    look("data again", set, 5000);
+    await_readable(fd, 4);
+    T(read(fd, buffer, 2));
+    look("half read", set, 0);
+    T(read(fd, buffer, 8));
+    look("all read", set, 0);
+    meet();
+    look("woken", set, 5000);
+    await_readable(fd, 4);
+    T(read(fd, buffer, 8));
+    meet();
+}
+
+void scenario_epoll_edge(void) {
+    int fd = connection();
+    if (me.client) {
+        for (int i = 0; i < 4; i++) {
+            meet();
+            put_text(fd, "abcd");
+        }
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    char buffer[64];
+    T(add(set, fd, EPOLLIN | EPOLLOUT | EPOLLET, 1));
+    look("added", set, 0);
+    look("no edge", set, 0);
+    meet();
+    await_readable(fd, 4);
+    look("first bytes", set, 5000);
+    look("no edge", set, 20);
+    meet();
+    await_readable(fd, 8);
+    look("more bytes", set, 5000);
+    look("no edge", set, 0);
+    T(read(fd, buffer, 3));
+    look("no edge after a partial read", set, 0);
+    T(modify(set, fd, EPOLLIN | EPOLLET, 2));
+    look("modified", set, 0);
+    look("no edge", set, 0);
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    look("nothing to read", set, 0);
+    meet();
+    look("after draining", set, 5000);
+    await_readable(fd, 4);
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    look("no edge", set, 0);
+    meet();
+    await_readable(fd, 4);
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    look("read before looking", set, 0);
+    meet();
+}
+
+/* Edge-triggered writability: one event when a full stream has room again. */
+void scenario_epoll_edge_writable(void) {
+    int fd = connection();
+    if (me.server) {
+        size_t total = told();
+        get_pattern(fd, 0, total, 7);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    add(set, fd, EPOLLOUT | EPOLLET, 3);
+    look("added", set, 0);
+    size_t total = fill_up(fd, 7);
+    while (epoll_wait(set, &(struct epoll_event){0}, 1, 0) == 1)
+        ;
+    look("full", set, 0);
+    tell(total);
+    look("room", set, 5000);
+    meet();
+}
+
+void scenario_epoll_oneshot(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "ab");
+        meet();
+        put_text(fd, "cd");
+        meet();
+        meet();
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    char buffer[8];
+    T(add(set, fd, EPOLLIN | EPOLLONESHOT, 1));
+    look("first", set, 5000);
+    look("disarmed", set, 0);
+    meet();
+    await_readable(fd, 4);
+    look("disarmed, more bytes", set, 20);
+    T(modify(set, fd, EPOLLIN | EPOLLONESHOT, 2));
+    look("armed again", set, 5000);
+    look("disarmed", set, 0);
+    T(read(fd, buffer, 8));
+    T(modify(set, fd, EPOLLIN | EPOLLET | EPOLLONESHOT, 3));
+    look("armed, nothing there", set, 0);
+    meet();
+    T(modify(set, fd, EPOLLIN | EPOLLOUT | EPOLLET | EPOLLONESHOT, 4));
+    look("writable", set, 0);
+    look("disarmed", set, 0);
+    meet();
+    await_bits(fd, POLLRDHUP);
+    look("disarmed at the end of the stream", set, 0);
+    T(modify(set, fd, EPOLLIN | EPOLLRDHUP | EPOLLONESHOT, 5));
+    look("end of stream", set, 0);
+    meet();
+}
+
+void scenario_epoll_hangup(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "last");
+        shutdown(fd, SHUT_WR);
+        meet();
+        expect_end(fd);
+        close(fd);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), edges = epoll_create1(0), silent = epoll_create1(0);
+    T(add(set, fd, EPOLLIN | EPOLLRDHUP | EPOLLOUT, 1));
+    T(add(edges, fd, EPOLLIN | EPOLLRDHUP | EPOLLET, 2));
+    T(add(silent, fd, 0, 3));
+    await_bits(fd, POLLRDHUP);
+    look("level", set, 0);
+    look("edge", edges, 0);
+    look("edge again", edges, 0);
+    look("asked for nothing", silent, 0);
+    expect_text(fd, "last");
+    look("level, drained", set, 0);
+    expect_end(fd);
+    look("level, end read", set, 0);
+    meet();
+    shutdown(fd, SHUT_WR);
+    await_bits(fd, 0);
+    look("level, closed", set, 0);
+    look("asked for nothing, closed", silent, 0);
+    meet();
+}
+
+void scenario_epoll_ctl_errors(void) {
+    int fd = connection();
+    int set = epoll_create1(0), other = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN};
+    T(epoll_ctl(set, EPOLL_CTL_MOD, fd, &event));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, &event));
+    T(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    T(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    T(epoll_ctl(set, 77, fd, &event));
+    T(epoll_ctl(set, EPOLL_CTL_ADD, 300, &event));
+    T(epoll_ctl(300, EPOLL_CTL_ADD, fd, &event));
+    T(epoll_ctl(fd, EPOLL_CTL_ADD, set, &event));
+    T(epoll_ctl(set, EPOLL_CTL_ADD, set, &event));
+    T(epoll_ctl(set, EPOLL_CTL_MOD, fd, NULL));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(add(set, fd, EPOLLIN | EPOLLEXCLUSIVE, 1));
+    T(modify(set, fd, EPOLLIN, 1));
+    T(modify(set, fd, EPOLLIN | EPOLLEXCLUSIVE, 1));
+    T(add(other, fd, EPOLLIN | EPOLLEXCLUSIVE | EPOLLONESHOT, 1));
+    T(add(other, fd, EPOLLIN | EPOLLEXCLUSIVE | EPOLLET | EPOLLOUT, 1));
+    T(epoll_wait(set, &event, 0, 0));
+    T(epoll_wait(set, &event, -1, 0));
+    T(epoll_wait(fd, &event, 1, 0));
+    T(epoll_wait(300, &event, 1, 0));
+    T(epoll_wait(set, (void *)16, 1, 0));
+    T(epoll_create1(0x55));
+    T(epoll_create(0));
+    T(epoll_wait(set, &event, 1, 0));
+    look("exclusive, writable", other, 0);
+    meet();
+}
+
+void scenario_epoll_delete_and_add_again(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "ab");
+        meet();
+        meet();
+        put_text(fd, "cd");
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    char buffer[8];
+    await_readable(fd, 2);
+    for (int i = 0; i < 3; i++) {
+        T(add(set, fd, EPOLLIN | (i == 1 ? EPOLLET : 0), i));
+        look("added", set, 0);
+        look("second look", set, 0);
+        struct epoll_event event = {0};
+        T(epoll_ctl(set, EPOLL_CTL_DEL, fd, &event));
+        look("deleted", set, 0);
+    }
+    T(read(fd, buffer, 8));
+    meet();
+    T(add(set, fd, EPOLLIN, 9));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    meet();
+    await_readable(fd, 2);
+    look("deleted before the bytes came", set, 20);
+    T(add(set, fd, EPOLLIN, 10));
+    look("added after", set, 0);
+    meet();
+}
+
+/* Changes between two waits, by a program that has waited often: only their sum can be seen, but each has its result. */
+static void changes_between_waits(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "ab");
+        meet();
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), outer = epoll_create1(0);
+    await_readable(fd, 2);
+    T(add(set, fd, EPOLLOUT, 1));
+    for (int i = 0; i < 20; i++)
+        look("accustomed", set, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    look("deleted", set, 0);
+    T(add(set, fd, EPOLLIN, 2));
+    T(add(set, fd, EPOLLIN, 3));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(modify(set, fd, EPOLLIN, 4));
+    T(add(set, fd, EPOLLIN, 5));
+    T(modify(set, fd, EPOLLIN, 6));
+    look("the last", set, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(add(set, fd, EPOLLIN, 6));
+    look("as before", set, 0);
+    T(modify(set, fd, EPOLLIN | EPOLLET, 7));
+    look("edge", set, 0);
+    look("no edge", set, 0);
+    T(modify(set, fd, EPOLLIN | EPOLLET, 7));
+    look("armed again", set, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    T(add(set, fd, EPOLLIN | EPOLLONESHOT, 8));
+    look("one shot", set, 0);
+    look("shot", set, 0);
+    T(modify(set, fd, EPOLLIN, 9));
+    T(add(outer, set, EPOLLIN, 10));
+    look("seen from outside", outer, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    look("nothing from outside", outer, 0);
+    T(add(set, fd, EPOLLIN, 11));
+    look("again from outside", outer, 0);
+    close(outer);
+    meet();
+    int twin = dup(fd);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    close(fd);
+    look("deleted, then closed", set, 0);
+    meet();
+    close(twin);
+}
+
+void scenario_epoll_changes_between_waits(void) {
+    changes_between_waits();
+}
+
+void scenario_epoll_changes_between_waits_cold(void) {
+    changes_between_waits();
+}
+
+/* The set is older than the connection: added while connecting, lifted while in the set. */
+void scenario_epoll_before_connect(void) {
+    int set = epoll_create1(0);
+    int fd;
+    if (me.client) {
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        T(add(set, fd, EPOLLIN | EPOLLOUT | EPOLLET, 1));
+        look("not connected", set, 0);
+        struct sockaddr_in address = server_address();
+        T(connect(fd, (struct sockaddr *)&address, sizeof address));
+        look("connected", set, 5000);
+    } else {
+        fd = cold_connection();
+        T(add(set, fd, EPOLLIN, 2));
+    }
+    warm(fd);
+    if (me.client) {
+        modify(set, fd, EPOLLIN | EPOLLET, 3);
+        meet();
+        await_readable(fd, 5);
+        look("bytes", set, 5000);
+        expect_text(fd, "to it");
+        look("drained", set, 0);
+        put_text(fd, "back");
+    } else {
+        look("idle", set, 0);
+        meet();
+        put_text(fd, "to it");
+        look("bytes", set, 5000);
+        expect_text(fd, "back");
+        look("drained", set, 0);
+    }
+    meet();
+}
+
+/* A connection, an eventfd, a timer and a pipe in one set: each is reported. */
+void scenario_epoll_mixed_kinds(void) {
+    int fd = connection();
+    if (me.client) {
+        await_asleep(told());
+        put_text(fd, "bytes");
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), ends[2];
+    int event = eventfd(0, EFD_NONBLOCK), timer = timerfd_create(CLOCK_MONOTONIC, 0);
+    if (pipe(ends) != 0)
+        return;
+    add(set, fd, EPOLLIN, 1);
+    add(set, event, EPOLLIN, 2);
+    add(set, timer, EPOLLIN, 3);
+    add(set, ends[0], EPOLLIN, 4);
+    uint64_t value = 5;
+    char buffer[8];
+    look("idle", set, 0);
+    T(write(event, &value, sizeof value));
+    look("eventfd", set, 5000);
+    T(read(event, &value, sizeof value));
+    struct itimerspec soon = {.it_value = {0, 5000000}};
+    timerfd_settime(timer, 0, &soon, NULL);
+    look("timer", set, 5000);
+    T(read(timer, &value, sizeof value));
+    T(write(ends[1], "p", 1));
+    look("pipe", set, 5000);
+    T(read(ends[0], buffer, 8));
+    tell(getpid());
+    look("connection", set, 5000);
+    expect_text(fd, "bytes");
+    look("idle", set, 0);
+    meet();
+}

@@ -1,0 +1,151 @@
+/* Between files, pipes and the connection without passing through the program: sendfile and splice. */
+#include "actor.h"
+
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+
+static int pattern_file(size_t size, unsigned seed) {
+    int file = memfd_create("file", 0);
+    unsigned char *bytes = malloc(size);
+    fill_pattern(bytes, 0, size, seed);
+    put(file, bytes, size);
+    free(bytes);
+    lseek(file, 0, SEEK_SET);
+    return file;
+}
+
+void scenario_sendfile(void) {
+    enum { SIZE = 3000000 };
+    int fd = connection();
+    if (me.server) {
+        get_pattern(fd, 0, SIZE, 1);
+        get_pattern(fd, 1000, 5000, 1);
+        get_pattern(fd, SIZE - 100, 100, 1);
+        expect_text(fd, "end");
+        meet();
+        return;
+    }
+    int file = pattern_file(SIZE, 1);
+    size_t sent = 0;
+    while (sent < SIZE) {
+        ssize_t n = sendfile(fd, file, NULL, SIZE - sent);
+        if (n <= 0)
+            break;
+        sent += n;
+    }
+    say("sent %zu, position %ld", sent, (long)lseek(file, 0, SEEK_CUR));
+    T(sendfile(fd, file, NULL, 100));
+    off_t offset = 1000;
+    T(sendfile(fd, file, &offset, 5000));
+    say("offset %ld, position %ld", (long)offset, (long)lseek(file, 0, SEEK_CUR));
+    off64_t end = SIZE - 100;
+    T(sendfile64(fd, file, &end, 1000));
+    say("offset %ld", (long)end);
+    offset = SIZE + 5;
+    T(sendfile(fd, file, &offset, 10));
+    offset = -1;
+    T(sendfile(fd, file, &offset, 10));
+    T(sendfile(fd, file, NULL, 0));
+    T(sendfile(fd, -1, NULL, 10));
+    T(sendfile(fd, fd, NULL, 10));
+    T(sendfile(-1, file, NULL, 10));
+    int fds[2];
+    if (pipe(fds) == 0)
+        T(copy_file_range(file, &(off64_t){0}, fd, NULL, 10, 0));
+    put_text(fd, "end");
+    meet();
+}
+
+/* Into a connection that takes no more: a part, then EAGAIN, and nothing is lost of the rest. */
+void scenario_sendfile_nonblocking(void) {
+    enum { SIZE = 16000000 };
+    int fd = connection();
+    if (me.server) {
+        meet();
+        get_pattern(fd, 0, SIZE, 2);
+        meet();
+        return;
+    }
+    int file = pattern_file(SIZE, 2), refused = 0;
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    off_t offset = 0;
+    while (offset < SIZE) {
+        ssize_t n = sendfile(fd, file, &offset, SIZE - offset);
+        if (n > 0)
+            continue;
+        if (n == 0 || errno != EAGAIN) {
+            say("! sendfile: %zd %s", n, strerrorname_np(errno));
+            return;
+        }
+        if (refused++ == 0)
+            meet();
+        await_bits(fd, POLLOUT);
+    }
+    say("was refused: %s", refused ? "yes" : "no");
+    meet();
+}
+
+void scenario_splice_from_connection(void) {
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 10000, 3);
+        meet();
+        put_pattern(fd, 10000, 500000, 3);
+        put_text(fd, "by read");
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    await_readable(fd, 10000);
+    T(splice(fd, NULL, ends[1], NULL, 4000, 0));
+    get_pattern(ends[0], 0, 4000, 3);
+    T(splice(fd, NULL, ends[1], NULL, 20000, SPLICE_F_NONBLOCK));
+    get_pattern(ends[0], 4000, 6000, 3);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    T(splice(fd, NULL, ends[1], NULL, 20000, 0));
+    fcntl(fd, F_SETFL, 0);
+    meet();
+    for (size_t done = 0; done < 500000;) {
+        ssize_t n = splice(fd, NULL, ends[1], NULL, 500000 - done < 8192 ? 500000 - done : 8192, SPLICE_F_MOVE);
+        if (n <= 0) {
+            say("! splice: %zd %s", n, strerrorname_np(errno));
+            return;
+        }
+        get_pattern(ends[0], 10000 + done, n, 3);
+        done += n;
+    }
+    expect_text(fd, "by read");
+    T(splice(fd, NULL, ends[1], NULL, 10, 0));
+    loff_t position = 0;
+    T(splice(fd, &position, ends[1], NULL, 10, 0));
+    meet();
+}
+
+void scenario_splice_to_connection(void) {
+    int fd = connection();
+    if (me.server) {
+        get_pattern(fd, 0, 300000, 4);
+        expect_text(fd, "then by write");
+        meet();
+        return;
+    }
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    for (size_t done = 0; done < 300000; done += 10000) {
+        put_pattern(ends[1], done, 10000, 4);
+        for (size_t moved = 0; moved < 10000;) {
+            ssize_t n = splice(ends[0], NULL, fd, NULL, 10000 - moved, SPLICE_F_MORE);
+            if (n <= 0) {
+                say("! splice: %zd %s", n, strerrorname_np(errno));
+                return;
+            }
+            moved += n;
+        }
+    }
+    T(write(fd, "then by write", 13));
+    meet();
+}

@@ -1,0 +1,132 @@
+/* The same calls through other doors: syscall(), addresses found at run time, bare instructions. */
+#include "actor.h"
+
+#include <dlfcn.h>
+#include <sys/syscall.h>
+
+void scenario_syscall_function(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        T(syscall(SYS_write, fd, "one ", 4));
+        T(syscall(SYS_sendto, fd, "two ", 4, 0, NULL, 0));
+        struct iovec part = {"three", 5};
+        T(syscall(SYS_writev, fd, &part, 1));
+        meet();
+        T(syscall(SYS_shutdown, fd, SHUT_WR));
+        T(syscall(SYS_read, fd, buffer, sizeof buffer));
+        T(syscall(SYS_close, fd));
+        T(syscall(SYS_read, fd, buffer, sizeof buffer));
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 13);
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    T(syscall(SYS_poll, &item, 1, 0));
+    int readable = 0;
+    T(syscall(SYS_ioctl, fd, FIONREAD, &readable));
+    say("readable %d", readable);
+    int set = syscall(SYS_epoll_create1, 0);
+    struct epoll_event event = {.events = EPOLLIN};
+    T(syscall(SYS_epoll_ctl, set, EPOLL_CTL_ADD, fd, &event));
+    T(syscall(SYS_epoll_wait, set, &event, 1, 0));
+    T(syscall(SYS_epoll_pwait, set, &event, 1, 0, NULL, 8));
+    say_bytes("read", buffer, T(syscall(SYS_read, fd, buffer, 4)));
+    say_bytes("recvfrom", buffer, T(syscall(SYS_recvfrom, fd, buffer, 4, 0, NULL, NULL)));
+    int twin = syscall(SYS_dup, fd);
+    struct iovec part = {buffer, sizeof buffer};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    say_bytes("recvmsg", buffer, T(syscall(SYS_recvmsg, twin, &message, 0)));
+    T(syscall(SYS_recvfrom, fd, buffer, 4, MSG_DONTWAIT, NULL, NULL));
+    expect_end(twin);
+    close(fd);
+    close(twin);
+    meet();
+}
+
+typedef ssize_t transfer(int, void *, size_t, int);
+
+static void echo_with(transfer *own_send, transfer *own_recv) {
+    char buffer[32];
+    int fd = connection();
+    if (!own_send || !own_recv) {
+        say("! symbol not found");
+        return;
+    }
+    if (me.client) {
+        for (int i = 0; i < 200; i++) {
+            own_send(fd, &i, sizeof i, 0);
+            int back = -1;
+            own_recv(fd, &back, sizeof back, MSG_WAITALL);
+            if (back != i)
+                say("! sent %d, received %d", i, back);
+        }
+        put_text(fd, "mixed");
+        shutdown(fd, SHUT_WR);
+        T(own_recv(fd, buffer, sizeof buffer, 0));
+        meet();
+        return;
+    }
+    for (int i = 0; i < 200; i++) {
+        int value;
+        own_recv(fd, &value, sizeof value, MSG_WAITALL);
+        own_send(fd, &value, sizeof value, 0);
+    }
+    say_bytes("mixed", buffer, T(own_recv(fd, buffer, 5, MSG_WAITALL)));
+    expect_end(fd);
+    close(fd);
+    meet();
+}
+
+void scenario_dlsym_default(void) {
+    echo_with((transfer *)dlsym(RTLD_DEFAULT, "send"), (transfer *)dlsym(RTLD_DEFAULT, "recv"));
+}
+
+void scenario_dlsym_next(void) {
+    echo_with((transfer *)dlsym(RTLD_NEXT, "send"), (transfer *)dlsym(RTLD_NEXT, "recv"));
+}
+
+/* As ctypes and foreign-function interfaces do: straight from libc's handle. */
+void scenario_dlsym_libc_handle(void) {
+    void *libc = dlopen("libc.so.6", RTLD_NOW);
+    echo_with((transfer *)dlsym(libc, "send"), (transfer *)dlsym(libc, "recv"));
+}
+
+void scenario_dlvsym(void) {
+    echo_with((transfer *)dlvsym(RTLD_DEFAULT, "send", "GLIBC_2.2.5"),
+        (transfer *)dlvsym(RTLD_DEFAULT, "recv", "GLIBC_2.2.5"));
+}
+
+#ifdef __x86_64__
+static long instruction(long number, long a, long b, long c) {
+    long result;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+    return result;
+}
+#else
+static long instruction(long number, long a, long b, long c) {
+    long result = syscall(number, a, b, c);
+    return result < 0 ? -errno : result;
+}
+#endif
+
+/* System call instructions in the program's own code, as Go programs and assembler have them. */
+void scenario_bare_instructions(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        T(instruction(SYS_write, fd, (long)"first ", 6));
+        put_text(fd, "second");
+        say_bytes("read", buffer, T(instruction(SYS_read, fd, (long)buffer, 5)));
+        expect_text(fd, "after");
+        meet();
+        return;
+    }
+    await_readable(fd, 12);
+    say_bytes("read", buffer, T(instruction(SYS_read, fd, (long)buffer, 6)));
+    expect_text(fd, "second");
+    put_text(fd, "reply");
+    T(instruction(SYS_write, fd, (long)"after", 5));
+    meet();
+}

@@ -1,0 +1,321 @@
+/* fork in all its forms, with the connection in use on both sides of it. */
+#include "actor.h"
+
+#include <spawn.h>
+#include <sys/prctl.h>
+
+extern char **environ;
+
+static void finish(pid_t child) {
+    int status = -1;
+    waitpid(child, &status, 0);
+    say_status("child", status);
+}
+
+/* Parent and child read and write in turns, ordered by pipes. */
+void scenario_fork_in_turns(void) {
+    int fd = connection();
+    char line[32];
+    if (me.client) {
+        for (int i = 0; i < 20; i++) {
+            snprintf(line, sizeof line, "question %02d", i);
+            put_text(fd, line);
+            snprintf(line, sizeof line, "answer %02d", i);
+            expect_text(fd, line);
+        }
+        expect_end(fd);
+        meet();
+        return;
+    }
+    int down[2], up[2];
+    if (pipe(down) != 0 || pipe(up) != 0)
+        return;
+    pid_t child = fork();
+    int own = child == 0 ? down[0] : up[0], other = child == 0 ? up[1] : down[1];
+    for (int i = 0; i < 20; i++) {
+        char baton;
+        if (i % 2 == (child == 0)) {
+            if (i > 0)
+                get(own, &baton, 1);
+            snprintf(line, sizeof line, "question %02d", i);
+            expect_text(fd, line);
+            snprintf(line, sizeof line, "answer %02d", i);
+            put_text(fd, line);
+            put(other, "b", 1);
+        }
+    }
+    close(fd);
+    if (child == 0)
+        _exit(0);
+    finish(child);
+    meet();
+}
+
+/* The child leaves without a word, having inherited unread bytes; the parent goes on. */
+void scenario_fork_child_leaves(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "for the parent");
+        meet();
+        put_text(fd, ", all of it");
+        expect_text(fd, "thanks");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 14);
+    for (int i = 0; i < 3; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            if (i == 1)
+                close(fd);
+            if (i == 2)
+                exit(0);
+            _exit(i);
+        }
+        finish(child);
+    }
+    expect_text(fd, "for the parent, all of it");
+    put_text(fd, "thanks");
+    meet();
+}
+
+void scenario_fork_half_read(void) {
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 30000, 1);
+        meet();
+        expect_text(fd, "child parent");
+        meet();
+        return;
+    }
+    meet();
+    get_pattern(fd, 0, 10000, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        get_pattern(fd, 10000, 10000, 1);
+        put_text(fd, "child ");
+        _exit(0);
+    }
+    finish(child);
+    get_pattern(fd, 20000, 10000, 1);
+    put_text(fd, "parent");
+    meet();
+}
+
+/* A daemon: the parent exits, grandchild goes on. */
+void scenario_fork_parent_leaves(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "anybody there?");
+        expect_text(fd, "the grandchild");
+        put_pattern(fd, 0, 500000, 1);
+        shutdown(fd, SHUT_WR);
+        expect_text(fd, "got it");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child != 0) {
+        close(fd);
+        meet();
+        finish(child);
+        return;
+    }
+    if (fork() != 0)
+        _exit(0);
+    expect_text(fd, "anybody there?");
+    put_text(fd, "the grandchild");
+    get_pattern(fd, 0, 500000, 1);
+    expect_end(fd);
+    put_text(fd, "got it");
+    _exit(0);
+}
+
+/* The oldest kind of server: one process a connection. */
+void scenario_fork_per_connection(void) {
+    enum { CONNECTIONS = 8 };
+    if (me.client) {
+        int fds[CONNECTIONS];
+        for (int i = 0; i < CONNECTIONS; i++)
+            fds[i] = connection();
+        for (int i = CONNECTIONS - 1; i >= 0; i--) {
+            put_pattern(fds[i], 0, 20000 + i, i);
+            shutdown(fds[i], SHUT_WR);
+            get_pattern(fds[i], 0, 20000 + i, i);
+            expect_end(fds[i]);
+            close(fds[i]);
+        }
+        meet();
+        return;
+    }
+    pid_t children[CONNECTIONS];
+    for (int i = 0; i < CONNECTIONS; i++) {
+        int fd = cold_connection();
+        children[i] = fork();
+        if (children[i] == 0) {
+            char buffer[40000];
+            close(me.listener);
+            warm(fd);
+            size_t count = get(fd, buffer, sizeof buffer);
+            put(fd, buffer, count);
+            _exit(0);
+        }
+        close(fd);
+    }
+    for (int i = 0; i < CONNECTIONS; i++)
+        finish(children[i]);
+    meet();
+}
+
+/* The child writes a long stream while the parent reads one. */
+void scenario_fork_one_reads_one_writes(void) {
+    int fd = connection();
+    pid_t child = fork();
+    if (child == 0) {
+        put_pattern(fd, 0, 3000000, me.server);
+        _exit(0);
+    }
+    get_pattern(fd, 0, 3000000, me.client);
+    finish(child);
+    meet();
+    put_text(fd, "ok");
+    expect_text(fd, "ok");
+    meet();
+}
+
+/* A child killed in the middle of a write takes nothing with it but its own bytes. */
+void scenario_fork_child_killed(void) {
+    int fd = connection();
+    if (me.client) {
+        static char buffer[65536];
+        ssize_t n;
+        bool only = true;
+        told();
+        while ((n = read(fd, buffer, sizeof buffer)) > 0 && buffer[n - 1] != 'P')
+            only &= memchr(buffer, 0, n) == NULL && strspn(buffer, "c") >= (size_t)n;
+        say("the child's bytes: %s, then the parent's", only ? "correct" : "wrong");
+        put_text(fd, "to the parent");
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0)
+        for (;;)
+            if (write(fd, "cccccccc", 8) < 0)
+                _exit(1);
+    await_asleep(child);
+    kill(child, SIGKILL);
+    finish(child);
+    tell(1);
+    put_text(fd, "P");
+    expect_text(fd, "to the parent");
+    meet();
+}
+
+static void run_by_vfork(void) {
+    pid_t child = vfork();
+    if (child == 0) {
+        execl("/bin/true", "true", NULL);
+        _exit(127);
+    }
+    finish(child);
+}
+
+static void run_by_spawn(void) {
+    pid_t child;
+    char *arguments[] = {"sh", "-c", "exit 5", NULL};
+    T(posix_spawn(&child, "/bin/sh", NULL, NULL, arguments, environ));
+    finish(child);
+    T(posix_spawnp(&child, "true", NULL, NULL, arguments, environ));
+    finish(child);
+    T(posix_spawn(&child, "/nonexistent", NULL, NULL, arguments, environ));
+}
+
+static void run_by_popen(void) {
+    char line[64] = "";
+    FILE *output = popen("echo from popen", "r");
+    if (output && fgets(line, sizeof line, output))
+        say("%.*s", (int)strcspn(line, "\n"), line);
+    say_status("pclose", pclose(output));
+}
+
+/* Running other programs, connection open, bytes waiting: nothing is lost or stolen. */
+void scenario_other_programs(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "untouched");
+        meet();
+        meet();
+        put_text(fd, " bytes");
+        expect_text(fd, "end");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 9);
+    run_by_vfork();
+    run_by_spawn();
+    say_status("system", system("exit 3"));
+    run_by_popen();
+    meet();
+    expect_text(fd, "untouched bytes");
+    put_text(fd, "end");
+    meet();
+}
+
+/* Forked before the connection was ever lifted; the child warms it. */
+void scenario_fork_then_warm(void) {
+    int fd = cold_connection();
+    hello(fd);
+    if (me.client) {
+        warm(fd);
+        put_text(fd, "to the child");
+        expect_text(fd, "from the child");
+        put_text(fd, "to the parent");
+        expect_text(fd, "from the parent");
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        warm(fd);
+        expect_text(fd, "to the child");
+        put_text(fd, "from the child");
+        _exit(0);
+    }
+    finish(child);
+    expect_text(fd, "to the parent");
+    put_text(fd, "from the parent");
+    meet();
+}
+
+/* Parent and child are both blocked in recv; each gets one of two messages. */
+void scenario_fork_both_wait(void) {
+    int fd = connection();
+    char byte;
+    if (me.client) {
+        await_asleep(told());
+        await_asleep(me.peer);
+        for (int i = 0; i < 2; i++) {
+            put_text(fd, "m");
+            expect_text(fd, "a");
+        }
+        expect_end(fd);
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0)
+        tell(getpid());
+    ssize_t n = recv(fd, &byte, 1, 0);
+    if (n == 1)
+        put_text(fd, "a");
+    close(fd);
+    if (child == 0)
+        _exit(n == 1 ? 0 : 1);
+    say("parent %zd", n);
+    finish(child);
+    meet();
+}

@@ -1,0 +1,263 @@
+/* poll, ppoll, select and pselect. */
+#include "actor.h"
+
+#include <pthread.h>
+#include <sys/select.h>
+
+void scenario_poll_bits(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "data");
+        meet();
+        shutdown(fd, SHUT_WR);
+        meet();
+        close(fd);
+        meet();
+        return;
+    }
+    short all = POLLIN | POLLPRI | POLLOUT | POLLRDNORM | POLLRDBAND | POLLWRNORM | POLLWRBAND | POLLRDHUP;
+    struct pollfd item = {.fd = fd, .events = all};
+    T(poll(&item, 1, 0));
+    say_poll("idle", item.revents);
+    meet();
+    await_readable(fd, 4);
+    T(poll(&item, 1, -1));
+    say_poll("data", item.revents);
+    item.events = POLLIN;
+    T(poll(&item, 1, 0));
+    say_poll("data, asked for IN", item.revents);
+    expect_text(fd, "data");
+    T(poll(&item, 1, 0));
+    meet();
+    say_poll("half-closed", await_bits(fd, POLLRDHUP));
+    item.events = all;
+    T(poll(&item, 1, 0));
+    say_poll("half-closed, all", item.revents);
+    item.events = 0;
+    T(poll(&item, 1, 0));
+    shutdown(fd, SHUT_WR);
+    say_poll("closed both ways", await_bits(fd, 0));
+    item.events = all;
+    T(poll(&item, 1, 0));
+    say_poll("closed both ways, all", item.revents);
+    meet();
+    close(fd);
+    T(poll(&item, 1, 0));
+    say_poll("descriptor closed", item.revents);
+    item.fd = -1;
+    T(poll(&item, 1, 0));
+    say_poll("negative descriptor", item.revents);
+}
+
+void scenario_poll_timeouts(void) {
+    int fd = connection();
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    struct timespec start = now();
+    T(poll(&item, 1, 20));
+    say("waited %s", elapsed_ms(&start) >= 19 ? "long enough" : "too short");
+    start = now();
+    struct timespec wait = {0, 20000000};
+    T(ppoll(&item, 1, &wait, NULL));
+    say("waited %s", elapsed_ms(&start) >= 19 ? "long enough" : "too short");
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    struct timeval span = {0, 20000};
+    start = now();
+    T(select(fd + 1, &reading, NULL, NULL, &span));
+    say("waited %s, left %ld.%06ld, set %d", elapsed_ms(&start) >= 19 ? "long enough" : "too short",
+        (long)span.tv_sec, (long)span.tv_usec, FD_ISSET(fd, &reading));
+    FD_SET(fd, &reading);
+    start = now();
+    T(pselect(fd + 1, &reading, NULL, NULL, &wait, NULL));
+    say("waited %s, asked %ld", elapsed_ms(&start) >= 19 ? "long enough" : "too short", wait.tv_nsec);
+    struct timespec none = {0, 0};
+    T(ppoll(&item, 1, &none, NULL));
+    struct timespec wrong = {0, -1};
+    T(ppoll(&item, 1, &wrong, NULL));
+    struct timeval wrong_span = {-1, 0};
+    T(select(fd + 1, &reading, NULL, NULL, &wrong_span));
+    meet();
+}
+
+static void *write_to_pipe(void *pipe_end) {
+    await_asleep(getpid());
+    put_text(*(int *)pipe_end, "pipe");
+    return NULL;
+}
+
+/* Blocked on a pipe, the connection and the listening socket: each of them wakes. */
+void scenario_poll_mixed(void) {
+    int fd = connection();
+    if (me.client) {
+        await_asleep(told());
+        put_text(fd, "socket");
+        await_asleep(told());
+        int second = cold_connection();
+        meet();
+        close(second);
+        return;
+    }
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    struct pollfd items[] = {{ends[0], POLLIN, 0}, {fd, POLLIN, 0}, {me.listener, POLLIN, 0}, {-5, POLLIN, 0}};
+    pthread_t thread;
+    pthread_create(&thread, NULL, write_to_pipe, &ends[1]);
+    T(poll(items, 4, 5000));
+    say("pipe %d socket %d listener %d", items[0].revents, items[1].revents, items[2].revents);
+    pthread_join(thread, NULL);
+    expect_text(ends[0], "pipe");
+    tell(getpid());
+    T(poll(items, 4, 5000));
+    say("pipe %d socket %d listener %d", items[0].revents, items[1].revents, items[2].revents);
+    expect_text(fd, "socket");
+    tell(getpid());
+    T(poll(items, 4, 5000));
+    say("pipe %d socket %d listener %d", items[0].revents, items[1].revents, items[2].revents);
+    int second = cold_connection();
+    T(poll(items, 4, 0));
+    meet();
+    close(second);
+}
+
+void scenario_select_mixed(void) {
+    int fd = connection();
+    if (me.client) {
+        await_asleep(told());
+        put_text(fd, "socket");
+        meet();
+        return;
+    }
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    int top = ends[1] > fd ? ends[1] : fd;
+    fd_set reading, writing, failing;
+#define ASK() \
+    do { \
+        FD_ZERO(&reading); \
+        FD_ZERO(&writing); \
+        FD_ZERO(&failing); \
+        FD_SET(fd, &reading); \
+        FD_SET(ends[0], &reading); \
+        FD_SET(fd, &writing); \
+        FD_SET(ends[1], &writing); \
+        FD_SET(fd, &failing); \
+    } while (0)
+#define SHOW() say("reading: socket %d pipe %d; writing: socket %d pipe %d; failing: socket %d", \
+                   FD_ISSET(fd, &reading) != 0, FD_ISSET(ends[0], &reading) != 0, FD_ISSET(fd, &writing) != 0, \
+                   FD_ISSET(ends[1], &writing) != 0, FD_ISSET(fd, &failing) != 0)
+    ASK();
+    T(select(top + 1, &reading, &writing, &failing, NULL));
+    SHOW();
+    ASK();
+    tell(getpid());
+    T(select(top + 1, &reading, NULL, &failing, NULL));
+    SHOW();
+    ASK();
+    put_text(ends[1], "pipe");
+    struct timespec wait = {5, 0};
+    T(pselect(top + 1, &reading, &writing, &failing, &wait, NULL));
+    SHOW();
+    expect_text(fd, "socket");
+    expect_text(ends[0], "pipe");
+    ASK();
+    struct timeval none = {0, 0};
+    T(select(top + 1, &reading, NULL, NULL, &none));
+    SHOW();
+    T(select(-1, &reading, NULL, NULL, &none));
+    T(select(0, NULL, NULL, NULL, &none));
+    close(ends[0]);
+    FD_ZERO(&reading);
+    FD_SET(ends[0], &reading);
+    FD_SET(fd, &reading);
+    T(select(top + 1, &reading, NULL, NULL, &none));
+    meet();
+}
+
+/* Two descriptors of one connection, and the same descriptor twice, in one poll. */
+void scenario_poll_duplicates(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "x");
+        meet();
+        return;
+    }
+    int twin = dup(fd);
+    await_readable(fd, 1);
+    struct pollfd items[] = {{fd, POLLIN, 0}, {twin, POLLIN | POLLOUT, 0}, {fd, POLLOUT, 0}, {twin, 0, 0}};
+    T(poll(items, 4, -1));
+    for (int i = 0; i < 4; i++)
+        say_poll("item", items[i].revents);
+    meet();
+}
+
+static volatile sig_atomic_t handled;
+
+static void count_signal(int number) {
+    (void)number;
+    handled++;
+}
+
+/* ppoll, pselect and epoll_pwait let a blocked signal in while they wait, and only then. */
+void scenario_wait_with_signal_mask(void) {
+    int fd = connection();
+    sigset_t blocked, open;
+    struct sigaction action = {.sa_handler = count_signal};
+    sigaction(SIGUSR1, &action, NULL);
+    sigemptyset(&open);
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &blocked, NULL);
+    kill(getpid(), SIGUSR1);
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    struct timespec wait = {5, 0};
+    T(poll(&item, 1, 0));
+    say("handled %d", (int)handled);
+    T(ppoll(&item, 1, &wait, &open));
+    say("handled %d", (int)handled);
+    kill(getpid(), SIGUSR1);
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    T(pselect(fd + 1, &reading, NULL, NULL, &wait, &open));
+    say("handled %d", (int)handled);
+    kill(getpid(), SIGUSR1);
+    struct epoll_event event = {.events = EPOLLIN};
+    int set = epoll_create1(0);
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    T(epoll_pwait(set, &event, 1, 5000, &open));
+    say("handled %d", (int)handled);
+    kill(getpid(), SIGUSR1);
+    T(epoll_pwait2(set, &event, 1, &wait, &open));
+    say("handled %d", (int)handled);
+    sigset_t current;
+    sigprocmask(SIG_SETMASK, NULL, &current);
+    say("still blocked %d", sigismember(&current, SIGUSR1));
+    meet();
+}
+
+/* poll says writable exactly when a write goes through, and wakes a waiting writer. */
+void scenario_poll_writable(void) {
+    int fd = connection();
+    if (me.server) {
+        size_t total = told();
+        await_asleep(me.peer);
+        get_pattern(fd, 0, total, 6);
+        meet();
+        return;
+    }
+    size_t total = fill_up(fd, 6);
+    fd_set writing;
+    FD_ZERO(&writing);
+    FD_SET(fd, &writing);
+    struct timeval none = {0, 0};
+    T(select(fd + 1, NULL, &writing, NULL, &none));
+    tell(total);
+    FD_SET(fd, &writing);
+    T(select(fd + 1, NULL, &writing, NULL, NULL));
+    T(send(fd, "x", 1, MSG_DONTWAIT));
+    meet();
+}

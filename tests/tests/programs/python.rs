@@ -1,0 +1,74 @@
+//! Python's `http.server` with `urllib`: an interpreter's sockets, files made of them, and a thread a request.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use vmmc_tests::{Site, find_program, free_port};
+
+use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+
+/// Reads half of a file, waits for the end of standard input with the connection open, reads the rest, then small pages.
+const CLIENT: &str = r#"
+import hashlib, sys, urllib.error, urllib.request
+url = sys.argv[1]
+digest = hashlib.sha256()
+with urllib.request.urlopen(url + "large", timeout=30) as answer:
+    length = int(answer.headers["Content-Length"])
+    digest.update(answer.read(length // 2))
+    print("half", flush=True)
+    sys.stdin.read()
+    digest.update(answer.read())
+print(length, digest.hexdigest())
+for _ in range(20):
+    print(urllib.request.urlopen(url + "small", timeout=30).read())
+try:
+    urllib.request.urlopen(url + "missing", timeout=30)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"#;
+
+#[test]
+fn python_http_server_and_urllib() {
+    same_in_every_way("python_http_server_and_urllib", &["python3"], |site, way| {
+        let large: Vec<u8> =
+            (0..40_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let files = site.path().join("files");
+        fs::create_dir(&files)?;
+        fs::write(files.join("large"), large)?;
+        fs::write(files.join("small"), "a small page\n")?;
+
+        let port = free_port();
+        let mut server = python(site, way.lifts_server());
+        server
+            .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"])
+            .arg(&files)
+            .arg(port.to_string());
+        let _server = site.serve(&mut server, port)?;
+
+        let mut client = python(site, way.lifts_client());
+        client.args(["-c", CLIENT, &format!("http://127.0.0.1:{port}/")]);
+        let (mut client, go_on) = site.start_fed(&mut client)?;
+        let end = Instant::now() + LIMIT;
+        while !client.output_so_far().contains("half") {
+            if Instant::now() > end || !client.is_running() {
+                return Err(client
+                    .wait(LIMIT)
+                    .map_or_else(Failure::from, |ended| ended.stderr.into()));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        prove(site, way, port)?;
+        drop(go_on);
+        let answers = client.succeed(LIMIT)?.stdout;
+        assert!(answers.contains("40000000 ") && answers.ends_with("404\n"), "{answers}");
+        Ok(answers)
+    });
+}
+
+fn python(site: &Site, lifted: bool) -> std::process::Command {
+    let mut command =
+        site.command(lifted, find_program("python3").unwrap_or_else(|| PathBuf::from("python3")));
+    command.env_remove("http_proxy").env_remove("HTTP_PROXY").env("no_proxy", "*");
+    command
+}

@@ -1,0 +1,36 @@
+//! The project's own chores.
+//!
+//! `cargo xtask test` checks everything that a change must pass; `cargo xtask demo` shows unmodified programs over
+//! kernel TCP and over VMMC. Both install the Debian packages that they need when they may, and say what they left out
+//! when they may not.
+
+mod demo;
+mod packages;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The project's own chores", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Format, lints, build, tests, documentation: what a change must pass
+    Test(test::Args),
+    /// Unmodified programs over kernel TCP, then over VMMC: same results, other figures
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().chore {
+        Chore::Test(args) => test::run(&args),
+        Chore::Demo(args) => demo::run(&args),
+    }
+}

@@ -1,0 +1,123 @@
+//! The Debian packages that the tests and the demo want, installed when that is allowed.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use vmmc_tests::{Running, find_program};
+
+/// A program, the package that brings it, and what is left out without it.
+pub(crate) struct Wanted {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) without_it: &'static str,
+}
+
+const fn wanted(program: &'static str, package: &'static str, without_it: &'static str) -> Wanted {
+    Wanted { program, package, without_it }
+}
+
+/// What `cargo xtask demo` runs besides the workspace's own programs.
+pub(crate) const FOR_DEMO: &[Wanted] = &[
+    wanted("redis-server", "redis-server", "the redis rows"),
+    wanted("redis-benchmark", "redis-tools", "the redis rows"),
+];
+
+/// What `cargo xtask test` runs besides cargo.
+pub(crate) const FOR_TEST: &[Wanted] = &[
+    wanted("redis-server", "redis-server", "the redis tests"),
+    wanted("redis-benchmark", "redis-tools", "the redis tests"),
+    wanted("iperf3", "iperf3", "the iperf3 tests"),
+    wanted("sockperf", "sockperf", "the sockperf test"),
+    wanted("nginx", "nginx-light", "the nginx tests"),
+    wanted("curl", "curl", "the tests of nginx with curl"),
+    wanted("wrk", "wrk", "the test of nginx with wrk"),
+    wanted("python3", "python3", "the Python test"),
+    wanted("cc", "gcc", "the tests that compile small C programs"),
+];
+
+/// How long apt may take.
+const APT: Duration = Duration::from_secs(300);
+
+/// Installs the packages of missing programs if we are root or `sudo` asks for no password.
+/// Returns the programs that are still missing. `say` gets a line for everything that is done or left out.
+pub(crate) fn install(wanted: &'static [Wanted], say: &dyn Fn(&str)) -> Vec<&'static Wanted> {
+    let missing = missing(wanted);
+    if missing.is_empty() {
+        return missing;
+    }
+    let mut names: Vec<_> = missing.iter().map(|wanted| wanted.package).collect();
+    names.dedup();
+    match privilege() {
+        Some(prefix) => apt(&prefix, &names, say),
+        None => say(&format!(
+            "not installed, and neither root nor sudo without a password: run  sudo apt-get install {}",
+            names.join(" ")
+        )),
+    }
+    let still = self::missing(wanted);
+    for wanted in &still {
+        say(&format!(
+            "{} is missing (Debian package {}): left out: {}",
+            wanted.program, wanted.package, wanted.without_it
+        ));
+    }
+    still
+}
+
+fn missing(wanted: &'static [Wanted]) -> Vec<&'static Wanted> {
+    wanted.iter().filter(|wanted| find_program(wanted.program).is_none()).collect()
+}
+
+/// What to write before a command to run it as root.
+fn privilege() -> Option<Vec<&'static str>> {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        return None;
+    }
+    if rustix::process::geteuid().is_root() {
+        return Some(Vec::new());
+    }
+    let mut sudo = Command::new("sudo");
+    let may = Running::start(sudo.args(["-n", "true"]))
+        .and_then(|mut sudo| sudo.succeed(Duration::from_secs(10)));
+    may.is_ok().then(|| vec!["sudo", "-n"])
+}
+
+fn apt(prefix: &[&str], names: &[&str], say: &dyn Fn(&str)) {
+    let call = |words: &[&str]| {
+        let words: Vec<_> = prefix.iter().chain(words).copied().collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
+        Running::start_with_input(&mut command, Stdio::null()).and_then(|mut apt| apt.succeed(APT))
+    };
+    say(&format!("installing the Debian packages {}", names.join(" ")));
+    if let Err(error) = call(&["apt-get", "update", "-q"]) {
+        say(&format!(
+            "apt-get update failed, installing from the lists that are there: {}",
+            first_line(&error.to_string())
+        ));
+    }
+    let install = ["apt-get", "install", "-y", "-q", "--no-install-recommends"];
+    // One by one: a package that this release does not have must not keep the others out.
+    for name in names {
+        if let Err(error) = call(&[&install[..], &[name]].concat()) {
+            say(&format!("{name} could not be installed: {}", first_line(&error.to_string())));
+            continue;
+        }
+        // We start our own servers on our own ports; the packages' services would only hold theirs.
+        if Path::new("/run/systemd/system").exists()
+            && ["redis-server", "nginx-light"].contains(name)
+        {
+            let service = name.trim_end_matches("-light");
+            if call(&["systemctl", "disable", "--now", service]).is_ok() {
+                say(&format!(
+                    "the system service {service}, started by its package, was stopped and disabled"
+                ));
+            }
+        }
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
