@@ -62,7 +62,7 @@ pub unsafe fn poll(
         drop(blind);
         return Some(outcome);
     }
-    Some(Polling { fds, lifted, mask }.wait(timeout))
+    Some(Polling { fds, lifted, mask, rung: false }.wait(timeout))
 }
 
 struct Polling<'a> {
@@ -70,6 +70,8 @@ struct Polling<'a> {
     /// Place in `fds` and slot of those that are lifted.
     lifted: Vec<(usize, u32)>,
     mask: *const libc::sigset_t,
+    /// The last sleep was ended by a bell, which says so until it is silenced.
+    rung: bool,
 }
 
 impl Polling<'_> {
@@ -183,10 +185,14 @@ impl Polling<'_> {
                 };
             let _ = local;
         }
+        if announced {
+            self.rung = false;
+        }
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
         let lifted_at = list.len();
         list.extend(bells.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
         let outcome = kernel::poll(&mut list, time, self.mask);
+        self.rung |= list[lifted_at..].iter().any(|bell| bell.revents != 0);
         if outcome.is_err() && immediate == 0 {
             return outcome;
         }
@@ -215,9 +221,10 @@ impl Polling<'_> {
         let bell = local.bell.load(Ordering::Acquire);
         let (wanted, reader, writer) =
             (self.fds[n].events, &theirs.reader_waiting, &theirs.writer_waiting);
-        let taken = wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
+        let due = self.rung
+            || wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
-        if taken {
+        if due {
             let other = if wanted & OUT != 0 { wait::Direction::In } else { wait::Direction::Out };
             wait::silence(bell, other, slot::get(index), pin.ends());
         }

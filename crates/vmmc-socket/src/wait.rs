@@ -60,6 +60,9 @@ pub(crate) struct Wait {
     index: u32,
     direction: Direction,
     limit: Limit,
+    /// The last sleep was ended by the bell, which says so until it is silenced. It may have been rung for something
+    /// older than the announcement that stands.
+    rung: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +74,7 @@ enum Limit {
 
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
-        Self { fd, index, direction, limit: Limit::NotAsked }
+        Self { fd, index, direction, limit: Limit::NotAsked, rung: false }
     }
 
     /// Waits without sleeping; `None` when it is worth to look again, else the sleep that is due, or the error that the
@@ -115,7 +118,7 @@ impl Wait {
             Direction::Out => (&ends.theirs.writer_waiting, slot.outward.way()),
         };
         let bell = local.bell.load(Ordering::Acquire);
-        if flag.load(Ordering::Relaxed) == 0 {
+        if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 {
             silence(bell, self.direction.other(), slot, ends);
         }
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
@@ -169,6 +172,7 @@ impl Wait {
             }
             Err(error) => Err(error),
             Ok(_) => {
+                self.rung = sleep.fds[0].revents != 0;
                 if sleep.fds[1].revents & !libc::POLLOUT != 0 {
                     slot::get(self.index).look.store(true, Ordering::Release);
                 }

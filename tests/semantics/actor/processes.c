@@ -319,3 +319,53 @@ void scenario_fork_both_wait(void) {
     finish(child);
     meet();
 }
+
+/* A child that lets go of the connection leaves a parent that waits on it asleep, not looking around without end.
+ * `wait_for_byte` is how the parent waits. */
+static void relative_lets_go(void (*wait_for_byte)(int fd)) {
+    int fd = connection();
+    if (me.client) {
+        told();
+        put_text(fd, "x");
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        await_asleep(getppid());
+        close(fd);
+        await_asleep(getppid());
+        tell(1);
+        _exit(0);
+    }
+    wait_for_byte(fd);
+    finish(child);
+    meet();
+}
+
+static void by_reading(int fd) {
+    expect_text(fd, "x");
+}
+
+static void by_polling(int fd) {
+    say_poll("a byte", await_bits(fd, POLLIN));
+}
+
+static void by_epoll(int fd) {
+    struct epoll_event event = {.events = EPOLLIN};
+    int set = epoll_create1(0);
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    T(epoll_wait(set, &event, 1, 5000));
+}
+
+void scenario_relative_lets_go_of_reader(void) {
+    relative_lets_go(by_reading);
+}
+
+void scenario_relative_lets_go_of_poller(void) {
+    relative_lets_go(by_polling);
+}
+
+void scenario_relative_lets_go_of_epoll(void) {
+    relative_lets_go(by_epoll);
+}

@@ -135,6 +135,9 @@ SCENARIO(fork_child_killed)
 SCENARIO(other_programs)
 SCENARIO(fork_then_warm)
 SCENARIO(fork_both_wait)
+SCENARIO(relative_lets_go_of_reader)
+SCENARIO(relative_lets_go_of_poller)
+SCENARIO(relative_lets_go_of_epoll)
 
 /* exec.c */
 SCENARIO(exec_shell)

@@ -160,6 +160,9 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "other_programs", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_then_warm", warm_up: Cold, expectation: Equal },
     Scenario { name: "fork_both_wait", warm_up: Warm, expectation: Equal },
+    Scenario { name: "relative_lets_go_of_reader", warm_up: Warm, expectation: Equal },
+    Scenario { name: "relative_lets_go_of_poller", warm_up: Warm, expectation: Equal },
+    Scenario { name: "relative_lets_go_of_epoll", warm_up: Warm, expectation: Equal },
     // exec.c
     Scenario { name: "exec_shell", warm_up: Warm, expectation: Equal },
     Scenario { name: "exec_cat", warm_up: Warm, expectation: Equal },

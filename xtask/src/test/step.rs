@@ -9,8 +9,8 @@ use vmmc_tests::{Running, interrupted};
 
 use super::count::{Count, skipped_lines};
 
-/// Lines of output shown of a step that failed.
-const SHOWN: usize = 80;
+/// Lines shown at most of a step that failed.
+const SHOWN: usize = 200;
 
 /// One thing to run.
 pub(crate) struct Step {
@@ -115,11 +115,20 @@ fn watch(running: &mut Running, end: Instant) -> Option<Outcome> {
     stopped
 }
 
-/// The end of a failed step's output, and where failed tests begin in it.
+/// What says why a step failed: what its failed tests printed, else the end of its output.
 fn show(output: &str) {
-    let lines: Vec<_> = output.lines().filter(|line| !line.ends_with("... ok")).collect();
-    let from = lines.len().saturating_sub(SHOWN);
-    for line in &lines[from..] {
+    let mut failures = Vec::new();
+    let mut among_failures = false;
+    for line in output.lines() {
+        // libtest prints what failed between these two.
+        among_failures =
+            (among_failures || line == "failures:") && !line.starts_with("test result");
+        if among_failures {
+            failures.push(line);
+        }
+    }
+    let lines = if failures.is_empty() { output.lines().collect() } else { failures };
+    for line in &lines[lines.len().saturating_sub(SHOWN)..] {
         eprintln!("      | {line}");
     }
 }

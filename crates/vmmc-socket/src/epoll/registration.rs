@@ -625,8 +625,8 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
     let wanted = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
     let mut events = kernel::pending(fd, wanted);
     for _ in 0..100 {
-        // A reset sets the error a moment before the end; the native call is woken after both.
-        if events & (libc::POLLERR | libc::POLLHUP) != libc::POLLERR {
+        // A reset sets the error and the state a moment before the end; the native call is woken after all of them.
+        if events & (libc::POLLERR | libc::POLLIN) != libc::POLLERR {
             break;
         }
         events = kernel::pending(fd, wanted);

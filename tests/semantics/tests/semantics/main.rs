@@ -140,6 +140,9 @@ scenarios! {
     other_programs
     fork_then_warm
     fork_both_wait
+    relative_lets_go_of_reader
+    relative_lets_go_of_poller
+    relative_lets_go_of_epoll
     // exec.c
     exec_shell
     exec_cat
