@@ -626,7 +626,8 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
     let mut events = kernel::pending(fd, wanted);
     for _ in 0..100 {
         // A reset sets the error and the state a moment before the end; the native call is woken after all of them.
-        if events & (libc::POLLERR | libc::POLLIN) != libc::POLLERR {
+        let whole = libc::POLLERR | libc::POLLHUP | libc::POLLIN;
+        if events & libc::POLLERR == 0 || events & whole == whole {
             break;
         }
         events = kernel::pending(fd, wanted);
