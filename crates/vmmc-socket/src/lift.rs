@@ -10,8 +10,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
+use vmmc::stream::{CLOSED, LINGERS, READY, Tier, take_announcement};
 use vmmc::{PairError, PairMemory, PairingEvent, Process};
-use vmmc_shm::stream::{CLOSED, LINGERS, READY, Tier, take_announcement};
 
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE, Structure};

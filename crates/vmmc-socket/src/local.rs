@@ -4,8 +4,8 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
+use vmmc::stream::{Ring, Tier, Words};
 use vmmc::{Export, Import};
-use vmmc_shm::stream::{Ring, Tier, Words};
 
 use crate::slot::SLOTS;
 

@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc_shm::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, take_announcement};
+use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, take_announcement};
 
 use crate::descriptor;
 use crate::kernel::{self, Errno};

@@ -1,6 +1,6 @@
 //! The pieces of a message: a program's `iovec`s, walked without copying them.
 
-use vmmc_shm::stream::Ring;
+use vmmc::stream::Ring;
 
 /// A cursor over pieces of a program's memory.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vmmc_shm::stream::announce;
+use vmmc::stream::announce;
 
 use crate::descriptor::{self, Kind};
 use crate::epoll;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc_shm::stream::{Corrupt, FROZEN, take_announcement};
+use vmmc::stream::{Corrupt, FROZEN, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use vmmc_shm::stream::{Receiver, Transmitter};
+use vmmc::stream::{Receiver, Transmitter};
 
 use crate::kernel;
 use crate::lock::Lock;
@@ -90,7 +90,7 @@ pub(crate) struct Slot {
     pub(crate) deaf: AtomicBool,
     /// The kernel connection has something to say beside the ring: an end, an error, or bytes.
     pub(crate) look: AtomicBool,
-    /// The words of readiness were told to the peer ([`vmmc_shm::stream::READY`]).
+    /// The words of readiness were told to the peer ([`vmmc::stream::READY`]).
     pub(crate) ready: AtomicBool,
     pub(crate) pair: AtomicU64,
     /// The kernel's name of the connection, known once it is paired.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc_shm::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, take_announcement};
+use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -244,7 +244,7 @@ pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: End
 fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
     let gone = ends.mine.told(CLOSED) || {
         let events = kernel::pending(fd, libc::POLLRDHUP);
-        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc_shm::stream::FIN != 0;
+        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
         events & (libc::POLLERR | libc::POLLHUP) != 0 || events & libc::POLLRDHUP != 0 && !ended
     };
     if gone {

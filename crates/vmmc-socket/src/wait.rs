@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use vmmc_shm::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
+use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -134,7 +134,7 @@ impl Wait {
         let tcp = match (self.direction, way) {
             (Direction::In, _) => libc::POLLIN | libc::POLLRDHUP,
             (Direction::Out, Way::Ring | Way::Handover) => {
-                let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc_shm::stream::FIN != 0;
+                let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
                 if ended { 0 } else { libc::POLLRDHUP }
             }
             (Direction::Out, _) => libc::POLLOUT,

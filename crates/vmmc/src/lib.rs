@@ -56,6 +56,9 @@
 //! **Pairs.** Two processes that show the two ends of one TCP connection get an export and an import of each other, and can go back
 //! to TCP at any moment: [`Process::pair_offer`] and what follows it.
 //!
+//! **Streams.** Two memories that lie opposite each other, as those of a pair do, carry a byte stream in each direction: [`stream`] lays them
+//! out, so that either side polls only memory of its own and trusts nothing in it.
+//!
 //! # When something dies
 //!
 //! A killed exporter's imports turn [`ExportState::Dead`] at once. A killed importer leaves nothing. When the *service* is killed, memory
@@ -106,7 +109,7 @@ pub use vmmc_proto::{
     Allow, BrokenReason, ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId, Refusal,
     Rights,
 };
-pub use vmmc_shm::table::ExportState;
+pub use vmmc_shm::{stream, table::ExportState};
 
 /// The examples of the project's first page, so that they are compiled.
 #[cfg(doctest)]

@@ -6,7 +6,7 @@ use super::{BELL_EVENTS, Phase, Slot, TCP_EVENTS, Way, kernel, local, marked, sl
 use crate::kernel::{Errno, Outcome};
 use crate::local::Ends;
 use crate::{thread, wait};
-use vmmc_shm::stream::announce;
+use vmmc::stream::announce;
 
 const EDGE: u32 = libc::EPOLLET as u32;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -658,7 +658,7 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
 #[inline]
 pub(crate) fn ended(slot: &Slot, ends: Ends) -> u32 {
     let word = ends.mine.tail.load(Ordering::Acquire);
-    if word & vmmc_shm::stream::FIN == 0 || slot.inward.way() == Way::Lowered {
+    if word & vmmc::stream::FIN == 0 || slot.inward.way() == Way::Lowered {
         return 0;
     }
     let both = slot.finished.load(Ordering::Relaxed);
