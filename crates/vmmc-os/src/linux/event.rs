@@ -1,6 +1,7 @@
 //! Waking and being woken through a descriptor.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -62,13 +63,35 @@ impl AsFd for Event {
     }
 }
 
-/// Whether a descriptor that came from somebody else is a non-blocking eventfd.
+/// Whether a descriptor that came from somebody else is a non-blocking eventfd, or at worst another anonymous object of
+/// the kernel's that a write does nothing to.
+///
+/// The name that `/proc/self/fd` has for it would be exact, but each look there leaves an inode in the kernel, which an
+/// idle connection should not cost. All anonymous objects share one inode; of those, an eventfd is writable for `poll`.
 pub fn is_event(fd: BorrowedFd<'_>) -> bool {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let kind = rustix::fs::readlink(path, Vec::new());
-    let flags = rustix::fs::fcntl_getfl(fd);
-    kind.is_ok_and(|kind| kind.to_bytes() == b"anon_inode:[eventfd]")
-        && flags.is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK))
+    let writable = || {
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut polled, Some(&now)), Ok(1))
+            && polled[0].revents() & (PollFlags::OUT | PollFlags::ERR) == PollFlags::OUT
+    };
+    let non_blocking = || {
+        rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| {
+            flags.contains(rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDWR)
+        })
+    };
+    let identity = identity(fd);
+    identity.is_some() && identity == anonymous() && non_blocking() && writable()
+}
+
+/// Device and inode of all anonymous objects of the kernel's.
+fn anonymous() -> Option<(u64, u64)> {
+    static IDENTITY: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+    *IDENTITY.get_or_init(|| identity(Event::new().ok()?.as_fd()))
+}
+
+fn identity(fd: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    rustix::fs::fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
 /// Sleeps until a descriptor is readable (or hung up) or the time is over; for ever with `None`. Which are readable,
@@ -103,5 +126,36 @@ fn wait(polled: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<usize, O
     match poll(polled, timeout.as_ref()) {
         Err(OsError::INTR) => Ok(0),
         ready => ready,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::epoll;
+    use rustix::fs::inotify;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_known_from_anything_else() {
+        let event = Event::new().unwrap();
+        assert!(is_event(event.as_fd()));
+        event.signal();
+        assert!(is_event(event.as_fd()));
+        let blocking = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert!(!is_event(blocking.as_fd()));
+
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, _peer) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        let memory = crate::create_memory(4096).unwrap();
+        for other in [socket.as_fd(), set.as_fd(), timer.as_fd(), watch.as_fd(), memory.as_fd()] {
+            assert!(!is_event(other));
+        }
     }
 }
