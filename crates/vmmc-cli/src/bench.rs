@@ -87,7 +87,6 @@ fn measure(args: Args) -> Result<(), BenchError> {
     };
     let report = vmmc_bench::run(name.into(), &options)?;
     if args.json {
-        report.notes.iter().for_each(|note| eprintln!("vmmc bench: {note}"));
         println!("{}", report.to_json());
     } else {
         print!("{}", Table(&report));

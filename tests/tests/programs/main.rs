@@ -8,6 +8,7 @@ mod disabled;
 mod echo;
 mod in_every_way;
 mod iperf3;
+mod json;
 mod nginx;
 mod python;
 mod redis;
