@@ -83,6 +83,9 @@ pub enum BrokenReason {
     Refused,
     /// Bytes could not be written into the other end's socket: nobody holds it, or its connection is gone.
     InjectFailed,
+    /// This process had no descriptor, memory or address space left for the peer's memory. The library says so, never the
+    /// service.
+    NoRoom,
 }
 
 /// Why the service refused a request.

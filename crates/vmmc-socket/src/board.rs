@@ -290,7 +290,7 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Exec as u32 => "inherited by a program without the library",
         x if x == Why::Passed as u32 => "its descriptor was passed to another process",
         x if x == Why::Call as u32 => "a call that is not carried was made on it",
-        x if x == Why::Peer as u32 => "the other end lowered it",
+        x if x == Why::Peer as u32 => "the other end lowered it, or could not lift it",
         x if x == Why::Broken as u32 => "the other end died or broke the rules",
         x if x == Why::Set as u32 => "it is in an epoll object that cannot be followed",
         _ => "unknown",

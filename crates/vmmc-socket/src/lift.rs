@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use vmmc::stream::{CLOSED, LINGERS, READY, Tier, take_announcement};
-use vmmc::{PairError, PairMemory, PairingEvent, Process};
+use vmmc::{BrokenReason, PairError, PairMemory, PairingEvent, Process};
 
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE, Structure};
@@ -40,16 +40,13 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
 fn offer(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(0, Ordering::Relaxed);
     if service::absent() {
-        slot.set_why(Why::NoService);
-        return;
+        return wait_longer(index, slot, Why::NoService);
     }
     if slot.holders.load(Ordering::Acquire) != 1 {
-        slot.set_why(Why::Shared);
-        return;
+        return wait_longer(index, slot, Why::Shared);
     }
     if !same_host(fd) {
-        slot.stay(Why::PeerNotLifted);
-        return;
+        return stay(index, slot, Why::PeerNotLifted);
     }
     if !tcp::established(fd) || !layer::at_home() {
         return;
@@ -59,8 +56,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             return;
         }
         let Some(process) = structure.process() else {
-            slot.set_why(Why::NoService);
-            return;
+            return wait_longer(index, slot, Why::NoService);
         };
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
         // another socket, or none, and refuses.
@@ -72,7 +68,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
                 board::update(index, slot);
             }
             Err(PairError::WouldBlock) => {}
-            Err(_) => slot.set_why(Why::Refused),
+            Err(error) => wait_longer(index, slot, hindrance(&error)),
         }
     });
 }
@@ -115,9 +111,9 @@ fn take_mail(structure: &mut Structure) {
                     handed(index, serial);
                 }
             }
-            PairingEvent::Broken { pair, .. } => {
+            PairingEvent::Broken { pair, why } => {
                 if let Some(&(index, serial)) = structure.pairs.get(&pair.0) {
-                    broken(index, serial);
+                    broken(index, serial, why);
                 }
             }
             PairingEvent::ServiceLost => lose(structure),
@@ -158,10 +154,34 @@ fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u
             board::update(index, slot);
             true
         }
-        Err(_) => {
-            slot.stay(Why::Refused);
+        Err(error) => {
+            stay(index, slot, hindrance(&error));
             false
         }
+    }
+}
+
+/// Leaves the connection on TCP for good.
+fn stay(index: u32, slot: &Slot, why: Why) {
+    slot.stay(why);
+    board::update(index, slot);
+}
+
+/// Leaves the connection on TCP for now: after more traffic it is tried again.
+fn wait_longer(index: u32, slot: &Slot, why: Why) {
+    slot.set_why(why);
+    board::update(index, slot);
+}
+
+fn hindrance(error: &PairError) -> Why {
+    match error {
+        // A number above the limit is invalid, not used up.
+        PairError::Exhausted(cause)
+            if [libc::EMFILE, libc::ENFILE, libc::EINVAL].contains(&cause.raw_os_error()) =>
+        {
+            Why::Descriptors
+        }
+        _ => Why::Refused,
     }
 }
 
@@ -174,12 +194,10 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
     let parts = unsafe { local.parts() };
     let bell = import.notify_fd().map(|fd| fd.as_raw_fd());
     let (Some(bell), Some(theirs), Some(export)) = (bell, import.as_ptr(), &parts.export) else {
-        slot.stay(Why::Refused);
-        return;
+        return stay(index, slot, Why::Refused);
     };
     if import.len() < Tier::FIRST {
-        slot.stay(Why::Broken);
-        return;
+        return stay(index, slot, Why::Broken);
     }
     descriptor::enter(bell, Kind::Own);
     local.peer_bell.store(bell, Ordering::Release);
@@ -241,10 +259,16 @@ fn handed(index: u32, serial: u32) {
     }
 }
 
-fn broken(index: u32, serial: u32) {
+fn broken(index: u32, serial: u32, why: BrokenReason) {
     let Some((slot, local)) = current(index, serial) else { return };
     if slot.phase() == Phase::Exchanged {
-        slot.stay(Why::Broken);
+        let why = match why {
+            BrokenReason::NoRoom => Why::Descriptors,
+            BrokenReason::Refused => Why::Refused,
+            BrokenReason::PeerDropped => Why::Peer,
+            _ => Why::Broken,
+        };
+        stay(index, slot, why);
     } else if slot.phase() == Phase::Attached {
         // TCP tells what happened: look there.
         slot.look.store(true, Ordering::Release);
@@ -259,15 +283,15 @@ fn lose(structure: &mut Structure) {
         if let Some((slot, _)) =
             current(index, serial).filter(|(slot, _)| slot.phase() == Phase::Offered)
         {
-            slot.set_why(Why::NoService);
             slot.set_phase(Phase::Tcp);
+            wait_longer(index, slot, Why::NoService);
         }
     }
     for &(index, serial) in structure.pairs.values() {
         let Some((slot, local)) = current(index, serial) else { continue };
         local.held.store(false, Ordering::Release);
         if slot.phase() == Phase::Exchanged {
-            slot.stay(Why::NoService);
+            stay(index, slot, Why::NoService);
         }
     }
     structure.lose_process();

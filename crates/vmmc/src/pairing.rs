@@ -151,9 +151,9 @@ impl Process {
                     return Some(match self.pair_import(&grant, mapped, descriptors) {
                         Some(import) => PairingEvent::Ready { pair, import },
                         None => {
-                            // No room for it here: the peer is told by our dropping it.
+                            // The peer is told by our dropping it.
                             let _ = self.pair_drop(pair);
-                            PairingEvent::Broken { pair, why: BrokenReason::Refused }
+                            PairingEvent::Broken { pair, why: BrokenReason::NoRoom }
                         }
                     });
                 }

@@ -1,11 +1,13 @@
 //! The pair on `std::net` alone: blocking reads and writes of every size, half-close, many connections.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmmc_tests::{Running, Site, Way, free_port};
+use vmmc_tests::{Connection, Running, Site, Watchdog, Way, free_port};
 
 use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
 
@@ -71,6 +73,37 @@ fn many_clients_at_once() {
     });
 }
 
+/// However few descriptors there are, the bytes are the same, and `vmmc stat` says what hinders lifting.
+#[test]
+fn a_client_short_of_descriptors_is_served_over_tcp() -> Result<(), Failure> {
+    let _watchdog = Watchdog::new("a_client_short_of_descriptors_is_served_over_tcp", 4 * LIMIT);
+    let site = Site::new()?;
+    let (_server, port) = serve(&site, Way::BothLifted)?;
+    let mut outputs = BTreeSet::new();
+    let mut reasons = BTreeSet::new();
+    for limit in 5..=14 {
+        let echo = site.built("echo-pair");
+        let line = format!(
+            "ulimit -n {limit}; exec {} ping {} --count 4000 --pause-at 2000",
+            echo.display(),
+            address(port)
+        );
+        let mut command = site.command(true, "/bin/sh");
+        let (mut client, go_on) = pause(&site, command.args(["-c", &line]))?;
+        let decided = |seen: &[Connection]| {
+            seen.iter().any(|end| end.is_lifted() || end.why.starts_with("too few descriptors"))
+        };
+        let seen = if limit > 5 { site.connections_when(port, decided)? } else { Vec::new() };
+        assert!(limit == 5 || decided(&seen), "with {limit} descriptors: {seen:?}");
+        reasons.extend(seen.into_iter().filter(|end| !end.is_lifted()).map(|end| end.why));
+        drop(go_on);
+        outputs.insert(stable_lines(&client.succeed(LIMIT)?.stdout));
+    }
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+    assert!(reasons.iter().any(|why| why.starts_with("too few descriptors")), "{reasons:?}");
+    Ok(())
+}
+
 /// A server of this pair and its port.
 pub(crate) fn serve(site: &Site, way: Way) -> Result<(Running, u16), Failure> {
     let port = free_port();
@@ -100,7 +133,12 @@ pub(crate) fn paused_ping(
 ) -> Result<(Running, std::io::PipeWriter), Failure> {
     let mut command = site.command(way.lifts_client(), site.built("echo-pair"));
     command.arg("ping").arg(address(port)).args(["--count", "4000", "--pause-at", "2000"]);
-    let (client, mut go_on) = site.start_fed(&mut command)?;
+    pause(site, &mut command)
+}
+
+/// Starts a client that pauses, and waits until it does.
+fn pause(site: &Site, command: &mut Command) -> Result<(Running, std::io::PipeWriter), Failure> {
+    let (client, mut go_on) = site.start_fed(command)?;
     go_on.flush()?;
     let end = Instant::now() + LIMIT;
     while !client.output_so_far().contains("paused") {
