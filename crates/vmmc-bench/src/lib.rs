@@ -25,6 +25,7 @@
 //! | `setup` | export, import, unimport, unexport | one operation | the same |
 //! | `utlb` | lookups in the translation table: hit, pin, unpin, miss | mean of 1000 (hit), one operation | the same |
 //! | `sockets` | round trips and streams of a `std::net` pair, plain and under `vmmc run` | one round trip, or one turn of 4 MiB | the same |
+//! | `idle` | memory for each of many idle connections of a `std::net` pair, and their processor time | one round | the worst round |
 //!
 //! `p50` is the median over the rounds of each round's median; `p99` and `p999` are over the samples of all
 //! rounds. Times are taken with the processor's time stamp counter, less what reading it costs (about 10 ns). For a
@@ -40,6 +41,7 @@ mod error;
 mod exchange;
 mod fetching;
 mod flow;
+mod idle;
 mod latency;
 mod links;
 mod machine;

@@ -27,6 +27,8 @@ pub enum Bench {
     Utlb,
     /// A program that knows only `std::net`, plain and under `vmmc run`.
     Sockets,
+    /// Idle connections of such programs, plain and under `vmmc run`.
+    Idle,
 }
 
 impl Bench {
@@ -41,6 +43,7 @@ impl Bench {
             Bench::Setup => &[4096, 16384, 65536, 262_144, 1_048_576],
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
             Bench::Sockets => &[8, 64, 1024, 16384, 65536],
+            Bench::Idle => &[],
         }
     }
 
@@ -57,6 +60,7 @@ impl Bench {
     /// time: the distance of virtual cores changes within seconds.
     pub fn default_rounds(self) -> usize {
         match self {
+            Bench::Idle => 3,
             Bench::Notify | Bench::Setup | Bench::Utlb | Bench::Sockets => 5,
             _ => 15,
         }
@@ -73,6 +77,7 @@ impl Bench {
             Bench::Setup => "setup",
             Bench::Utlb => "utlb",
             Bench::Sockets => "sockets",
+            Bench::Idle => "idle",
         }
     }
 }
@@ -94,6 +99,8 @@ pub struct Options {
     /// How often the paths take turns, at least once; `None` for [`Bench::default_rounds`]. The median over the
     /// rounds is reported.
     pub rounds: Option<usize>,
+    /// How many connections lie idle in [`Bench::Idle`], at least one.
+    pub connections: usize,
     /// Whether to show a progress bar on standard error (only if that is a terminal).
     pub progress: bool,
     /// How to start the second process.
@@ -108,6 +115,7 @@ impl Default for Options {
             sizes: Vec::new(),
             seconds: None,
             rounds: None,
+            connections: 1000,
             progress: true,
             peer: PeerProgram::default(),
             vmmc: this_program(),

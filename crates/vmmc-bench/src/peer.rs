@@ -15,7 +15,7 @@ use crate::links::{Links, over};
 use crate::notify::{self, NotifyOrder};
 use crate::path::Path;
 use crate::setup::{self, SetupOrder};
-use crate::{BenchError, clock, sockets};
+use crate::{BenchError, clock, idle, sockets};
 
 /// What the second process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,6 +49,7 @@ pub(crate) enum Outcome {
 pub fn serve_peer(role: &str) -> ExitCode {
     let outcome = match role {
         SECOND => serve(),
+        _ if idle::ROLES.contains(&role) => idle::serve(role),
         _ => sockets::serve(role),
     };
     match outcome {

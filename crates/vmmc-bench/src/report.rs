@@ -38,6 +38,9 @@ pub enum Unit {
     /// 10⁹ bytes a second: more is better.
     #[serde(rename = "GB/s")]
     GigabytesPerSecond,
+    /// 1024 bytes for each connection: less is better.
+    #[serde(rename = "KiB")]
+    Kibibytes,
 }
 
 impl Unit {
@@ -47,6 +50,7 @@ impl Unit {
             Unit::Nanoseconds => "ns",
             Unit::Microseconds => "us",
             Unit::GigabytesPerSecond => "GB/s",
+            Unit::Kibibytes => "KiB",
         }
     }
 }
@@ -56,9 +60,9 @@ impl Unit {
 pub struct Row {
     /// The way of the bytes, see [`crate::Path`]; also `ucx-posix`, `eventfd`, `futex`, `lifted` and the like.
     pub path: String,
-    /// Payload in bytes.
+    /// Payload in bytes; `idle`: connections.
     pub size: usize,
-    /// Which part of the whole, where a measurement has parts (`notify`, `setup`, `sockets`).
+    /// Which part of the whole, where a measurement has parts (`notify`, `setup`, `sockets`, `idle`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<&'static str>,
     /// Unit of the three figures.
@@ -71,7 +75,7 @@ pub struct Row {
     /// What 99.9 % of all samples are at least as good as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p999: Option<f64>,
-    /// Processor time of both processes for one operation, in microseconds.
+    /// Processor time of both processes for one operation, in microseconds; `idle`: of all connections in a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<f64>,
     /// Bandwidths over memory: the rate while not waiting for the other process, in GB/s.

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
 use crate::statistics::median;
-use crate::{BenchError, bandwidth, latency, notify, setup, sockets, ucx, utlb};
+use crate::{BenchError, bandwidth, idle, latency, notify, setup, sockets, ucx, utlb};
 
 /// Runs one measurement; takes [`Options::seconds`] and a few more. Starts other processes, which end with it.
 ///
@@ -36,6 +36,7 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         Bench::Setup => setup::run(options, &machine)?,
         Bench::Utlb => utlb::run(options, &machine, &mut notes)?,
         Bench::Sockets => sockets::run(options, &machine)?,
+        Bench::Idle => idle::run(options, &mut notes)?,
     };
     Ok(Report { bench, machine, rows, notes })
 }

@@ -35,7 +35,7 @@ impl fmt::Display for Table<'_> {
                 writeln!(
                     f,
                     "\n{:>9} {:names$} {:>10} {:>10} {:>10} {:>9} {:>8}",
-                    size(row.size),
+                    if row.unit == Unit::Kibibytes { row.size.to_string() } else { size(row.size) },
                     row.unit.name(),
                     "p50",
                     "p99",
@@ -108,6 +108,8 @@ fn ratio(row: &Row, rows: &[Row]) -> Option<f64> {
     }
     let figures = rows.iter().filter(comparable).map(|other| other.p50);
     match row.unit {
+        // Of what is added to something, the difference counts: the notes tell.
+        Unit::Kibibytes => None,
         Unit::Nanoseconds | Unit::Microseconds => Some(figures.min_by(f64::total_cmp)? / row.p50),
         Unit::GigabytesPerSecond => Some(row.p50 / figures.max_by(f64::total_cmp)?),
     }

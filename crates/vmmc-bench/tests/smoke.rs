@@ -27,13 +27,14 @@ fn main() -> ExitCode {
     {
         return serve_peer(role);
     }
-    let tests: [Test; 7] = [
+    let tests: [Test; 8] = [
         ("latencies", latencies),
         ("bandwidths", bandwidths),
         ("notify", notify),
         ("setup", setup),
         ("utlb", utlb),
         ("sockets", sockets),
+        ("idle", idle),
         ("no_peer", no_peer),
     ];
     if arguments.iter().any(|argument| argument == "--list") {
@@ -74,6 +75,7 @@ impl Place {
             sizes: sizes.to_vec(),
             seconds: Some(0.1),
             rounds: Some(2),
+            connections: 20,
             progress: false,
             peer: PeerProgram { program: std::env::current_exe().unwrap(), arguments: Vec::new() },
             vmmc: self.vmmc.clone(),
@@ -115,7 +117,7 @@ fn check(report: &Report, expected: &[(&str, usize)]) {
         assert!(row.p50 > 0.0 && row.p50.is_finite(), "{row:?}");
         let (p99, p999) = (row.p99.unwrap(), row.p999.unwrap());
         let ordered = match row.unit {
-            Unit::Nanoseconds | Unit::Microseconds => p99 <= p999,
+            Unit::Nanoseconds | Unit::Microseconds | Unit::Kibibytes => p99 <= p999,
             Unit::GigabytesPerSecond => p99 >= p999,
         };
         assert!(ordered && row.samples > 0, "{row:?}");
@@ -181,6 +183,19 @@ fn sockets(place: &Place) {
     let report = run(Bench::Sockets, &place.options(&[8, 4096])).unwrap();
     let paths = ["tcp-blocking", "tcp-spinning", "lifted", "lifted-spinning"];
     check(&report, &paths.map(|path| (path, 8)));
+}
+
+fn idle(place: &Place) {
+    let report = run(Bench::Idle, &place.options(&[])).unwrap();
+    let parts = |path: &str| {
+        let rows = report.rows.iter().filter(|row| row.path == path && row.size == 20);
+        rows.map(|row| row.part.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(parts("tcp"), ["processes", "kernel", "all"]);
+    assert_eq!(parts("lifted"), ["processes", "kernel", "all"]);
+    // Two rings of a page each belong to a lifted connection: it was lifted, and they are counted.
+    let lifted = report.rows.iter().find(|row| row.path == "lifted").unwrap();
+    assert!(lifted.p50 > 8.0, "{lifted:?}");
 }
 
 fn no_peer(place: &Place) {

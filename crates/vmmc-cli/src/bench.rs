@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// How often the paths take turns (default: 5 or 15, by measurement)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
+    /// How many connections lie idle (idle only)
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    connections: u32,
     /// Be another process of a measurement
     #[arg(long, hide = true, value_name = "ROLE")]
     peer: Option<String>,
@@ -47,6 +50,8 @@ enum Name {
     Utlb,
     /// A program that knows only std::net, plain and under vmmc run
     Sockets,
+    /// Memory and processor time of idle connections, plain and under vmmc run
+    Idle,
 }
 
 impl From<Name> for Bench {
@@ -60,6 +65,7 @@ impl From<Name> for Bench {
             Name::Setup => Bench::Setup,
             Name::Utlb => Bench::Utlb,
             Name::Sockets => Bench::Sockets,
+            Name::Idle => Bench::Idle,
         }
     }
 }
@@ -83,6 +89,7 @@ fn measure(args: Args) -> Result<(), BenchError> {
         sizes: args.sizes,
         seconds: args.seconds,
         rounds: args.rounds.map(|rounds| rounds as usize),
+        connections: args.connections as usize,
         ..Options::default()
     };
     let report = vmmc_bench::run(name.into(), &options)?;

@@ -1,0 +1,284 @@
+//! `idle`: what connections cost that nobody uses, plain and under `vmmc run`.
+//!
+//! Two programs on `std::net` hold many connections, each used enough to be lifted. Compared is what all memory comes to with
+//! one connection and with all of them. `processes` is what is resident of the two programs and of the node service,
+//! shared pages divided among those who map them; `kernel` is what the whole machine's kernel objects and
+//! page tables grew by, so nothing else should run beside it. `cpu_us` is the processor time of all three
+//! in one second in which nothing happens.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
+};
+
+use crate::BenchError;
+use crate::options::{Bench, Options, PeerProgram};
+use crate::progress::Progress;
+use crate::report::{Row, Unit};
+use crate::socket::{accept, connect, listen};
+use crate::statistics::median;
+
+pub(crate) const ROLES: [&str; 2] = [LISTENER, CALLER];
+const LISTENER: &str = "idle-listener";
+const CALLER: &str = "idle-caller";
+
+/// Round trips on each connection before it is left alone: more than lifting takes.
+const WARM_UP: usize = 40;
+/// Descriptors that one end of a lifted connection takes: the socket, its bell and the peer's.
+const DESCRIPTORS: u64 = 3;
+/// For what goes on behind the last round trip.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// What one round found, for one connection: KiB, and for all together microseconds of processor time in a second.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    processes: f64,
+    kernel: f64,
+    cpu: f64,
+}
+
+/// Measures plain and lifted.
+pub(crate) fn run(options: &Options, notes: &mut Vec<String>) -> Result<Vec<Row>, BenchError> {
+    let count = options.connections.max(1);
+    allow_descriptors(count as u64 * DESCRIPTORS * 2 + 100);
+    let rounds = options.rounds_of(Bench::Idle);
+    let progress = Progress::new(options.progress, "idle", rounds * 2);
+    let (mut plain, mut lifted) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let disabled = |program: &PeerProgram| {
+            let mut command = Command::new(&program.program);
+            command.env("VMMC_DISABLE", "1");
+            command
+        };
+        plain.push(cost(&options.peer, disabled, None, count)?);
+        progress.advance();
+        let under_vmmc = |program: &PeerProgram| {
+            let mut command = Command::new(&options.vmmc);
+            command.args(["run", "--"]).arg(&program.program);
+            command
+        };
+        lifted.push(cost(&options.peer, under_vmmc, Some(&options.vmmc), count)?);
+        progress.advance();
+    }
+    let rows: Vec<Row> = [("tcp", plain), ("lifted", lifted)]
+        .into_iter()
+        .flat_map(|(path, costs)| rows(path, count, &costs))
+        .collect();
+    let all = |path| rows.iter().rfind(|row| row.path == path).map_or(0.0, |row| row.p50);
+    let more = all("lifted") - all("tcp");
+    notes.push(format!(
+        "a lifted connection, both ends of it, takes {more:.1} KiB more than a plain one"
+    ));
+    Ok(rows)
+}
+
+fn rows(path: &str, count: usize, costs: &[Cost]) -> [Row; 3] {
+    let row = |part, figure: &dyn Fn(&Cost) -> f64| {
+        let mut figures: Vec<f64> = costs.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        let worst = figures.last().copied().unwrap_or_default();
+        Row::new(path, count, Unit::Kibibytes, median(&figures))
+            .tails(worst, worst, figures.len() as u64)
+            .part(part)
+    };
+    let cpu = median(&costs.iter().map(|cost| cost.cpu).collect::<Vec<_>>());
+    [
+        row("processes", &|cost| cost.processes),
+        row("kernel", &|cost| cost.kernel),
+        Row { cpu_us: Some(cpu), ..row("all", &|cost| cost.processes + cost.kernel) },
+    ]
+}
+
+/// One round: `service` is the program to ask for the node service, when that takes part.
+fn cost(
+    peer: &PeerProgram,
+    command: impl Fn(&PeerProgram) -> Command,
+    service: Option<&Path>,
+    count: usize,
+) -> Result<Cost, BenchError> {
+    let mut listener = Program::start(command(peer), peer, LISTENER)?;
+    let address = listener.hear()?;
+    let mut caller = Program::start(command(peer), peer, CALLER)?;
+    caller.say(&address)?;
+    caller.open(1)?;
+    let mut pids = vec![listener.child.id()];
+    pids.extend(service.map(service_pid).transpose()?);
+    pids.push(caller.child.id());
+    let sum = |figure: fn(u32) -> Result<f64, BenchError>| -> Result<f64, BenchError> {
+        pids.iter().map(|pid| figure(*pid)).sum()
+    };
+    let (processes, kernel) = (sum(resident)?, kernel_memory()?);
+    caller.open(count)?;
+    let each = |memory: f64| memory / count as f64;
+    let (processes, kernel) = (each(sum(resident)? - processes), each(kernel_memory()? - kernel));
+    let used = sum(processor_time)?;
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(Cost { processes, kernel, cpu: sum(processor_time)? - used })
+}
+
+/// One of the two programs, ended with this value.
+#[derive(Debug)]
+struct Program {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start(mut command: Command, peer: &PeerProgram, role: &str) -> Result<Program, BenchError> {
+        command.args(&peer.arguments).args(["--peer", role]);
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|cause| BenchError::Start { program, cause })?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(input), Some(output)) => {
+                Ok(Program { child, input, output: BufReader::new(output) })
+            }
+            _ => Err(BenchError::PeerLost),
+        }
+    }
+
+    /// Lets the caller open so many connections more, and use them.
+    fn open(&mut self, count: usize) -> Result<(), BenchError> {
+        self.say(&count.to_string())?;
+        self.hear()?;
+        std::thread::sleep(SETTLE);
+        Ok(())
+    }
+
+    fn say(&mut self, line: &str) -> Result<(), BenchError> {
+        writeln!(self.input, "{line}").map_err(|_| BenchError::PeerLost)
+    }
+
+    fn hear(&mut self) -> Result<String, BenchError> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line) {
+            Ok(1..) => Ok(line.trim_end().to_owned()),
+            _ => Err(BenchError::PeerLost),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The programs themselves.
+pub(crate) fn serve(role: &str) -> Result<(), BenchError> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|cause| BenchError::os("tie a process's life to its parent's", cause))?;
+    match role {
+        LISTENER => hold_accepted(),
+        _ => hold_connected(),
+    }
+}
+
+fn hold_accepted() -> Result<(), BenchError> {
+    let (listener, address) = listen()?;
+    println!("{address}");
+    let mut held = Vec::new();
+    loop {
+        let mut socket = accept(&listener)?;
+        for _ in 0..WARM_UP {
+            let mut payload = [0; 8];
+            socket.read_exact(&mut payload).map_err(lost)?;
+            socket.write_all(&payload).map_err(lost)?;
+        }
+        held.push(socket);
+    }
+}
+
+/// The first line says where to; every other one, how many connections more.
+fn hold_connected() -> Result<(), BenchError> {
+    let mut lines = std::io::stdin().lines().map_while(Result::ok);
+    let wrong = |line: String| BenchError::OutOfStep(line);
+    let address = lines.next().ok_or(BenchError::PeerLost)?;
+    let address: SocketAddr = address.parse().map_err(|_| wrong(address))?;
+    let mut held: Vec<TcpStream> = Vec::new();
+    for line in lines {
+        let count: usize = line.parse().map_err(|_| wrong(line))?;
+        for _ in 0..count {
+            let mut socket = connect(address)?;
+            for number in 0..WARM_UP as u64 {
+                let mut payload = number.to_ne_bytes();
+                socket.write_all(&payload).map_err(lost)?;
+                socket.read_exact(&mut payload).map_err(lost)?;
+            }
+            held.push(socket);
+        }
+        println!("{}", held.len());
+    }
+    Ok(())
+}
+
+fn lost(cause: std::io::Error) -> BenchError {
+    BenchError::os("move bytes over a socket", cause)
+}
+
+/// Lets the programs that are started from here open so many; if that is not allowed, they say so.
+fn allow_descriptors(wanted: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        let current = limit.maximum.map_or(wanted, |maximum| wanted.min(maximum));
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    }
+}
+
+fn service_pid(vmmc: &Path) -> Result<u32, BenchError> {
+    let failed = |cause: String| BenchError::Program { program: "vmmc node status", cause };
+    let status = Command::new(vmmc).args(["node", "status", "--json"]).output();
+    let status = status.map_err(|cause| failed(cause.to_string()))?;
+    let status: serde_json::Value =
+        serde_json::from_slice(&status.stdout).map_err(|cause| failed(cause.to_string()))?;
+    let pid = status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    pid.ok_or_else(|| failed("no service is running".to_owned()))
+}
+
+/// What is resident of a process in KiB, shared pages divided among those who map them.
+fn resident(pid: u32) -> Result<f64, BenchError> {
+    kibibytes(&format!("/proc/{pid}/smaps_rollup"), &["Pss:"])
+}
+
+/// The kernel's objects and page tables, of the whole machine, in KiB.
+fn kernel_memory() -> Result<f64, BenchError> {
+    kibibytes("/proc/meminfo", &["Slab:", "PageTables:"])
+}
+
+/// The sum of the fields of these names.
+fn kibibytes(file: &str, names: &[&str]) -> Result<f64, BenchError> {
+    let text = read(file)?;
+    let field = |line: &str| {
+        let (name, rest) = line.split_once(char::is_whitespace)?;
+        let value = rest.trim().strip_suffix("kB")?.trim();
+        names.contains(&name).then(|| value.parse::<f64>().ok()).flatten()
+    };
+    Ok(text.lines().filter_map(field).sum())
+}
+
+/// Processor time of all threads of a process so far, in microseconds.
+fn processor_time(pid: u32) -> Result<f64, BenchError> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .map_err(|cause| BenchError::os("look at a process's threads", cause))?;
+    let mut nanoseconds = 0.0;
+    for thread in threads.flatten() {
+        let text = read(&thread.path().join("schedstat").to_string_lossy())?;
+        nanoseconds += text.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0.0);
+    }
+    Ok(nanoseconds / 1000.0)
+}
+
+fn read(file: &str) -> Result<String, BenchError> {
+    std::fs::read_to_string(file)
+        .map_err(|cause| BenchError::os("read what /proc says of a process", cause))
+}
