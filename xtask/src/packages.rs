@@ -36,6 +36,9 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("cc", "gcc", "the tests that compile small C programs"),
 ];
 
+/// What `cargo xtask fuzz` builds the fuzzers with.
+pub(crate) const FOR_FUZZ: &[Wanted] = &[wanted("c++", "g++", "the fuzzers")];
+
 /// How long apt may take.
 const APT: Duration = Duration::from_secs(300);
 

@@ -26,6 +26,7 @@ pub(crate) fn steps(quick: bool) -> Vec<Step> {
         doc_tests(),
         documentation(),
         loom(),
+        fuzzers(),
         licences(),
     ]
 }
@@ -115,6 +116,19 @@ fn loom() -> Step {
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target().join("loom"));
     command.env("LOOM_MAX_PREEMPTIONS", "3");
     step("loom", 8, Action::Tests(command))
+}
+
+/// Every fuzzer for a moment; longer by hand.
+fn fuzzers() -> Step {
+    let action = match std::env::current_exe() {
+        Ok(xtask) => {
+            let mut command = Command::new(xtask);
+            command.args(["fuzz", "--seconds", "5"]);
+            Action::Check(command)
+        }
+        Err(error) => Action::Skip(format!("this program cannot be found: {error}")),
+    };
+    step("fuzzers", 20, action)
 }
 
 fn licences() -> Step {
