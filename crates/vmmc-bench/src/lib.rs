@@ -21,6 +21,7 @@
 //! | `send-latency` | half a round trip of stamped payloads | mean of a batch of up to 64 round trips (memory), one round trip (kernel) | one round trip |
 //! | `fetch-latency` | one fetch of what the owner has just written | mean of up to 64 fetches, each of an address that the one before brought | one fetch |
 //! | `send-bandwidth`, `fetch-bandwidth` | a stream through the slots of a 4 MiB window, read by its receiver | one turn of the window | the same |
+//! | `send-rate` | asynchronous sends from one sender, each to its end | mean of 1000; of UCX a run's mean | the same |
 //! | `notify` | parts of a notification (the paper's figure 9) | one notification | the same |
 //! | `setup` | export, import, unimport, unexport | one operation | the same |
 //! | `utlb` | lookups in the translation table: hit, pin, unpin, miss | mean of 1000 (hit), one operation | the same |
@@ -54,6 +55,7 @@ mod progress;
 mod report;
 mod rounds;
 mod run;
+mod send_rate;
 mod setup;
 mod shared_memory;
 mod socket;

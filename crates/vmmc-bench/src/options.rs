@@ -19,6 +19,8 @@ pub enum Bench {
     FetchLatency,
     /// A stream of fetches of one size (figure 8).
     FetchBandwidth,
+    /// Asynchronous sends a second from one sender.
+    SendRate,
     /// The parts of a notification (figure 9).
     Notify,
     /// Export, import, unimport, unexport (section 5.1).
@@ -39,6 +41,7 @@ impl Bench {
             | Bench::SendBandwidth
             | Bench::FetchLatency
             | Bench::FetchBandwidth => &SIZES,
+            Bench::SendRate => &[8, 64],
             Bench::Notify => &[8],
             Bench::Setup => &[4096, 16384, 65536, 262_144, 1_048_576],
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
@@ -51,7 +54,7 @@ impl Bench {
     pub fn default_seconds(self) -> f64 {
         match self {
             Bench::Notify => 12.0,
-            Bench::Setup | Bench::Utlb => 10.0,
+            Bench::Setup | Bench::Utlb | Bench::SendRate => 10.0,
             _ => 30.0,
         }
     }
@@ -61,7 +64,7 @@ impl Bench {
     pub fn default_rounds(self) -> usize {
         match self {
             Bench::Idle => 3,
-            Bench::Notify | Bench::Setup | Bench::Utlb | Bench::Sockets => 5,
+            Bench::SendRate | Bench::Notify | Bench::Setup | Bench::Utlb | Bench::Sockets => 5,
             _ => 15,
         }
     }
@@ -73,6 +76,7 @@ impl Bench {
             Bench::SendBandwidth => "send-bandwidth",
             Bench::FetchLatency => "fetch-latency",
             Bench::FetchBandwidth => "fetch-bandwidth",
+            Bench::SendRate => "send-rate",
             Bench::Notify => "notify",
             Bench::Setup => "setup",
             Bench::Utlb => "utlb",

@@ -41,6 +41,9 @@ pub enum Unit {
     /// 1024 bytes for each connection: less is better.
     #[serde(rename = "KiB")]
     Kibibytes,
+    /// 10⁶ operations a second: more is better.
+    #[serde(rename = "M/s")]
+    MillionsPerSecond,
 }
 
 impl Unit {
@@ -51,6 +54,7 @@ impl Unit {
             Unit::Microseconds => "us",
             Unit::GigabytesPerSecond => "GB/s",
             Unit::Kibibytes => "KiB",
+            Unit::MillionsPerSecond => "M/s",
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
 use crate::statistics::median;
-use crate::{BenchError, bandwidth, idle, latency, notify, setup, sockets, ucx, utlb};
+use crate::{BenchError, bandwidth, idle, latency, notify, send_rate, setup, sockets, ucx, utlb};
 
 /// Runs one measurement; takes [`Options::seconds`] and a few more. Starts other processes, which end with it.
 ///
@@ -32,6 +32,7 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         }
         Bench::SendBandwidth => bandwidths(bench, options, &machine, bandwidth::send)?,
         Bench::FetchBandwidth => bandwidths(bench, options, &machine, bandwidth::fetch)?,
+        Bench::SendRate => send_rate::run(options, &machine, &mut notes)?,
         Bench::Notify => notify::run(options, &machine)?,
         Bench::Setup => setup::run(options, &machine)?,
         Bench::Utlb => utlb::run(options, &machine, &mut notes)?,

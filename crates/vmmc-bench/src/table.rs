@@ -111,7 +111,9 @@ fn ratio(row: &Row, rows: &[Row]) -> Option<f64> {
         // Of what is added to something, the difference counts: the notes tell.
         Unit::Kibibytes => None,
         Unit::Nanoseconds | Unit::Microseconds => Some(figures.min_by(f64::total_cmp)? / row.p50),
-        Unit::GigabytesPerSecond => Some(row.p50 / figures.max_by(f64::total_cmp)?),
+        Unit::GigabytesPerSecond | Unit::MillionsPerSecond => {
+            Some(row.p50 / figures.max_by(f64::total_cmp)?)
+        }
     }
 }
 

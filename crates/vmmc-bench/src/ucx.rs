@@ -21,20 +21,36 @@ pub(crate) fn tag_latency(
     iterations: u64,
     percentile: &str,
 ) -> Result<f64, BenchError> {
+    let test = ["-t", "tag_lat", "-s", "8", "-R", percentile];
+    measure(machine, &test, iterations, 1)
+}
+
+/// Puts of `size` bytes over `posix` a second, the mean over all.
+pub(crate) fn put_rate(machine: &Machine, size: usize, count: u64) -> Result<f64, BenchError> {
+    let test = ["-t", "ucp_put_bw", "-s", &size.to_string()];
+    measure(machine, &test, count, 7)
+}
+
+/// Runs a test; what stands in the given column of its final line, which is
+/// `iterations,percentile,average latency,overall,average bandwidth,overall,average rate,overall`.
+fn measure(
+    machine: &Machine,
+    test: &[&str],
+    iterations: u64,
+    column: usize,
+) -> Result<f64, BenchError> {
     let port = free_port()?.to_string();
     let mut server = Ended(start(machine.pinned[1], &["-p", &port])?);
-    let client_arguments =
-        ["127.0.0.1", "-p", &port, "-t", "tag_lat", "-s", "8", "-f", "-v", "-R", percentile];
     let iterations = iterations.to_string();
+    let client = ["127.0.0.1", "-p", &port, "-f", "-v", "-n", &iterations, "-w", "5000"];
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let arguments = [&client_arguments[..], &["-n", &iterations, "-w", "5000"]].concat();
-        let output = start(machine.pinned[0], &arguments)?
+        let output = start(machine.pinned[0], &[&client, test].concat())?
             .wait_with_output()
             .map_err(|cause| failed(cause.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        if let Some(latency) = output.status.success().then(|| latency_in(&text)).flatten() {
-            return Ok(latency);
+        if let Some(figure) = output.status.success().then(|| figure_in(&text, column)).flatten() {
+            return Ok(figure);
         }
         // The server says nothing when it listens, and refuses the client that was too early.
         let gone = server.0.try_wait().ok().flatten().is_some();
@@ -62,10 +78,9 @@ fn start(core: usize, arguments: &[&str]) -> Result<Child, BenchError> {
         .map_err(|cause| failed(cause.to_string()))
 }
 
-/// The first column of the final line, which is `iterations,percentile,average,overall,...`.
-fn latency_in(text: &str) -> Option<f64> {
+fn figure_in(text: &str, column: usize) -> Option<f64> {
     let line = text.lines().rev().find(|line| line.matches(',').count() >= 6)?;
-    line.split(',').nth(1)?.trim().parse().ok()
+    line.split(',').nth(column)?.trim().parse().ok()
 }
 
 fn free_port() -> Result<u16, BenchError> {

@@ -76,7 +76,7 @@ pub(crate) struct VmmcMemory {
     inbox: *mut u8,
     pub(crate) process: Process,
     export: Export,
-    import: Import,
+    pub(crate) import: Import,
 }
 
 impl VmmcMemory {

@@ -27,9 +27,10 @@ fn main() -> ExitCode {
     {
         return serve_peer(role);
     }
-    let tests: [Test; 8] = [
+    let tests: [Test; 9] = [
         ("latencies", latencies),
         ("bandwidths", bandwidths),
+        ("send_rate", send_rate),
         ("notify", notify),
         ("setup", setup),
         ("utlb", utlb),
@@ -118,7 +119,7 @@ fn check(report: &Report, expected: &[(&str, usize)]) {
         let (p99, p999) = (row.p99.unwrap(), row.p999.unwrap());
         let ordered = match row.unit {
             Unit::Nanoseconds | Unit::Microseconds | Unit::Kibibytes => p99 <= p999,
-            Unit::GigabytesPerSecond => p99 >= p999,
+            Unit::GigabytesPerSecond | Unit::MillionsPerSecond => p99 >= p999,
         };
         assert!(ordered && row.samples > 0, "{row:?}");
     }
@@ -146,6 +147,14 @@ fn bandwidths(place: &Place) {
         check(&report, &all_paths(&sizes));
         assert_eq!(report.rows[0].unit, Unit::GigabytesPerSecond);
     }
+}
+
+fn send_rate(place: &Place) {
+    let report = run(Bench::SendRate, &place.options(&[])).unwrap();
+    let paths = ["vmmc", "vmmc-sync", "shared-memory"];
+    check(&report, &paths.map(|path| (path, 8)));
+    check(&report, &paths.map(|path| (path, 64)));
+    assert!(report.rows.iter().all(|row| row.unit == Unit::MillionsPerSecond));
 }
 
 fn notify(place: &Place) {

@@ -42,6 +42,8 @@ enum Name {
     FetchLatency,
     /// A stream of fetches of one size
     FetchBandwidth,
+    /// Asynchronous sends a second from one sender
+    SendRate,
     /// The parts of a notification
     Notify,
     /// Export, import, unimport, unexport
@@ -61,6 +63,7 @@ impl From<Name> for Bench {
             Name::SendBandwidth => Bench::SendBandwidth,
             Name::FetchLatency => Bench::FetchLatency,
             Name::FetchBandwidth => Bench::FetchBandwidth,
+            Name::SendRate => Bench::SendRate,
             Name::Notify => Bench::Notify,
             Name::Setup => Bench::Setup,
             Name::Utlb => Bench::Utlb,

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use vmmc_os::{Access, Event, Mapping, OsError, page_size};
 use vmmc_proto::{Answer, ExportId, Grant, PAGE_SIZE, ProcessId, Refusal, Request, Rights, Target};
@@ -12,6 +13,7 @@ use crate::connection::{RequestError, Table};
 use crate::process::{Inner, lock};
 use crate::range::{ExtendError, Extensions};
 use crate::redirection::Redirection;
+use crate::route::Route;
 use crate::standing::Standing;
 
 /// Which export to import.
@@ -77,31 +79,19 @@ pub enum Path {
     Engine,
 }
 
-/// The use of somebody's export. Dropping it gives it back.
+/// The use of somebody's export. Dropping it gives it back; asynchronous operations that were posted go on to their end first.
 ///
 /// On [`Path::Mapped`] send, signal and fetch make no system call, take no lock and allocate nothing; the exporter takes no part.
 #[derive(Debug)]
 pub struct Import {
-    /// First mapped byte; null on the engine path.
-    pub(crate) start: *mut u8,
-    pub(crate) len: usize,
-    pub(crate) rights: Rights,
-    pub(crate) standing: Arc<Standing>,
-    pub(crate) process: Arc<Inner>,
-    mapping: Option<Mapping>,
+    /// Asynchronous operations hold it too, and may outlive the import.
+    pub(crate) route: Arc<Route>,
     pub(crate) event: Option<Event>,
     pub(crate) mailbox: Option<Mapping>,
     /// The exporter takes notifications.
     pub(crate) notifies: bool,
-    pub(crate) redirection: Option<Redirection>,
     extensions: Extensions,
-    pair: bool,
 }
-
-// SAFETY: `start` points into `mapping`, which lives as long as `self`; all access is by copies and atomics.
-unsafe impl Send for Import {}
-// SAFETY: as above; methods that take `&self` only copy bytes that other processes may change anyway.
-unsafe impl Sync for Import {}
 
 impl<'p> ImportOptions<'p> {
     pub(crate) fn new(process: &'p Process, source: ImportSource) -> Self {
@@ -153,7 +143,7 @@ impl<'p> ImportOptions<'p> {
             Import::granted(inner, &connection.table, &grant, self.rights, self.key, descriptors);
         match import {
             Ok(import) => {
-                let standing = &import.standing;
+                let standing = &import.route.standing;
                 let place = Arc::as_ptr(standing).addr();
                 lock(&inner.standings).insert(place, Arc::clone(standing));
                 // A service that came between answer and entry has not heard of it.
@@ -230,19 +220,23 @@ impl Import {
                 redirection = Some(mapped);
             }
         }
-        Ok(Self {
+        let route = Route {
             start: mapping.as_ref().map_or(std::ptr::null_mut(), Mapping::as_ptr),
             len,
             rights,
             standing: Arc::new(standing),
+            redirection,
             process: Arc::clone(process),
             mapping,
+            pair: false,
+            pending: AtomicUsize::new(0),
+        };
+        Ok(Self {
+            route: Arc::new(route),
             event,
             mailbox,
             notifies: grant.notify,
-            redirection,
             extensions: Extensions::new(len),
-            pair: false,
         })
     }
 
@@ -254,55 +248,59 @@ impl Import {
         capacity: usize,
         event: Event,
     ) -> Self {
-        Self {
+        let route = Route {
             start: mapping.as_ptr(),
             len: mapping.len(),
             rights: Rights::READ_WRITE,
             standing: Arc::new(standing),
+            redirection: None,
             process: Arc::clone(process),
             mapping: Some(mapping),
+            pair: true,
+            pending: AtomicUsize::new(0),
+        };
+        Self {
+            route: Arc::new(route),
             event: Some(event),
             mailbox: None,
             notifies: true,
-            redirection: None,
             extensions: Extensions::new(capacity),
-            pair: true,
         }
     }
 
     /// The export's id.
     pub fn id(&self) -> ExportId {
-        self.standing.export
+        self.route.standing.export
     }
 
     /// Bytes; of a pair's memory, those mapped at first.
     #[inline]
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.len
+        self.route.len
     }
 
     /// What was asked for and granted.
     pub fn rights(&self) -> Rights {
-        self.rights
+        self.route.rights
     }
 
     /// How bytes get there.
     pub fn path(&self) -> Path {
-        if self.mapping.is_some() { Path::Mapped } else { Path::Engine }
+        if self.route.mapping.is_some() { Path::Mapped } else { Path::Engine }
     }
 
     /// Whether the export is live, by a look at shared memory. While the node service is gone it says what was last known.
     #[inline]
     pub fn state(&self) -> ExportState {
-        self.standing.state()
+        self.route.standing.state()
     }
 
     /// First byte, if mapped; valid for [`Import::len`] bytes as long as the import lives. With [`Rights::READ`] a store
     /// faults. Others write there: use volatile or atomic access, or copies, never references.
     #[inline]
     pub fn as_ptr(&self) -> Option<*mut u8> {
-        self.mapping.as_ref().map(Mapping::as_ptr)
+        self.route.mapping.as_ref().map(Mapping::as_ptr)
     }
 
     /// The exporter's event, for whoever wakes it by hand (write 8 bytes, a 1): pair memory, and exports that take
@@ -316,26 +314,12 @@ impl Import {
     /// # Errors
     /// When `len` is zero or more than the memory has, the import is not mapped, or address space is exhausted.
     pub fn extend(&self, len: usize) -> Result<*mut u8, ExtendError> {
-        let mapping = self.mapping.as_ref().ok_or(ExtendError::Length)?;
+        let mapping = self.route.mapping.as_ref().ok_or(ExtendError::Length)?;
         self.extensions.add(mapping, len)
     }
 
-    /// Gives the import back.
+    /// Gives the import back, when its asynchronous operations are over.
     pub fn unimport(self) {
         drop(self);
-    }
-}
-
-impl Drop for Import {
-    fn drop(&mut self) {
-        // A forked child only unmaps its copy: the import is its parent's. A pair is given back by `pair_drop`.
-        if self.pair || self.process.is_forked() {
-            return;
-        }
-        let place = Arc::as_ptr(&self.standing).addr();
-        lock(&self.process.standings).remove(&place);
-        let handle = self.standing.handle();
-        // If the service is too busy to be told, it keeps one entry until this process ends.
-        let _ = self.process.connection().post(&Request::Unimport { handle }, &[]);
     }
 }

@@ -76,18 +76,22 @@
 //!
 //! An export is at most 1 TiB, a process has at most 65536 exports and as many imports. Linux 5.14 or later.
 
+mod asynchronous;
 mod commands;
 mod connection;
 mod export;
 mod import;
+mod local_engine;
 mod mail;
 mod notification;
 mod notifier;
 mod open;
+mod operation;
 mod pairing;
 mod process;
 mod range;
 mod redirection;
+mod route;
 mod standing;
 mod transfer;
 pub mod utlb;
@@ -97,6 +101,7 @@ pub use export::{AccessError, Export, ExportError, ExportOptions, UnexportError}
 pub use import::{Import, ImportError, ImportOptions, ImportSource, Path};
 pub use notification::{Notification, Notify, WaitError};
 pub use open::{OpenError, OpenOptions};
+pub use operation::{Finished, Transfer};
 pub use pairing::{PairError, PairMemory, PairingEvent};
 pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
 pub use range::ExtendError;

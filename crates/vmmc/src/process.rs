@@ -15,6 +15,7 @@ use vmmc_proto::{
 use crate::connection::{Connection, RequestError};
 use crate::export::{Announced, ExportOptions};
 use crate::import::{ImportOptions, ImportSource};
+use crate::local_engine::LocalEngine;
 use crate::mail::Mail;
 use crate::notifier::Notifier;
 use crate::open::{OpenError, OpenOptions};
@@ -243,6 +244,7 @@ impl Process {
             attaching: Mutex::new(()),
             utlb: OnceLock::new(),
             pinning: Pinning::default(),
+            engines: [const { OnceLock::new() }; 2],
         });
         if let Some(stop) = &inner.stop {
             watcher::start(&inner, Arc::clone(stop)).map_err(OpenError::Exhausted)?;
@@ -283,6 +285,8 @@ pub(crate) struct Inner {
     pub(crate) attaching: Mutex<()>,
     pub(crate) utlb: OnceLock<Utlb>,
     pub(crate) pinning: Pinning,
+    /// The threads for asynchronous operations, once there are any; see [`Inner::engine`].
+    engines: [OnceLock<Option<LocalEngine>>; 2],
 }
 
 #[derive(Debug)]
@@ -296,6 +300,11 @@ impl Inner {
     /// Whether this is a forked child of the process that opened VMMC.
     pub(crate) fn is_forked(&self) -> bool {
         process_id() != self.pid
+    }
+
+    /// The engine for mapped imports, or the one that waits for the service; `None` in it when no thread could be started.
+    pub(crate) fn engine(&self, by_service: bool) -> &OnceLock<Option<LocalEngine>> {
+        &self.engines[usize::from(by_service)]
     }
 
     /// The current connection; it may be lost.

@@ -43,6 +43,14 @@ on_each_path!(
     revocation_is_seen_and_reaches_nobody,
     death_of_the_exporter_is_seen,
     threads_send_at_once,
+    vectors_arrive_exactly_or_not_at_all,
+    asynchronous_bytes_arrive_exactly,
+    asynchronous_operations_take_effect_in_their_order,
+    asynchronous_vectors_arrive_exactly,
+    flush_comes_after_all_before_it,
+    asynchronous_errors_give_the_buffer_back,
+    asynchronous_operations_end_when_the_export_goes,
+    operations_outlive_their_import,
 );
 
 /// Exporter and importer are two VMMC processes in one address space here; other tests use two.
@@ -221,4 +229,177 @@ fn threads_send_at_once(open: Open) {
         export.read(thread * 4096 + 8, &mut found).unwrap();
         assert!(found.iter().all(|byte| *byte == 99));
     }
+}
+
+fn content(export: &Export, offset: usize, len: usize) -> Vec<u8> {
+    let mut found = vec![0; len];
+    export.read(offset, &mut found).unwrap();
+    found
+}
+
+fn vectors_arrive_exactly_or_not_at_all(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(200_000).create().unwrap();
+    let import = open(&importer, &export);
+    let large = vec![7; 100_000];
+    import.send_vectored(&[(5, b"one"), (100, &large), (3, b""), (150_000, b"three")]).unwrap();
+    assert_eq!(content(&export, 0, 9), b"\0\0\0\0\0one\0");
+    assert!(content(&export, 100, 100_000) == large);
+    assert_eq!(content(&export, 150_000, 6), b"three\0");
+    // Overlapping pieces are written in their order.
+    import.send_vectored(&[(0, b"first"), (2, b"second")]).unwrap();
+    assert_eq!(content(&export, 0, 8), b"fisecond");
+    assert_eq!(import.send_vectored(&[]), Ok(()));
+    let beyond = import.send_vectored(&[(0, b"written?"), (199_999, b"xx")]);
+    assert_eq!(beyond, Err(TransferError::Range));
+    assert_eq!(content(&export, 0, 8), b"fisecond", "nothing was written");
+}
+
+fn asynchronous_bytes_arrive_exactly(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(2_000_001).create().unwrap();
+    let import = open(&importer, &export);
+    let mut expected = vec![0u8; export.len()];
+    let mut transfers = Vec::new();
+    // Posted together; where they overlap the later one counts.
+    for (step, len) in
+        [0usize, 1, 8, 4097, 32_769, 262_144, 262_145, 1_000_001].into_iter().enumerate()
+    {
+        for offset in [0, 1, 4090, 900_000] {
+            let bytes: Vec<u8> = (0..len).map(|n| (n * 7 + step + offset) as u8).collect();
+            expected[offset..offset + len].copy_from_slice(&bytes);
+            transfers.push((import.send_async(offset, bytes.clone()), bytes));
+        }
+    }
+    for (transfer, bytes) in transfers {
+        let finished = transfer.wait();
+        assert_eq!(finished.result, Ok(()));
+        assert!(finished.buffer == bytes, "the buffer comes back as it was");
+    }
+    assert!(content(&export, 0, export.len()) == expected, "bytes differ");
+}
+
+fn asynchronous_operations_take_effect_in_their_order(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).create().unwrap();
+    let import = open(&importer, &export);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=50u64 {
+                let bytes = vec![round as u8; 600_000];
+                let large = import.send_async(64, bytes);
+                let small = import.send_async(700_000, [round as u8; 8]);
+                let words = import.send_signal_async(700_008, [round as u8; 8], 0, round);
+                let last = import.signal_async(8, round);
+                assert_eq!(last.wait().result, Ok(()));
+                assert!(large.is_over() && small.is_over() && words.is_over());
+                until("acknowledged", || content(&export, 16, 8) == round.to_le_bytes());
+            }
+        });
+        for round in 1..=50u64 {
+            until("signal", || export.load_signal(0).unwrap() == round);
+            assert!(content(&export, 64, 600_000).iter().all(|byte| *byte == round as u8));
+            assert_eq!(content(&export, 700_000, 16), [round as u8; 16]);
+            until("second signal", || export.load_signal(8).unwrap() == round);
+            export.write(16, &round.to_le_bytes()).unwrap();
+        }
+    });
+}
+
+fn asynchronous_vectors_arrive_exactly(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).create().unwrap();
+    let import = open(&importer, &export);
+    for large in [10, 500_000] {
+        let pieces = vec![(1, vec![1; large]), (600_000, vec![2; 3]), (600_001, vec![3; 5])];
+        let finished = import.send_vectored_async(pieces.clone()).wait();
+        assert_eq!((finished.result, finished.buffer == pieces), (Ok(()), true));
+        assert!(content(&export, 1, large).iter().all(|byte| *byte == 1));
+        assert_eq!(content(&export, 600_000, 7), [2, 3, 3, 3, 3, 3, 0]);
+        let beyond = vec![(1, vec![9; large]), ((1 << 20) - 1, vec![9; 2])];
+        assert_eq!(import.send_vectored_async(beyond).wait().result, Err(TransferError::Range));
+        assert_eq!(content(&export, 1, 1), [1], "nothing was written");
+    }
+}
+
+fn flush_comes_after_all_before_it(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).create().unwrap();
+    let import = open(&importer, &export);
+    assert_eq!(import.flush(), Ok(()));
+    for round in 1..=20u8 {
+        let transfers: Vec<_> =
+            (0..5).map(|n| import.send_async(n * 200_000, vec![round; 200_000 + n])).collect();
+        let big = import.send_async(8, vec![round; 1_000_000]);
+        if round % 2 == 0 {
+            import.flush().unwrap()
+        } else {
+            importer.flush()
+        }
+        assert!(big.is_over() && transfers.iter().all(vmmc::Transfer::is_over));
+        assert!(content(&export, 0, 1_000_000).iter().all(|byte| *byte == round));
+    }
+    export.unexport().unwrap();
+    assert_eq!(import.flush(), Err(TransferError::Revoked));
+    importer.flush();
+}
+
+fn asynchronous_errors_give_the_buffer_back(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1_000_000).create().unwrap();
+    let import = open(&importer, &export);
+    for len in [2, 500_000] {
+        let bytes = vec![5; len];
+        for offset in [1_000_001 - len, 1_000_001, usize::MAX] {
+            let finished = import.send_async(offset, bytes.clone()).wait();
+            assert_eq!((finished.result, &finished.buffer), (Err(TransferError::Range), &bytes));
+        }
+        for (word, error) in [(4, TransferError::Unaligned), (1_000_000, TransferError::Range)] {
+            let finished = import.send_signal_async(0, bytes.clone(), word, 1).wait();
+            assert_eq!((finished.result, &finished.buffer), (Err(error), &bytes));
+            assert_eq!(import.signal_async(word, 1).wait().result, Err(error));
+        }
+        let reader = importer.import(ImportSource::Id(export.id())).rights(Rights::READ).open();
+        let refused = reader.unwrap().send_async(0, bytes.clone()).wait();
+        assert_eq!((refused.result, &refused.buffer), (Err(TransferError::Rights), &bytes));
+        if import.path() == Path::Engine {
+            let refused = import.fetch_async(0, bytes.clone()).wait();
+            assert_eq!((refused.result, &refused.buffer), (Err(TransferError::Rights), &bytes));
+        }
+    }
+    assert!(content(&export, 0, 1_000_000).iter().all(|byte| *byte == 0), "nothing was written");
+}
+
+fn asynchronous_operations_end_when_the_export_goes(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).create().unwrap();
+    let other = exporter.export(1 << 20).create().unwrap();
+    let (import, doomed) = (open(&importer, &other), open(&importer, &export));
+    let transfers: Vec<_> = (0..40).map(|_| doomed.send_async(0, vec![1; 1 << 20])).collect();
+    export.unexport().unwrap();
+    let late = doomed.send_async(0, vec![1; 1 << 20]);
+    assert_eq!(late.wait().result, Err(TransferError::Revoked));
+    // One after the other: once it is gone it is gone for all that follow.
+    let results: Vec<_> = transfers.into_iter().map(|transfer| transfer.wait().result).collect();
+    let gone = results.iter().position(Result::is_err).unwrap_or(results.len());
+    assert!(results[gone..].iter().all(|result| *result == Err(TransferError::Revoked)));
+    // Nobody else's operations are touched.
+    assert_eq!(import.send_async(0, vec![2; 1 << 20]).wait().result, Ok(()));
+    assert!(content(&other, 0, 1 << 20).iter().all(|byte| *byte == 2));
+}
+
+fn operations_outlive_their_import(open: Open) {
+    let (_node, exporter, importer) = pair_of_processes();
+    let export = exporter.export(1 << 20).create().unwrap();
+    for round in 1..=10u8 {
+        let import = open(&importer, &export);
+        let transfer = import.send_async(0, vec![round; 1 << 20]);
+        drop(import);
+        assert_eq!(transfer.wait().result, Ok(()));
+        assert!(content(&export, 0, 1 << 20).iter().all(|byte| *byte == round));
+    }
+    let import = open(&importer, &export);
+    let transfer = import.send_async(0, vec![11; 1 << 20]);
+    drop((import, importer));
+    assert_eq!(transfer.wait().result, Ok(()), "and their process");
 }

@@ -35,6 +35,13 @@ fn actor() {
         failed |= u8::from(own.write(8, &big[..8]).is_err()) << 5;
         failed |= u8::from(import.state() != ExportState::Live) << 6;
         failed |= u8::from(process.has_mail()) << 7;
+        // Small asynchronous transfers are done at the call.
+        failed |= u8::from(import.send_async(64, [round as u8; 64]).wait().result.is_err());
+        let tail = import.send_signal_async(128, [7; 8], 192, round);
+        failed |= u8::from(!tail.is_over());
+        failed |= u8::from(import.fetch_async(128, [0; 8]).wait().buffer != [7; 8]) << 2;
+        failed |= u8::from(import.load_signal(192) != Ok(round)) << 1;
+        failed |= u8::from(import.flush().is_err());
         // Refusals are the data path too.
         failed |= u8::from(import.send(usize::MAX, b"x").is_ok());
         failed |= u8::from(reader.send(0, b"x").is_ok());

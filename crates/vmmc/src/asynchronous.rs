@@ -1,0 +1,243 @@
+//! Asynchronous transfers: posting them, and what runs where.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vmmc_proto::Rights;
+
+use crate::Process;
+use crate::import::Import;
+use crate::operation::{Job, Operation, Stop, Transfer};
+use crate::process::Inner;
+use crate::route::Route;
+use crate::transfer::TransferError;
+
+/// The most bytes that are copied at the call, on the caller's core. Waking the engine costs about as much as copying that many.
+const AT_THE_CALL: usize = 256 * 1024;
+
+/// Asynchronous transfers.
+///
+/// **Ownership.** A buffer is handed over, and comes back with the [`Finished`](crate::Finished) end: any owner of bytes will do, such as `Vec<u8>`,
+/// `Box<[u8]>`, `[u8; 8]`, for sends also `Arc<[u8]>` or `&'static [u8]`. Dropping a [`Transfer`] is safe at any moment and cancels it.
+///
+/// **Order.** The asynchronous operations of one import take effect in the order in which they were posted: bytes of an earlier one are
+/// visible at the exporter before a signal word of a later one, and before [`Import::flush`] returns. Synchronous calls do not wait for
+/// asynchronous ones: `flush` between them, or signal with [`Import::signal_async`]. Between imports there is no order.
+///
+/// **Where it runs.** On a mapped import, up to 256 KiB are copied at the call if nothing is pending before them: no system call, no lock,
+/// no allocation, and the transfer is over. Larger ones are copied by a thread of the library, which starts with the first
+/// of them and ends with the [`Process`]; a second one drives the service's queue for write-only imports. A forked child has no such threads:
+/// there everything is done at the call.
+///
+/// **Back-pressure.** There is room for any number of operations whose handles are kept; 64 of them can be posted without a lock. So posting neither
+/// fails nor waits; who wants to bound what is under way waits for an earlier transfer first.
+impl Import {
+    /// Posts a write of `buffer` at `offset`.
+    ///
+    /// Its end has an error ([`TransferError`]) if not all was written.
+    #[inline]
+    pub fn send_async<B>(&self, offset: usize, buffer: B) -> Transfer<B>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        self.post_send(offset, buffer, None)
+    }
+
+    /// Posts a write of `buffer` and then of the signal word: whoever loads the word's new value sees these bytes, and those of all
+    /// asynchronous sends posted before on this import.
+    ///
+    /// Its end has an error ([`TransferError`]) if not all was written; then the word was not.
+    #[inline]
+    pub fn send_signal_async<B>(
+        &self,
+        offset: usize,
+        buffer: B,
+        signal_offset: usize,
+        value: u64,
+    ) -> Transfer<B>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        self.post_send(offset, buffer, Some((signal_offset, value)))
+    }
+
+    /// Posts a write of the signal word at `offset`, a multiple of 8, behind all asynchronous sends of this import.
+    #[inline]
+    pub fn signal_async(&self, offset: usize, value: u64) -> Transfer<()> {
+        if self.route.is_immediate(8) {
+            return Transfer::over(self.route.send(offset, &[], Some((offset, value))), ());
+        }
+        self.post((), move |route, (), stop| {
+            route.send_pieces([(offset, &[][..])].into_iter(), Some((offset, value)), stop)
+        })
+    }
+
+    /// Posts a read of as many bytes as `buffer` has, from `offset`. Bytes that somebody is writing may come half old, half new.
+    ///
+    /// Its end has an error ([`TransferError`]) if not all was read; the buffer then holds some old bytes and some new.
+    #[inline]
+    pub fn fetch_async<B>(&self, offset: usize, mut buffer: B) -> Transfer<B>
+    where
+        B: AsMut<[u8]> + Send + 'static,
+    {
+        let bytes = buffer.as_mut();
+        if self.route.is_immediate(bytes.len()) {
+            return Transfer::over(self.route.fetch(offset, bytes), buffer);
+        }
+        match self.route.check(offset, bytes.len(), Rights::READ) {
+            Ok(()) => self.post(buffer, move |route, buffer, stop| {
+                route.fetch_piece(offset, buffer.as_mut(), stop)
+            }),
+            Err(error) => Transfer::over(Err(error), buffer),
+        }
+    }
+
+    /// Posts a gathering write: each buffer at its own offset, as [`Import::send_vectored`].
+    pub fn send_vectored_async<B>(&self, pieces: Vec<(usize, B)>) -> Transfer<Vec<(usize, B)>>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        fn send<B: AsRef<[u8]>>(
+            route: &Route,
+            pieces: &[(usize, B)],
+            stop: &Stop,
+        ) -> Result<(), TransferError> {
+            let pieces = pieces.iter().map(|(offset, buffer)| (*offset, buffer.as_ref()));
+            route.send_pieces(pieces, None, stop)
+        }
+        if self.route.is_immediate(total(pieces.iter().map(|(_, buffer)| buffer.as_ref().len()))) {
+            return Transfer::over(send(&self.route, &pieces, &Stop::never()), pieces);
+        }
+        self.post(pieces, |route, pieces, stop| send(route, pieces, stop))
+    }
+
+    /// Posts a scattering read: each buffer from its own offset, as [`Import::fetch_vectored`].
+    pub fn fetch_vectored_async<B>(&self, mut pieces: Vec<(usize, B)>) -> Transfer<Vec<(usize, B)>>
+    where
+        B: AsMut<[u8]> + Send + 'static,
+    {
+        fn fetch<B: AsMut<[u8]>>(
+            route: &Route,
+            pieces: &mut [(usize, B)],
+            stop: &Stop,
+        ) -> Result<(), TransferError> {
+            route.live()?;
+            for (offset, buffer) in &mut *pieces {
+                route.check(*offset, buffer.as_mut().len(), Rights::READ)?;
+            }
+            let mut pieces = pieces.iter_mut();
+            pieces
+                .try_for_each(|(offset, buffer)| route.fetch_piece(*offset, buffer.as_mut(), stop))
+        }
+        let len = total(pieces.iter_mut().map(|(_, buffer)| buffer.as_mut().len()));
+        if self.route.is_immediate(len) {
+            return Transfer::over(fetch(&self.route, &mut pieces, &Stop::never()), pieces);
+        }
+        self.post(pieces, |route, pieces, stop| fetch(route, pieces, stop))
+    }
+
+    /// Returns when every asynchronous operation posted before on this import is over: what they sent is in the exporter's memory.
+    /// A cancelled or dropped one is over too, and writes no more. Synchronous sends are there when they return.
+    ///
+    /// # Errors
+    /// [`TransferError::Revoked`] or [`TransferError::Dead`] if the export is gone by then.
+    pub fn flush(&self) -> Result<(), TransferError> {
+        self.flush_async().wait().result
+    }
+
+    /// [`Import::flush`] as an operation: it is over when all before it are.
+    pub fn flush_async(&self) -> Transfer<()> {
+        if self.route.pending.load(Ordering::Acquire) == 0 {
+            return Transfer::over(self.route.live(), ());
+        }
+        self.post((), |route, (), _| route.live())
+    }
+
+    #[inline]
+    fn post_send<B>(&self, offset: usize, buffer: B, signal: Option<(usize, u64)>) -> Transfer<B>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let bytes = buffer.as_ref();
+        if self.route.is_immediate(bytes.len()) {
+            return Transfer::over(self.route.send(offset, bytes, signal), buffer);
+        }
+        match self.route.check(offset, bytes.len(), Rights::WRITE) {
+            Ok(()) => self.post(buffer, move |route, buffer, stop| {
+                route.send_pieces([(offset, buffer.as_ref())].into_iter(), signal, stop)
+            }),
+            Err(error) => Transfer::over(Err(error), buffer),
+        }
+    }
+
+    /// Hands an operation to the engine of this import's path.
+    #[cold]
+    fn post<B: Send + 'static>(
+        &self,
+        buffer: B,
+        work: impl FnOnce(&Route, &mut B, &Stop) -> Result<(), TransferError> + Send + 'static,
+    ) -> Transfer<B> {
+        let pending = Pending::new(&self.route);
+        let operation = Operation::new(buffer, move |buffer, stop| work(&pending.0, buffer, stop));
+        let process = &self.route.process;
+        process.execute(self.route.start.is_null(), Arc::clone(&operation) as Arc<dyn Job>);
+        Transfer::posted(operation)
+    }
+}
+
+impl Process {
+    /// [`Import::flush`] for all imports of this process, whatever became of their exports.
+    pub fn flush(&self) {
+        for by_service in [false, true] {
+            if self.inner.engine(by_service).get().is_none() {
+                continue;
+            }
+            let marker = Operation::new((), |(), _| Ok(()));
+            self.inner.execute(by_service, Arc::clone(&marker) as Arc<dyn Job>);
+            let _ = Transfer::posted(marker).wait();
+        }
+    }
+}
+
+impl Inner {
+    /// Has a job done, behind all that were given before for the same path.
+    fn execute(&self, by_service: bool, job: Arc<dyn Job>) {
+        let name = if by_service { "vmmc-commands" } else { "vmmc-copies" };
+        let start = || crate::local_engine::LocalEngine::start(name);
+        // A forked child has its parent's engines, but not their threads.
+        match (!self.is_forked()).then(|| self.engine(by_service).get_or_init(start)) {
+            Some(Some(engine)) => engine.post(job),
+            _ => job.run(),
+        }
+    }
+}
+
+impl Route {
+    /// Whether so many bytes are copied at the call.
+    #[inline]
+    fn is_immediate(&self, len: usize) -> bool {
+        // Acquire: pairs with "over"; what was copied by the engine comes before what we copy.
+        len <= AT_THE_CALL && !self.start.is_null() && self.pending.load(Ordering::Acquire) == 0
+    }
+}
+
+/// An operation that was posted on a route and is not over.
+struct Pending(Arc<Route>);
+
+impl Pending {
+    fn new(route: &Arc<Route>) -> Self {
+        route.pending.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(route))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Release: "over".
+        self.0.pending.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn total(mut lens: impl Iterator<Item = usize>) -> usize {
+    lens.try_fold(0usize, usize::checked_add).unwrap_or(usize::MAX)
+}

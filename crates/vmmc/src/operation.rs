@@ -1,0 +1,332 @@
+//! An asynchronous operation from its posting to its end, and who owns the buffer meanwhile.
+//!
+//! ```text
+//! Queued  (operation)  --run-->     Running (engine)  --end-->   Over (operation)  --taken-->  Taken
+//!    |                                                             ^
+//!    +--cancel: at once--------------------------------------------+
+//! ```
+//!
+//! The buffer is *moved* from stage to stage: at any moment it belongs to the operation, the engine or the caller, and the compiler
+//! sees to it. So nobody can free it under a copy, whatever is dropped when. Nothing here is `unsafe`.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use crate::process::lock;
+use crate::transfer::TransferError;
+
+/// An asynchronous transfer: it goes on whether or not it is looked at, and has the buffer until it is over.
+///
+/// Wait for it in any of three ways: by looking ([`Transfer::is_over`]), by sleeping ([`Transfer::wait`],
+/// [`Transfer::wait_timeout`]), or by `.await` in any executor. Its waker is called on the library's engine thread: it must not wait.
+///
+/// **Dropping it cancels it**, as [`Transfer::cancel`] does, and the buffer is dropped when nobody uses it any more. That is safe at every
+/// moment, in the middle of a copy too; but part may be written, and [`Import::flush`](crate::Import::flush) is what tells when no
+/// more is.
+#[must_use = "dropping a transfer cancels it"]
+pub struct Transfer<B>(Progress<B>);
+
+/// How a transfer ended. The buffer comes back in every case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished<B> {
+    /// Whether all was transferred, or why not.
+    pub result: Result<(), TransferError>,
+    /// What was handed over.
+    pub buffer: B,
+}
+
+enum Progress<B> {
+    /// Done at the call.
+    Over(Finished<B>),
+    Posted(Arc<Operation<B>>),
+    Taken,
+}
+
+/// What an engine executes.
+pub(crate) trait Job: Send + Sync {
+    /// Executes it; once, and to its end.
+    fn run(&self);
+}
+
+/// Whether an operation that runs shall go on.
+#[derive(Debug)]
+pub(crate) struct Stop(AtomicBool);
+
+impl Stop {
+    /// For synchronous transfers.
+    pub(crate) const fn never() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), TransferError> {
+        if self.0.load(Ordering::Relaxed) { Err(TransferError::Cancelled) } else { Ok(()) }
+    }
+
+    fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(crate) struct Operation<B> {
+    state: Mutex<State<B>>,
+    stop: Stop,
+}
+
+struct State<B> {
+    stage: Stage<B>,
+    waker: Option<Waker>,
+}
+
+enum Stage<B> {
+    /// Boxed, so that a large array does not go over the engine's stack.
+    Queued(Box<B>, Work<B>),
+    Running,
+    Over(Box<B>, Result<(), TransferError>),
+    /// The buffer's own code panicked.
+    Panicked(Box<dyn Any + Send>),
+    Taken,
+}
+
+type Work<B> = Box<dyn FnOnce(&mut B, &Stop) -> Result<(), TransferError> + Send>;
+
+impl<B: Send> Operation<B> {
+    /// `work` is done once, or dropped if the operation is cancelled before.
+    pub(crate) fn new(
+        buffer: B,
+        work: impl FnOnce(&mut B, &Stop) -> Result<(), TransferError> + Send + 'static,
+    ) -> Arc<Self> {
+        let stage = Stage::Queued(Box::new(buffer), Box::new(work));
+        Arc::new(Self { state: Mutex::new(State { stage, waker: None }), stop: Stop::never() })
+    }
+}
+
+impl<B> Operation<B> {
+    /// Asks it to stop; if it has not begun, it ends here.
+    fn cancel(&self) {
+        self.stop.ask();
+        let mut state = lock(&self.state);
+        if let Stage::Queued(..) = state.stage
+            && let Stage::Queued(buffer, work) = std::mem::replace(&mut state.stage, Stage::Taken)
+        {
+            state.stage = Stage::Over(buffer, Err(TransferError::Cancelled));
+            let waker = state.waker.take();
+            drop(state);
+            drop(work);
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Nobody will take its end. The buffer goes at once, unless the engine has it.
+    fn abandon(&self) {
+        self.stop.ask();
+        let mut state = lock(&self.state);
+        let waker = state.waker.take();
+        let stage = match state.stage {
+            Stage::Running => None,
+            _ => Some(std::mem::replace(&mut state.stage, Stage::Taken)),
+        };
+        drop(state);
+        // Both may be the program's code, which must not run under the lock.
+        drop((stage, waker));
+    }
+
+    fn is_over(&self) -> bool {
+        !matches!(lock(&self.state).stage, Stage::Queued(..) | Stage::Running)
+    }
+
+    /// The end, if it is there; otherwise `waker` will be called.
+    fn poll(&self, waker: &Waker) -> Option<Finished<B>> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut state.stage, Stage::Taken) {
+            Stage::Over(buffer, result) => Some(Finished { result, buffer: *buffer }),
+            Stage::Panicked(cause) => {
+                drop(state);
+                resume_unwind(cause)
+            }
+            stage => {
+                state.stage = stage;
+                match &mut state.waker {
+                    Some(known) => known.clone_from(waker),
+                    none => *none = Some(waker.clone()),
+                }
+                None
+            }
+        }
+    }
+}
+
+impl<B: Send> Job for Operation<B> {
+    fn run(&self) {
+        let mut state = lock(&self.state);
+        let (mut buffer, work) = match std::mem::replace(&mut state.stage, Stage::Running) {
+            Stage::Queued(buffer, work) => (buffer, work),
+            // Cancelled.
+            stage => {
+                state.stage = stage;
+                return;
+            }
+        };
+        drop(state);
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut buffer, &self.stop)));
+        let mut state = lock(&self.state);
+        state.stage = match done {
+            Ok(result) => Stage::Over(buffer, result),
+            Err(cause) => Stage::Panicked(cause),
+        };
+        let waker = state.waker.take();
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl<B> Transfer<B> {
+    /// One that was over at once.
+    #[inline]
+    pub(crate) fn over(result: Result<(), TransferError>, buffer: B) -> Self {
+        Self(Progress::Over(Finished { result, buffer }))
+    }
+
+    pub(crate) fn posted(operation: Arc<Operation<B>>) -> Self {
+        Self(Progress::Posted(operation))
+    }
+
+    /// Whether it has ended, well or not: then waiting takes no time.
+    #[inline]
+    pub fn is_over(&self) -> bool {
+        match &self.0 {
+            Progress::Over(_) | Progress::Taken => true,
+            Progress::Posted(operation) => operation.is_over(),
+        }
+    }
+
+    /// Ends it soon with [`TransferError::Cancelled`], unless it was faster. One that has not begun ends here and writes nothing; of one
+    /// that has, part may be written.
+    pub fn cancel(&self) {
+        if let Progress::Posted(operation) = &self.0 {
+            operation.cancel();
+        }
+    }
+
+    /// Sleeps until it is over.
+    ///
+    /// # Panics
+    /// If its end was taken before by polling it as a future, or if the buffer's own code panicked.
+    #[inline]
+    pub fn wait(mut self) -> Finished<B> {
+        if let Some(finished) = self.take_over() {
+            return finished;
+        }
+        let waker = this_thread();
+        loop {
+            if let Some(finished) = self.poll_end(&waker) {
+                return finished;
+            }
+            std::thread::park();
+        }
+    }
+
+    /// Sleeps until it is over, at most `timeout`.
+    ///
+    /// # Errors
+    /// The transfer itself when the time is over: it goes on.
+    ///
+    /// # Panics
+    /// As [`Transfer::wait`].
+    pub fn wait_timeout(mut self, timeout: Duration) -> Result<Finished<B>, Self> {
+        // A time that the clock cannot show is for ever.
+        let Some(deadline) = Instant::now().checked_add(timeout) else { return Ok(self.wait()) };
+        let waker = this_thread();
+        loop {
+            if let Some(finished) = self.poll_end(&waker) {
+                return Ok(finished);
+            }
+            match deadline.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => std::thread::park_timeout(left),
+                _ => return Err(self),
+            }
+        }
+    }
+
+    /// What was over at the call.
+    #[inline]
+    fn take_over(&mut self) -> Option<Finished<B>> {
+        match std::mem::replace(&mut self.0, Progress::Taken) {
+            Progress::Over(finished) => Some(finished),
+            progress => {
+                self.0 = progress;
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn poll_end(&mut self, waker: &Waker) -> Option<Finished<B>> {
+        if let Some(finished) = self.take_over() {
+            return Some(finished);
+        }
+        let Progress::Posted(operation) = &self.0 else { panic!("the end was taken before") };
+        let finished = operation.poll(waker)?;
+        self.0 = Progress::Taken;
+        Some(finished)
+    }
+}
+
+/// Never pinned in place: the buffer moves with its owner.
+impl<B> Unpin for Transfer<B> {}
+
+impl<B> Future for Transfer<B> {
+    type Output = Finished<B>;
+
+    /// # Panics
+    /// If it was polled to its end before, or if the buffer's own code panicked.
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Finished<B>> {
+        self.poll_end(context.waker()).map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl<B> Drop for Transfer<B> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Progress::Posted(operation) = &self.0 {
+            operation.abandon();
+        }
+    }
+}
+
+impl<B> fmt::Debug for Transfer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer").field("over", &self.is_over()).finish_non_exhaustive()
+    }
+}
+
+impl<B> fmt::Debug for Operation<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation").field("over", &self.is_over()).finish_non_exhaustive()
+    }
+}
+
+/// Unparks the thread that waits.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn this_thread() -> Waker {
+    Waker::from(Arc::new(Unpark(std::thread::current())))
+}
