@@ -146,3 +146,96 @@ impl std::fmt::Debug for Queue {
         f.debug_struct("Queue").field("ring", &self.ring.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Longer than anything takes; only to end a test that hangs.
+    const FOREVER: Duration = Duration::from_secs(30);
+
+    /// Says its number when it is run.
+    struct Number(usize, Sender<usize>);
+
+    impl Job for Number {
+        fn run(&self) {
+            let _ = self.1.send(self.0);
+        }
+    }
+
+    /// Runs until the other end of the channel is gone.
+    struct Held(Mutex<Receiver<()>>);
+
+    impl Job for Held {
+        fn run(&self) {
+            let _ = lock(&self.0).recv();
+        }
+    }
+
+    struct Panics;
+
+    impl Job for Panics {
+        fn run(&self) {
+            panic!("a job's own");
+        }
+    }
+
+    #[test]
+    fn jobs_beyond_the_ring_stand_in_line_and_run_in_order() {
+        let engine = LocalEngine::start("vmmc-test").unwrap();
+        let (release, held) = channel();
+        let (said, heard) = channel();
+        engine.post(Arc::new(Held(Mutex::new(held))));
+        for number in 0..10 * RING {
+            engine.post(Arc::new(Number(number, said.clone())));
+        }
+        assert!(engine.queue.lined.load(Ordering::Relaxed) > 0);
+        assert!(heard.try_recv().is_err(), "the first is not over");
+        drop(release);
+        for number in 0..10 * RING {
+            assert_eq!(heard.recv_timeout(FOREVER), Ok(number));
+        }
+    }
+
+    #[test]
+    fn each_threads_jobs_stay_in_order_while_others_post() {
+        let engine = LocalEngine::start("vmmc-test").unwrap();
+        let (said, heard) = channel();
+        const EACH: usize = 5000;
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (engine, said) = (&engine, said.clone());
+                scope.spawn(move || {
+                    for number in 0..EACH {
+                        engine.post(Arc::new(Number(thread * EACH + number, said.clone())));
+                    }
+                });
+            }
+        });
+        let mut next = [0; 3];
+        for _ in 0..3 * EACH {
+            let number = heard.recv_timeout(FOREVER).unwrap();
+            assert_eq!(next[number / EACH], number % EACH);
+            next[number / EACH] += 1;
+        }
+    }
+
+    #[test]
+    fn the_thread_survives_a_panic_and_ends_with_the_engine() {
+        let engine = LocalEngine::start("vmmc-test").unwrap();
+        let (said, heard) = channel();
+        engine.post(Arc::new(Panics));
+        engine.post(Arc::new(Number(1, said)));
+        assert_eq!(heard.recv_timeout(FOREVER), Ok(1));
+        let queue = Arc::downgrade(&engine.queue);
+        drop(engine);
+        let deadline = std::time::Instant::now() + FOREVER;
+        while queue.strong_count() > 0 {
+            assert!(std::time::Instant::now() < deadline, "the thread does not end");
+            std::thread::yield_now();
+        }
+    }
+}

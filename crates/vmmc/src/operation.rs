@@ -330,3 +330,149 @@ impl Wake for Unpark {
 fn this_thread() -> Waker {
     Waker::from(Arc::new(Unpark(std::thread::current())))
 }
+
+/// All of it runs under Miri: no test here needs a system call, or memory of another process.
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn counter() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        (Arc::clone(&count), Waker::from(count))
+    }
+
+    fn poll<B>(transfer: &mut Transfer<B>, waker: &Waker) -> Poll<Finished<B>> {
+        Pin::new(transfer).poll(&mut Context::from_waker(waker))
+    }
+
+    /// Writes 7 into each byte.
+    fn filling(len: usize) -> (Arc<Operation<Vec<u8>>>, Transfer<Vec<u8>>) {
+        let operation = Operation::new(vec![0; len], |buffer: &mut Vec<u8>, stop| {
+            buffer.fill(7);
+            stop.check()
+        });
+        (Arc::clone(&operation), Transfer::posted(operation))
+    }
+
+    #[test]
+    fn the_last_waker_is_called_once_and_the_buffer_comes_back() {
+        let (operation, mut transfer) = filling(3);
+        let ((early, first), (late, second)) = (counter(), counter());
+        assert!(poll(&mut transfer, &first).is_pending());
+        assert!(poll(&mut transfer, &second).is_pending());
+        operation.run();
+        operation.run();
+        assert_eq!((early.0.load(Ordering::Relaxed), late.0.load(Ordering::Relaxed)), (0, 1));
+        let Poll::Ready(finished) = poll(&mut transfer, &first) else { panic!("not over") };
+        assert_eq!(finished, Finished { result: Ok(()), buffer: vec![7; 3] });
+    }
+
+    #[test]
+    fn cancelled_in_the_queue_it_ends_at_once_and_is_never_run() {
+        let (operation, mut transfer) = filling(3);
+        let (count, waker) = counter();
+        assert!(poll(&mut transfer, &waker).is_pending());
+        transfer.cancel();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        operation.run();
+        let finished = transfer.wait();
+        assert_eq!(finished.result, Err(TransferError::Cancelled));
+        assert_eq!(finished.buffer, [0; 3]);
+    }
+
+    #[test]
+    fn the_buffer_is_dropped_once_whenever_the_handle_goes() {
+        let buffer = Arc::new(());
+        let work = |_: &mut Arc<()>, _: &Stop| Ok(());
+        // In the queue: at once.
+        let operation = Operation::new(Arc::clone(&buffer), work);
+        drop(Transfer::posted(Arc::clone(&operation)));
+        assert_eq!(Arc::strong_count(&buffer), 1);
+        operation.run();
+        // Over, and not taken.
+        let operation = Operation::new(Arc::clone(&buffer), work);
+        operation.run();
+        drop(Transfer::posted(operation));
+        assert_eq!(Arc::strong_count(&buffer), 1);
+        // Running: when the engine is through.
+        let (running, is_running) = channel();
+        let (finish, may_finish) = channel::<()>();
+        let operation = Operation::new(Arc::clone(&buffer), move |_, stop| {
+            running.send(()).unwrap();
+            may_finish.recv().unwrap();
+            stop.check()
+        });
+        let transfer = Transfer::posted(Arc::clone(&operation));
+        std::thread::scope(|scope| {
+            scope.spawn(|| operation.run());
+            is_running.recv().unwrap();
+            drop(transfer);
+            assert_eq!(Arc::strong_count(&buffer), 2, "the engine has it");
+            finish.send(()).unwrap();
+        });
+        drop(operation);
+        assert_eq!(Arc::strong_count(&buffer), 1);
+    }
+
+    #[test]
+    fn every_race_of_running_cancelling_and_waiting_ends_well() {
+        for round in 0..200 {
+            let (operation, mut transfer) = filling(8);
+            std::thread::scope(|scope| {
+                scope.spawn(|| operation.run());
+                if round % 3 == 0 {
+                    transfer.cancel();
+                }
+                if round % 3 == 1 {
+                    drop(transfer);
+                    return;
+                }
+                let finished = loop {
+                    match transfer.wait_timeout(Duration::from_millis(1)) {
+                        Ok(finished) => break finished,
+                        Err(still) => transfer = still,
+                    }
+                };
+                match finished.result {
+                    Ok(()) => assert_eq!(finished.buffer, [7; 8]),
+                    Err(error) => assert_eq!((error, round % 3), (TransferError::Cancelled, 0)),
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_panic_goes_to_whoever_waits_and_to_nobody_else() {
+        let panicking = || {
+            let operation = Operation::new((), |(), _| panic!("the buffer's own"));
+            operation.run();
+            Transfer::posted(operation)
+        };
+        assert!(panicking().is_over());
+        drop(panicking());
+        let caught = catch_unwind(AssertUnwindSafe(|| panicking().wait()));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"the buffer's own"));
+    }
+
+    #[test]
+    fn what_was_over_at_the_call_is_there_at_the_first_look() {
+        let mut transfer = Transfer::over(Ok(()), [1, 2]);
+        assert!(transfer.is_over());
+        transfer.cancel();
+        let (count, waker) = counter();
+        assert!(poll(&mut transfer, &waker).is_ready());
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+    }
+}

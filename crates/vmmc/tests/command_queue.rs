@@ -261,6 +261,96 @@ fn a_full_queue_is_back_pressure() {
     }
 }
 
+/// The notes of an export in the order in which the service wrote them: offsets.
+fn notified(export: &Export, count: usize) -> Vec<usize> {
+    let next = |_| {
+        let notification = export.wait(FOREVER).unwrap();
+        assert!(!notification.many, "more than a mailbox holds");
+        notification.offset
+    };
+    (0..count).map(next).collect()
+}
+
+#[test]
+fn a_full_queue_of_one_process_does_not_keep_others_waiting() {
+    const BUSY: u64 = 48;
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(4096).notify(vmmc::Notify::Event).create().unwrap();
+    let (mut busy, mut modest) = (Stranger::new(&node), Stranger::new(&node));
+    let handles = [busy.import(&export), modest.import(&export)];
+    // The service finds all of it together, the busy process's first.
+    let pid = node.service_pid().unwrap();
+    kill(pid, libc::SIGSTOP);
+    for number in 0..BUSY {
+        let command = Command { notify: Some((number, 1)), ..plain(handles[0], number, 1) };
+        let _ = busy.commands().post(busy.commands().claim().unwrap(), &command);
+    }
+    busy.say(&Request::Ring, &[]);
+    let command = Command { notify: Some((1000, 1)), ..plain(handles[1], 1000, 1) };
+    let _ = modest.commands().post(modest.commands().claim().unwrap(), &command);
+    modest.say(&Request::Ring, &[]);
+    kill(pid, libc::SIGCONT);
+    let order = notified(&export, BUSY as usize + 1);
+    let turn = order.iter().position(|offset| *offset == 1000).unwrap();
+    assert!(turn < BUSY as usize, "the modest process was served last");
+    let of_busy: Vec<usize> = order.into_iter().filter(|offset| *offset != 1000).collect();
+    assert_eq!(of_busy, (0..BUSY as usize).collect::<Vec<_>>(), "and each in its own order");
+}
+
+#[test]
+fn what_a_process_had_posted_when_it_ended_is_done() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(SLOTS * 8).create().unwrap();
+    let mut stranger = Stranger::new(&node);
+    let handle = stranger.import(&export);
+    // More than one turn's worth, and the service is not told of it.
+    for number in 0..SLOTS as u64 {
+        let signal = Some((number * 8, number + 1));
+        let command = Command { signal, ..plain(handle, 0, 0) };
+        let _ = stranger.commands().post(stranger.commands().claim().unwrap(), &command);
+    }
+    assert_eq!(export.load_signal(0), Ok(0), "nobody has rung");
+    drop(stranger);
+    until("the last command is done", || {
+        export.load_signal((SLOTS - 1) * 8).unwrap() == SLOTS as u64
+    });
+    for number in 0..SLOTS {
+        assert_eq!(export.load_signal(number * 8), Ok(number as u64 + 1));
+    }
+}
+
+/// A revocation in the middle of a send of many pieces is told as such, whatever was written before it.
+#[test]
+fn an_export_revoked_during_a_send_of_many_pieces_is_an_error() {
+    let node = Node::new();
+    let (exporter, importer) = (node.open(), node.open());
+    let big = vec![7; 1 << 22];
+    for _ in 0..5 {
+        let export = exporter.export(big.len()).create().unwrap();
+        let import = write_only(&importer, &export);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let deadline = Instant::now() + FOREVER;
+                while Instant::now() < deadline {
+                    if let Err(error) = import.send(0, &big) {
+                        return error;
+                    }
+                }
+                panic!("the revocation was not seen");
+            });
+            until("begun", || {
+                let mut found = [0];
+                export.read(0, &mut found).unwrap();
+                found[0] == 7
+            });
+            export.unexport().unwrap();
+            assert_eq!(sender.join().unwrap(), TransferError::Revoked);
+        });
+    }
+}
+
 #[test]
 fn a_killed_service_fails_the_send_and_the_next_one_serves() {
     let node = Node::new();
