@@ -27,7 +27,8 @@ const AT_THE_CALL: usize = 256 * 1024;
 /// **Where it runs.** On a mapped import, up to 256 KiB are copied at the call if nothing is pending before them: no system call, no lock,
 /// no allocation, and the transfer is over. Larger ones are copied by a thread of the library, which starts with the first
 /// of them and ends with the [`Process`]; a second one drives the service's queue for write-only imports. A forked child has no such threads:
-/// there everything is done at the call.
+/// there everything is done at the call. They start in polled mode ([`OpenOptions::watcher`](crate::OpenOptions::watcher)) too. A program
+/// that ends does not wait for what is under way: flush before.
 ///
 /// **Back-pressure.** There is room for any number of operations whose handles are kept; 64 of them can be posted without a lock. So posting neither
 /// fails nor waits; who wants to bound what is under way waits for an earlier transfer first.

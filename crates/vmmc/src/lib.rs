@@ -43,6 +43,22 @@
 //! the service writes for it ([`Path::Engine`]). [`Import::state`] tells by a look at shared memory whether the export is live,
 //! revoked or dead, and every transfer looks first.
 //!
+//! **Asynchronous transfers.** [`Import::send_async`], [`Import::fetch_async`] and their kin take a buffer, return a [`Transfer`] at once, and
+//! give the buffer back with its end, by polling, waiting or `.await`. Small ones are done at the call; large ones are copied by a thread of
+//! the library. Those of one import take effect in the order in which they were posted, and [`Import::flush`] waits for all of them;
+//! synchronous calls do not. Dropping a [`Transfer`] is safe at any moment, and cancels it.
+//!
+//! ```no_run
+//! # async fn example(import: vmmc::Import) -> Result<(), vmmc::TransferError> {
+//! let large = import.send_async(0, vec![7; 1 << 20]);
+//! let word = import.signal_async(1 << 20, 1); // visible after the bytes
+//! let finished = large.await;
+//! finished.result?;
+//! let _again: Vec<u8> = finished.buffer;
+//! word.await.result
+//! # }
+//! ```
+//!
 //! **Notifications.** An export created with [`Notify`] can be told of a send: [`Import::send_notify`] runs a handler in the
 //! exporter or wakes a thread in [`Export::wait`]. More than 64 that nobody took become one that says "many"; none is lost silently.
 //!

@@ -35,6 +35,8 @@ fn actor() {
                 let _ = import.send_signal(0, &[1; 5000], 8192, round);
                 let _ = import.send_notify(16, b"bytes");
                 if round % 64 == 0 {
+                    // By the engine thread, and dropped in the middle.
+                    drop(import.send_async(16384, vec![2; 600_000]));
                     drop(process.import(source.clone()).open());
                 }
             }
@@ -60,7 +62,7 @@ fn kills_at_random_moments_leave_nothing_behind() {
     let shared_memory = || std::fs::read_dir("/dev/shm").map_or(0, Iterator::count);
     let before = shared_memory();
     let survivor = node.open();
-    let ours = survivor.export(65536).notify(Notify::Event).create().unwrap();
+    let ours = survivor.export(1 << 20).notify(Notify::Event).create().unwrap();
     let mut dice = Dice(2);
     let mut services = Vec::new();
     for round in 0..ROUNDS {
@@ -80,7 +82,8 @@ fn kills_at_random_moments_leave_nothing_behind() {
             }
         }
         // While all this happens, nothing that the survivor does waits for ever or fails in an odd way.
-        let sent = import.send(0, b"still there?");
+        let large = import.send_async(0, vec![1; 1 << 20]);
+        let sent = import.send(0, b"still there?").and(large.wait().result);
         assert!(
             matches!(sent, Ok(()) | Err(TransferError::Dead | TransferError::Revoked)),
             "round {round}: {sent:?}"
