@@ -50,10 +50,8 @@ pub(crate) fn run(
         for _ in 0..rounds {
             let [asynchronous, synchronous, stores, puts] = &mut series;
             asynchronous.add(batches(slice, |at| post(&links.vmmc, at, size))?);
-            synchronous.add(batches(slice, |at| links.vmmc.send(at, &PAYLOAD[..size]))?);
-            stores.add(batches(slice, |at| {
-                links.shared_memory.send(at, black_box(&PAYLOAD[..size]))
-            })?);
+            synchronous.add(batches(slice, |at| links.vmmc.send(at, payload(size)))?);
+            stores.add(batches(slice, |at| links.shared_memory.send(at, payload(size)))?);
             if with_ucx {
                 puts.add(ucx_puts(machine, size, slice)?);
             }
@@ -65,10 +63,16 @@ pub(crate) fn run(
     Ok(rows)
 }
 
+/// What is sent, of which the compiler knows neither the bytes nor how many.
+#[inline(always)]
+fn payload(size: usize) -> &'static [u8] {
+    black_box(&PAYLOAD[..size])
+}
+
 /// One asynchronous send, to its end.
 #[inline(always)]
 fn post(memory: &VmmcMemory, at: usize, size: usize) -> Result<(), BenchError> {
-    let finished = memory.import.send_async(at, &PAYLOAD[..size]).wait();
+    let finished = memory.import.send_async(at, payload(size)).wait();
     finished.result.map_err(|cause| BenchError::vmmc("transfer", cause))
 }
 

@@ -201,6 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn nobody_overtakes_the_line() {
+        let queue = Queue::new();
+        let (said, heard) = channel();
+        let post = |number| queue.push(Arc::new(Number(number, said.clone())));
+        (0..=RING).for_each(post);
+        // There is room again, but the line has not moved up yet.
+        queue.ring.pop().unwrap().run();
+        post(RING + 1);
+        while let Some(job) = queue.next() {
+            job.run();
+        }
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), (0..RING + 2).collect::<Vec<_>>());
+        assert!(queue.is_empty());
+    }
+
+    #[test]
     fn each_threads_jobs_stay_in_order_while_others_post() {
         let engine = LocalEngine::start("vmmc-test").unwrap();
         let (said, heard) = channel();
