@@ -367,9 +367,12 @@ impl Export {
         let mapping = self.mailbox.as_ref().ok_or(Refusal::Exhausted)?;
         // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and outlives the borrow;
         // the memory cannot shrink (checked when it was exported).
-        unsafe { Mailbox::at(mapping.as_ptr()) }.push(note);
-        let event = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&**event));
-        Event::from_descriptor(event.map_err(|_| Refusal::Exhausted)?).signal_unless_full();
+        let mailbox = unsafe { Mailbox::at(mapping.as_ptr()) };
+        if let Some(sleep) = mailbox.push(note) {
+            let event = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&**event));
+            Event::from_descriptor(event.map_err(|_| Refusal::Exhausted)?).signal_unless_full();
+            mailbox.rung(sleep);
+        }
         Ok(())
     }
 }

@@ -6,18 +6,26 @@
 //! ```text
 //! lost        how many notifications found no free slot
 //! ticket      order of arrival
+//! bell        whether the exporter may sleep: generation << 1 | AWAKE
 //! slots[64]   state: EMPTY -> WRITING (claimed by a sender) -> ticket<<2|FULL (published) -> EMPTY (taken)
 //!             offset, len, last word
 //! ```
 //!
-//! **Overflow** is never silent: a notification that finds no slot is counted in `lost`, and the exporter takes it
-//! as one [`Taken::Many`] after the slots. **Order**: the notifications of one sender are taken in the order in which
+//! **Overflow** is never silent: a notification that finds no slot is counted in `lost`, and the exporter takes the count
+//! as one [`Taken::Lost`] after the slots. **Order**: the notifications of one sender are taken in the order in which
 //! it pushed them. What is taken was written by a stranger: check it against the export before use.
+//!
+//! **Waking.** The exporter sleeps on an event beside the mailbox. It clears the event and announces a new generation of sleep
+//! ([`Mailbox::announce_sleep`]), then looks again. A sender that finds a sleep announced signals the event and then notes
+//! ([`Mailbox::rung`]) that this sleep is over, so that nobody after it makes the system call. In this order a
+//! sender that dies in between costs the others a superfluous signal, never a lost one; and a note that comes late says nothing
+//! about the next sleep, which is of another generation. So: *where no sleep is announced, the event is readable, or the exporter looks once
+//! more before it sleeps.*
 
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use core::fmt;
 
@@ -30,6 +38,9 @@ const EMPTY: u64 = 0;
 const WRITING: u64 = 1;
 const FULL: u64 = 2;
 const STATE: u64 = 3;
+
+/// Of the bell: nobody needs to ring. An exporter that never announced anything may sleep.
+const AWAKE: u64 = 1;
 
 /// A notification as the sender describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,15 +58,21 @@ pub struct Note {
 pub enum Taken {
     /// One notification.
     Note(Note),
-    /// One or more notifications whose details are lost.
-    Many,
+    /// So many notifications (not 0) whose details are lost.
+    Lost(u64),
 }
+
+/// The exporter announced a sleep: signal its event, then say so by [`Mailbox::rung`].
+#[derive(Debug)]
+#[must_use = "the exporter may sleep until its event is signalled"]
+pub struct Sleep(u64);
 
 /// The mailbox as it lies in shared memory; all zero is an empty one.
 #[repr(C, align(64))]
 pub struct Mailbox {
     lost: AtomicU64,
     ticket: AtomicU64,
+    bell: AtomicU64,
     slots: [Slot; SLOTS],
 }
 
@@ -87,6 +104,7 @@ impl Mailbox {
         Self {
             lost: AtomicU64::new(0),
             ticket: AtomicU64::new(0),
+            bell: AtomicU64::new(0),
             slots: core::array::from_fn(|_| Slot {
                 state: AtomicU64::new(EMPTY),
                 offset: AtomicU64::new(0),
@@ -96,9 +114,17 @@ impl Mailbox {
         }
     }
 
-    /// Leaves a notification; what was stored to shared memory before is visible to whoever takes it. Wake the exporter
-    /// afterwards. Bounded work, no waiting, any number of senders.
-    pub fn push(&self, note: Note) {
+    /// Leaves a notification; what was stored to shared memory before is visible to whoever takes it. Afterwards wake the
+    /// exporter, if it announced that it sleeps. Bounded work, no waiting, any number of senders.
+    pub fn push(&self, note: Note) -> Option<Sleep> {
+        self.leave(note);
+        // "Left", pairs with the fence in `announce_sleep`: an exporter whose announcement we do not see sees the notification.
+        fence(Ordering::SeqCst);
+        let bell = self.bell.load(Ordering::Relaxed);
+        (bell & AWAKE == 0).then_some(Sleep(bell))
+    }
+
+    fn leave(&self, note: Note) {
         let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
         #[allow(clippy::cast_possible_truncation)]
         let first = (ticket % SLOTS as u64) as usize;
@@ -120,7 +146,23 @@ impl Mailbox {
         self.lost.fetch_add(1, Ordering::Release);
     }
 
-    /// Takes the oldest notification, or `Many` when there is none but some were lost. Only one thread of the exporter at a
+    /// The exporter's event is signalled: nobody else needs to, until the exporter sleeps again.
+    pub fn rung(&self, Sleep(bell): Sleep) {
+        // Relaxed: it orders nothing. Fails when another sender was faster, or the exporter sleeps anew.
+        let awake = bell | AWAKE;
+        let _ = self.bell.compare_exchange(bell, awake, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Exporter: whoever leaves a notification from now on wakes it. It clears its event first, looks once more afterwards, and
+    /// signals the event itself if it finds something. Each `generation` is another. Only one thread of the exporter at a time.
+    pub fn announce_sleep(&self, generation: u64) {
+        // An exchange rather than a store: it takes its place among those of `rung`.
+        self.bell.swap(generation << 1, Ordering::Relaxed);
+        // "Announced", pairs with the fence in `push`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Takes the oldest notification, or the count of lost ones when there is none. Only one thread of the exporter at a
     /// time. Bounded work.
     pub fn take(&self) -> Option<Taken> {
         // A sender may fill a slot that was looked at already and then one that was not yet: having seen the second
@@ -146,10 +188,11 @@ impl Mailbox {
             return Some(Taken::Note(note));
         }
         // Acquire: pairs with "overflow". The load first: most calls find nothing and need not write.
-        if self.lost.load(Ordering::Relaxed) != 0 && self.lost.swap(0, Ordering::Acquire) != 0 {
-            return Some(Taken::Many);
+        if self.lost.load(Ordering::Relaxed) == 0 {
+            return None;
         }
-        None
+        let lost = self.lost.swap(0, Ordering::Acquire);
+        (lost != 0).then_some(Taken::Lost(lost))
     }
 
     /// The published slot with the lowest ticket, as far as one look can tell.
@@ -187,17 +230,29 @@ mod tests {
     }
 
     #[test]
-    fn in_order_then_many() {
+    fn in_order_then_the_count_of_the_lost() {
         let mailbox = Mailbox::new();
         for offset in 0..SLOTS as u64 + 5 {
-            mailbox.push(note(offset));
+            let _ = mailbox.push(note(offset));
         }
         for offset in 0..SLOTS as u64 {
             assert_eq!(mailbox.take(), Some(Taken::Note(note(offset))));
         }
-        assert_eq!(mailbox.take(), Some(Taken::Many));
+        assert_eq!(mailbox.take(), Some(Taken::Lost(5)));
         assert_eq!(mailbox.take(), None);
         assert!(mailbox.is_empty());
+    }
+
+    #[test]
+    fn only_the_first_after_an_announcement_rings() {
+        let mailbox = Mailbox::new();
+        let first = mailbox.push(note(1)).expect("an exporter that never looked may sleep");
+        let second = mailbox.push(note(2)).expect("the first has not rung yet");
+        mailbox.rung(first);
+        assert!(mailbox.push(note(3)).is_none());
+        mailbox.announce_sleep(1);
+        mailbox.rung(second);
+        assert!(mailbox.push(note(4)).is_some(), "a ring for the last sleep ended this one");
     }
 
     #[test]
@@ -206,8 +261,8 @@ mod tests {
         for slot in &mailbox.slots {
             slot.state.store(WRITING, Ordering::Relaxed);
         }
-        mailbox.push(note(1));
-        assert_eq!(mailbox.take(), Some(Taken::Many));
+        let _ = mailbox.push(note(1));
+        assert_eq!(mailbox.take(), Some(Taken::Lost(1)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
@@ -16,7 +16,7 @@ use vmmc_proto::{
 use crate::Process;
 use crate::connection::RequestError;
 use crate::notification::{Doorbell, Notification, Notify, WaitError};
-use crate::notifier::Notifier;
+use crate::notified::Notified;
 use crate::process::{Inner, lock};
 use crate::range::{ExtendError, Extensions};
 use crate::redirection::Pool;
@@ -90,7 +90,8 @@ pub struct Export {
     process: Arc<Inner>,
     memory: Memory,
     bell: Bell,
-    handled: bool,
+    /// The notification thread knows it.
+    handled: AtomicBool,
     extensions: Extensions,
     pub(crate) pool: Option<Arc<Pool>>,
 }
@@ -265,18 +266,18 @@ impl<'p> ExportOptions<'p> {
     ) -> Result<Export, ExportError> {
         let inner = &self.process.inner;
         let floor = inner.options.descriptor_floor;
+        let id = inner.fresh_export();
         let notify = match &self.notify {
             Notify::None => None,
             Notify::Event | Notify::Handler(_) => {
                 let (doorbell, mailbox) =
-                    Doorbell::new(len, floor).map_err(ExportError::Exhausted)?;
+                    Doorbell::new(id, len, floor).map_err(ExportError::Exhausted)?;
                 Some((Arc::new(doorbell), mailbox))
             }
         };
         let bell = notify.as_ref().map_or(Bell::None, |(b, _)| Bell::Mailbox(Arc::clone(b)));
         let redirection = self.pool.map(|bytes| Pool::new(bytes, floor)).transpose();
         let (pool, redirection) = redirection.map_err(ExportError::Exhausted)?.unzip();
-        let id = inner.fresh_export();
         let declaration = ExportDeclaration {
             number: id.number,
             len: len as u64,
@@ -307,15 +308,12 @@ impl<'p> ExportOptions<'p> {
         }
         let mut handled = false;
         if let (Notify::Handler(handler), Bell::Mailbox(doorbell)) = (self.notify, &bell) {
-            let mut notifier = lock(&inner.notifier);
-            if notifier.is_none() {
-                *notifier = Some(Notifier::start(floor).map_err(ExportError::Exhausted)?);
-            }
-            if let Some(notifier) = &*notifier {
-                notifier.add(id.number, Arc::clone(doorbell), handler);
-                handled = true;
-            }
+            inner
+                .with_notifier(|notifier| notifier.add(id.number, Arc::clone(doorbell), handler))
+                .map_err(ExportError::Exhausted)?;
+            handled = true;
         }
+        let handled = AtomicBool::new(handled);
         let extensions = Extensions::new(len);
         let process = Arc::clone(inner);
         let pool = pool.map(Arc::new);
@@ -352,7 +350,7 @@ impl Export {
             process: Arc::clone(process),
             memory: Memory::Pair(mapping),
             bell: Bell::Bare(event),
-            handled: false,
+            handled: AtomicBool::new(false),
             extensions: Extensions::new(capacity),
             pool: None,
         }
@@ -415,7 +413,8 @@ impl Export {
         Ok(unsafe { &*word.cast::<AtomicU64>() }.load(Ordering::Acquire))
     }
 
-    /// Waits for a notification, at most `timeout`. Any number of threads may wait; each notification goes to one.
+    /// Waits for a notification, at most `timeout`. Any number of threads may wait; each notification goes to one. With
+    /// [`Duration::ZERO`] it only looks; if it finds none, [`Export::event_fd`] is not readable until one comes.
     ///
     /// # Errors
     /// When none came in time, or the export takes none.
@@ -426,9 +425,8 @@ impl Export {
             Bell::Bare(event) => {
                 let deadline = Instant::now().checked_add(timeout);
                 loop {
-                    if event.drain() {
-                        let len = self.len;
-                        return Ok(Notification { offset: 0, len, last_word: 0, many: true });
+                    if let Some(notification) = self.rung(event) {
+                        return Ok(notification);
                     }
                     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                     if left == Some(Duration::ZERO) {
@@ -440,13 +438,81 @@ impl Export {
         }
     }
 
-    /// Readable while there may be a notification; take it with [`Export::wait`]. For poll loops.
+    /// Takes a notification if there is one, without a system call (of a pair: one). For a thread that polls: as long as nobody looks by
+    /// [`Export::wait`] or [`Export::notified`], the first importer that notifies makes a system call, and none after it.
+    pub fn take_notification(&self) -> Option<Notification> {
+        match &self.bell {
+            Bell::None => None,
+            Bell::Mailbox(doorbell) => doorbell.take(),
+            Bell::Bare(event) => self.rung(event),
+        }
+    }
+
+    /// The next notification as a future, for any executor. It is woken by the library's notification thread, which costs
+    /// a wake-up more than a thread in [`Export::wait`]; a runtime that can await descriptors does without it, by
+    /// [`Export::event_fd`]. A future that is dropped takes nothing along; of several that wait each notification completes one.
+    ///
+    /// # Errors
+    /// The future's: [`WaitError::NoNotifications`] (pairs included), [`WaitError::NoThread`] or [`WaitError::Exhausted`].
+    pub fn notified(&self) -> Notified<'_> {
+        Notified::new(self)
+    }
+
+    /// Readable while there may be a notification: level-triggered, edge-triggered, in any number of `poll` lists and epoll sets. It stays
+    /// readable until [`Export::wait`] finds nothing, so take until it says [`WaitError::Timeout`], then sleep. Reading or
+    /// writing the descriptor loses wake-ups.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// let process = vmmc::Process::open()?;
+    /// let inbox = process.export(4096).notify(vmmc::Notify::Event).create()?;
+    /// let event = inbox.event_fd().expect("it takes notifications"); // into an epoll set, or tokio's AsyncFd
+    /// # let sleep_until_readable = |_| {};
+    /// loop {
+    ///     while let Ok(notification) = inbox.wait(Duration::ZERO) {
+    ///         println!("{} bytes at {}", notification.len, notification.offset);
+    ///     }
+    ///     sleep_until_readable(event);
+    /// }
+    /// # }
+    /// ```
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.bell {
             Bell::None => None,
             Bell::Mailbox(doorbell) => Some(doorbell.event_fd()),
             Bell::Bare(event) => Some(event.as_fd()),
         }
+    }
+
+    pub(crate) fn doorbell(&self) -> Option<&Arc<Doorbell>> {
+        match &self.bell {
+            Bell::Mailbox(doorbell) => Some(doorbell),
+            Bell::None | Bell::Bare(_) => None,
+        }
+    }
+
+    /// Has the notification thread wake the futures of this export.
+    pub(crate) fn watch(&self) -> Result<(), WaitError> {
+        let doorbell = self.doorbell().ok_or(WaitError::NoNotifications)?;
+        if !self.process.options.watcher || self.process.is_forked() {
+            return Err(WaitError::NoThread);
+        }
+        if !self.handled.load(Ordering::Relaxed) {
+            let (number, doorbell) = (self.id.number, Arc::clone(doorbell));
+            let watched = self.process.with_notifier(|notifier| notifier.watch(number, doorbell));
+            watched.map_err(|_| WaitError::Exhausted)?;
+            self.handled.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What the bell of a pair says: only that, and how often, the peer rang.
+    fn rung(&self, event: &Event) -> Option<Notification> {
+        let lost = event.drain();
+        let all = Notification { export: self.id, offset: 0, len: self.len, last_word: 0, lost };
+        (lost > 0).then_some(all)
     }
 
     /// Pair memory: maps its first `len` bytes once more and returns the address, valid as long as the export; the old
@@ -489,7 +555,7 @@ impl Export {
         lock(&self.process.announced).remove(&number);
         // First the importers are told, so that a send that succeeds was delivered.
         let told = self.process.request(&[], |seq| Request::Unexport { seq, number });
-        if self.handled
+        if *self.handled.get_mut()
             && let Some(notifier) = &*lock(&self.process.notifier)
         {
             notifier.remove(number);

@@ -60,7 +60,9 @@
 //! ```
 //!
 //! **Notifications.** An export created with [`Notify`] can be told of a send: [`Import::send_notify`] runs a handler in the
-//! exporter or wakes a thread in [`Export::wait`]. More than 64 that nobody took become one that says "many"; none is lost silently.
+//! exporter, wakes a thread in [`Export::wait`] or a future of [`Export::notified`], and makes [`Export::event_fd`] readable for `epoll`
+//! or an async runtime. It says which export, where, how many bytes and the last word of them. The sender makes a system call only if the
+//! exporter announced that it sleeps. What comes when 64 are not yet taken is counted ([`Notification::lost`]); none is lost silently.
 //!
 //! **Redirection.** A receiver that learns late where bytes are to go [posts](Export::post) that memory for a range of an export
 //! that is [redirectable](ExportOptions::redirectable). What arrives from then on goes there directly, and the sender does not know. Memory of the
@@ -100,6 +102,7 @@ mod import;
 mod local_engine;
 mod mail;
 mod notification;
+mod notified;
 mod notifier;
 mod open;
 mod operation;
@@ -116,6 +119,7 @@ mod watcher;
 pub use export::{AccessError, Export, ExportError, ExportOptions, UnexportError};
 pub use import::{Import, ImportError, ImportOptions, ImportSource, Path};
 pub use notification::{Notification, Notify, WaitError};
+pub use notified::Notified;
 pub use open::{OpenError, OpenOptions};
 pub use operation::{Finished, Transfer};
 pub use pairing::{PairError, PairMemory, PairingEvent};

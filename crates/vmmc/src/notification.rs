@@ -1,13 +1,18 @@
 //! Notifications: what an exporter learns of a send that asked for one.
+//!
+//! The mailbox says who wins which race ([`vmmc_shm::mailbox`]); here is the exporter's end of it, and the sender's.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use vmmc_os::{Access, Descriptor, Event, Mapping, OsError, create_memory, wait_readable};
-use vmmc_proto::PAGE_SIZE;
+use vmmc_proto::{ExportId, PAGE_SIZE};
 use vmmc_shm::mailbox::{Mailbox, Note, Taken};
 
+use crate::import::Import;
 use crate::process::lock;
 
 /// What to do with notifications of an export.
@@ -16,9 +21,10 @@ pub enum Notify {
     /// There are none: a send that asks for one fails.
     #[default]
     None,
-    /// [`crate::Export::wait`] returns them, and [`crate::Export::event_fd`] is readable while there are some.
+    /// [`crate::Export::wait`] and [`crate::Export::notified`] return them; [`crate::Export::event_fd`] tells that there are some.
     Event,
-    /// The handler runs for each, on the process's one notification thread, in the order of [`crate::Export::wait`].
+    /// The handler runs for each, on the process's one notification thread, in the order of [`crate::Export::wait`]. While it runs, no
+    /// other handler of the process does.
     Handler(Box<dyn FnMut(Notification) + Send>),
 }
 
@@ -32,29 +38,38 @@ impl std::fmt::Debug for Notify {
     }
 }
 
-/// One notification, or several in one.
+/// One notification, or the count of those whose details are lost.
+///
+/// **Coalescing.** An export keeps 64 notifications that nobody took, each by itself. Those that come when it is full are counted, and
+/// the count is taken as one notification after the 64: none is lost silently. **Order.** Those of one importer come in the order of
+/// its sends. **Visibility.** All bytes of the send, and all that the same thread sent before on this import, are visible.
 ///
 /// What it says was written by another process. It is checked against the export (the range is always inside), but nothing says that the
-/// sender told the truth. All bytes of the send are visible. Notifications of one importer come in order.
+/// sender told the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notification {
-    /// Where the bytes went.
+    /// The export that it is about.
+    pub export: ExportId,
+    /// Where the bytes went. With [`Self::lost`], 0.
     pub offset: usize,
-    /// How many.
+    /// How many. With [`Self::lost`], all of the export: anything may have changed.
     pub len: usize,
-    /// The last (up to) 8 of them, little-endian: a short message need not be looked up.
+    /// The last (up to) 8 of them, little-endian: a short message need not be looked up. With [`Self::lost`], 0.
     pub last_word: u64,
-    /// More than one send is meant, anywhere in the export: more than 64 were not taken yet, and details were lost.
-    pub many: bool,
+    /// How many notifications this one stands for, when their details are lost; 0 for an ordinary one. Of a pair: how often its peer rang.
+    pub lost: u64,
 }
 
 /// Why a wait ended without a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
 pub enum WaitError {
     /// no notification came in time: wait again
     Timeout,
     /// the export takes no notifications: create it with `.notify(Notify::Event)`
     NoNotifications,
+    /// a future is woken by a thread of the library, and there is none: open the process with a watcher, or await `event_fd`
+    NoThread,
     /// the system cannot wait: it is out of memory
     Exhausted,
 }
@@ -62,44 +77,67 @@ pub enum WaitError {
 /// The exporter's end of a mailbox.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
-    event: Event,
-    mailbox: Mapping,
+    export: ExportId,
     /// Bytes of the export.
     len: usize,
-    taking: Mutex<()>,
+    event: Event,
+    mailbox: Mapping,
+    /// Held by whoever takes: the last announced sleep.
+    sleep: Mutex<u64>,
+    pub(crate) wakers: Wakers,
 }
+
+/// The futures that wait for a notification.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers(Mutex<BTreeMap<u64, Waker>>);
 
 impl Doorbell {
     /// A new mailbox for an export of `len` bytes, and its memory.
-    pub(crate) fn new(len: usize, floor: i32) -> Result<(Self, Descriptor), OsError> {
+    pub(crate) fn new(
+        export: ExportId,
+        len: usize,
+        floor: i32,
+    ) -> Result<(Self, Descriptor), OsError> {
         let memory = create_memory(PAGE_SIZE)?.raise(floor)?;
         let mailbox = Mapping::new(&memory, 0, PAGE_SIZE, Access::ReadWrite)?;
         let event = Event::new()?.raise(floor)?;
-        Ok((Self { event, mailbox, len, taking: Mutex::new(()) }, memory))
+        let (sleep, wakers) = (Mutex::default(), Wakers::default());
+        Ok((Self { export, len, event, mailbox, sleep, wakers }, memory))
     }
 
     pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
 
-    /// Takes the next notification, if there is one; leaves the event readable if there are more.
+    /// Takes the next notification, if there is one. No system call.
     pub(crate) fn take(&self) -> Option<Notification> {
-        let _one_at_a_time = lock(&self.taking);
-        // The event first: a notification that comes between the two leaves it readable.
-        self.event.drain();
+        let _one_at_a_time = lock(&self.sleep);
+        self.mailbox().take().map(|taken| self.checked(taken))
+    }
+
+    /// Takes the next notification; when there is none, the event is not readable afterwards, until one comes.
+    pub(crate) fn take_or_sleep(&self) -> Option<Notification> {
+        let mut sleep = lock(&self.sleep);
         let mailbox = self.mailbox();
-        let taken = mailbox.take()?;
-        if !mailbox.is_empty() {
-            self.event.signal();
+        let mut taken = mailbox.take();
+        if taken.is_none() {
+            self.event.drain();
+            *sleep += 1;
+            mailbox.announce_sleep(*sleep);
+            taken = mailbox.take();
+            if taken.is_some() {
+                // Its sender may have seen us awake, as the senders of others that are still there: look again before sleeping.
+                self.event.signal();
+            }
         }
-        Some(self.checked(taken))
+        taken.map(|taken| self.checked(taken))
     }
 
     /// Waits for the next notification.
     pub(crate) fn wait(&self, timeout: Duration) -> Result<Notification, WaitError> {
         let deadline = Instant::now().checked_add(timeout);
         loop {
-            if let Some(notification) = self.take() {
+            if let Some(notification) = self.take_or_sleep() {
                 return Ok(notification);
             }
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -112,18 +150,71 @@ impl Doorbell {
 
     /// A range that is not inside the export says nothing: then anything may have changed.
     fn checked(&self, taken: Taken) -> Notification {
-        if let Taken::Note(Note { offset, len, last_word }) = taken
-            && let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len))
-            && offset.checked_add(len).is_some_and(|end| end <= self.len)
-        {
-            return Notification { offset, len, last_word, many: false };
-        }
-        Notification { offset: 0, len: self.len, last_word: 0, many: true }
+        let export = self.export;
+        let lost = match taken {
+            Taken::Lost(count) => count,
+            Taken::Note(Note { offset, len, last_word }) => {
+                if let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len))
+                    && offset.checked_add(len).is_some_and(|end| end <= self.len)
+                {
+                    return Notification { export, offset, len, last_word, lost: 0 };
+                }
+                1
+            }
+        };
+        Notification { export, offset: 0, len: self.len, last_word: 0, lost }
     }
 
     fn mailbox(&self) -> &Mailbox {
         // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and lives as long as `self`;
         // the memory is sealed, so it cannot shrink.
         unsafe { Mailbox::at(self.mailbox.as_ptr()) }
+    }
+}
+
+impl Wakers {
+    /// The future `number` is to be woken by this; replaces what it said before.
+    pub(crate) fn set(&self, number: u64, waker: &Waker) {
+        lock(&self.0)
+            .entry(number)
+            .and_modify(|old| old.clone_from(waker))
+            .or_insert_with(|| waker.clone());
+    }
+
+    /// The future `number` waits no more.
+    pub(crate) fn remove(&self, number: u64) {
+        lock(&self.0).remove(&number);
+    }
+
+    /// Wakes all: who finds nothing waits again.
+    pub(crate) fn wake(&self) {
+        // Taken out first: a waker may do anything, among other things drop a future.
+        let woken = std::mem::take(&mut *lock(&self.0));
+        woken.into_values().for_each(Waker::wake);
+    }
+}
+
+impl Import {
+    /// The sender's end: tells the exporter of bytes that were placed at `offset`. One system call if it announced that it sleeps; a
+    /// pair has no mailbox, and always rings.
+    #[inline]
+    pub(crate) fn tell(&self, offset: usize, bytes: &[u8]) {
+        let Some(event) = &self.event else { return };
+        let Some(mailbox) = &self.mailbox else { return event.signal() };
+        let tail = &bytes[bytes.len().saturating_sub(8)..];
+        let mut word = [0; 8];
+        word[..tail.len()].copy_from_slice(tail);
+        let note = Note {
+            offset: offset as u64,
+            len: bytes.len() as u64,
+            last_word: u64::from_le_bytes(word),
+        };
+        // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and lives as long as `self`;
+        // the service checked that the memory cannot shrink.
+        let mailbox = unsafe { Mailbox::at(mailbox.as_ptr()) };
+        if let Some(sleep) = mailbox.push(note) {
+            event.signal();
+            mailbox.rung(sleep);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that runs notification handlers.
+//! The thread that runs notification handlers, and wakes the futures that await notifications.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -13,6 +13,9 @@ use crate::notification::{Doorbell, Notification};
 use crate::process::lock;
 
 type Handler = Box<dyn FnMut(Notification) + Send>;
+
+/// Notifications of one export handled before it is the next one's turn.
+const BUDGET: usize = 16;
 
 /// The owner's side of the thread. Dropping it ends the thread.
 #[derive(Debug)]
@@ -30,6 +33,7 @@ struct Shared {
 
 enum Command {
     Add { number: u64, doorbell: Arc<Doorbell>, handler: Handler },
+    Watch { number: u64, doorbell: Arc<Doorbell> },
     Remove { number: u64, removed: SyncSender<()> },
     Stop,
 }
@@ -38,6 +42,7 @@ impl std::fmt::Debug for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Add { number, .. } => write!(f, "Add({number})"),
+            Self::Watch { number, .. } => write!(f, "Watch({number})"),
             Self::Remove { number, .. } => write!(f, "Remove({number})"),
             Self::Stop => f.write_str("Stop"),
         }
@@ -62,7 +67,12 @@ impl Notifier {
         self.command(Command::Add { number, doorbell, handler });
     }
 
-    /// When it returns, the handler does not run and never will, unless it is the handler itself that calls.
+    /// From now on the export's futures are woken when a notification comes. May be said more than once.
+    pub(crate) fn watch(&self, number: u64, doorbell: Arc<Doorbell>) {
+        self.command(Command::Watch { number, doorbell });
+    }
+
+    /// When it returns, the handler does not run and never will, unless it is the handler itself that calls; and no future is woken.
     pub(crate) fn remove(&self, number: u64) {
         let (removed, done) = sync_channel(1);
         self.command(Command::Remove { number, removed });
@@ -93,42 +103,70 @@ impl Drop for Notifier {
 
 const WAKE: u64 = 0;
 
+/// What the thread does for an export.
+struct Watched {
+    doorbell: Arc<Doorbell>,
+    /// Runs after the futures are woken; those look for themselves.
+    handler: Option<Handler>,
+}
+
 fn run(shared: &Shared, poller: Poller) {
     *lock(&shared.thread) = Some(std::thread::current().id());
-    let mut handlers: HashMap<u64, (Arc<Doorbell>, Handler)> = HashMap::new();
+    let mut exports: HashMap<u64, Watched> = HashMap::new();
     loop {
         let Ok(ready) = poller.wait(None) else { return };
         for (number, _) in ready {
             if number == WAKE {
                 shared.wake.drain();
                 for command in std::mem::take(&mut *lock(&shared.commands)) {
-                    match command {
-                        Command::Add { number, doorbell, handler } => {
-                            // Fails only when memory is exhausted; then the notifications wait in the mailbox.
-                            let _ = poller.add(doorbell.event_fd(), number, Readiness::READ);
-                            handlers.insert(number, (doorbell, handler));
-                        }
-                        Command::Remove { number, removed } => {
-                            if let Some((doorbell, _)) = handlers.remove(&number) {
-                                poller.remove(doorbell.event_fd());
-                            }
-                            let _ = removed.send(());
-                        }
-                        Command::Stop => return,
+                    if !obey(command, &poller, &mut exports) {
+                        return;
                     }
                 }
                 continue;
             }
-            let Some((doorbell, handler)) = handlers.get_mut(&number) else { continue };
-            // One at a time, so that a busy export does not keep the others waiting; the event stays readable.
-            let Some(notification) = doorbell.take() else { continue };
-            let ran = catch_unwind(AssertUnwindSafe(|| handler(notification)));
+            let Some(Watched { doorbell, handler }) = exports.get_mut(&number) else { continue };
+            doorbell.wakers.wake();
+            let Some(handler) = handler else { continue };
+            let ran = catch_unwind(AssertUnwindSafe(|| handle(doorbell, handler)));
             if ran.is_err()
-                && let Some((doorbell, _)) = handlers.remove(&number)
+                && let Some(Watched { doorbell, .. }) = exports.remove(&number)
             {
                 // A handler that panicked is not run again; the others are not to suffer for it.
                 poller.remove(doorbell.event_fd());
             }
         }
     }
+}
+
+/// A few at a time, so that a busy export does not keep the others waiting; its event stays readable then.
+fn handle(doorbell: &Doorbell, handler: &mut Handler) {
+    for _ in 0..BUDGET {
+        let Some(notification) = doorbell.take_or_sleep() else { return };
+        handler(notification);
+    }
+}
+
+/// Whether the thread goes on.
+fn obey(command: Command, poller: &Poller, exports: &mut HashMap<u64, Watched>) -> bool {
+    // Adding fails only when memory is exhausted; then the notifications wait in the mailbox.
+    match command {
+        Command::Add { number, doorbell, handler } => {
+            let _ = poller.add(doorbell.event_fd(), number, Readiness::READ);
+            exports.insert(number, Watched { doorbell, handler: Some(handler) });
+        }
+        Command::Watch { number, doorbell } => {
+            // The event is cleared by whoever finds nothing to take, which is not this thread.
+            let _ = poller.add_edge(doorbell.event_fd(), number);
+            exports.insert(number, Watched { doorbell, handler: None });
+        }
+        Command::Remove { number, removed } => {
+            if let Some(Watched { doorbell, .. }) = exports.remove(&number) {
+                poller.remove(doorbell.event_fd());
+            }
+            let _ = removed.send(());
+        }
+        Command::Stop => return false,
+    }
+    true
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use vmmc_os::{Descriptor, Event, page_size, process_id};
+use vmmc_os::{Descriptor, Event, OsError, page_size, process_id};
 use vmmc_proto::{
     Answer, ExportId, MAX_EXPORT_LEN, NodeId, ProcessId, Refusal, Request, Rights, VERSION,
 };
@@ -325,6 +325,16 @@ impl Inner {
 
     pub(crate) fn fresh_offer(&self) -> u64 {
         self.next_offer.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Hands the notification thread a task; starts it if there is none.
+    pub(crate) fn with_notifier(&self, task: impl FnOnce(&Notifier)) -> Result<(), OsError> {
+        let mut notifier = lock(&self.notifier);
+        if notifier.is_none() {
+            *notifier = Some(Notifier::start(self.options.descriptor_floor)?);
+        }
+        notifier.as_ref().map(task);
+        Ok(())
     }
 
     /// Asks the service, waiting for a new one if the old is gone and a watcher looks for it.

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmmc_proto::Rights;
-use vmmc_shm::mailbox::{Mailbox, Note};
 
 use crate::import::Import;
 use crate::operation::Stop;
@@ -72,7 +71,7 @@ impl Import {
     }
 
     /// Writes bytes, then notifies the exporter of them: its handler runs, or a thread that waits on the export wakes. One system
-    /// call.
+    /// call if the exporter announced that it sleeps, else none.
     ///
     /// # Errors
     /// See [`TransferError`].
@@ -87,22 +86,7 @@ impl Import {
         }
         // SAFETY: `check` saw that the range is inside the mapping and writable.
         unsafe { self.route.place(offset, bytes) };
-        if let Some(mailbox) = &self.mailbox {
-            let tail = &bytes[bytes.len().saturating_sub(8)..];
-            let mut word = [0; 8];
-            word[..tail.len()].copy_from_slice(tail);
-            let note = Note {
-                offset: offset as u64,
-                len: bytes.len() as u64,
-                last_word: u64::from_le_bytes(word),
-            };
-            // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and lives as long as `self`;
-            // the service checked that the memory cannot shrink.
-            unsafe { Mailbox::at(mailbox.as_ptr()) }.push(note);
-        }
-        if let Some(event) = &self.event {
-            event.signal();
-        }
+        self.tell(offset, bytes);
         Ok(())
     }
 

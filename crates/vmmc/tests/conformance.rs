@@ -158,7 +158,8 @@ fn notifications_come_in_order_with_their_bytes(open: Open) {
     for round in 0..60u64 {
         let notification = export.wait(FOREVER).unwrap();
         assert_eq!((notification.offset, notification.len), (round as usize * 1000, 8));
-        assert_eq!((notification.last_word, notification.many), (round, false));
+        assert_eq!((notification.last_word, notification.lost), (round, 0));
+        assert_eq!(notification.export, export.id());
     }
     let notification = export.wait(FOREVER).unwrap();
     assert_eq!((notification.offset, notification.len), (0, 100_000));

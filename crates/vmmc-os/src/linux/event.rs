@@ -50,10 +50,10 @@ impl Event {
         }
     }
 
-    /// Makes it unreadable; whether it was readable.
-    pub fn drain(&self) -> bool {
+    /// Makes it unreadable; how often it was signalled since it was, 0 if it was not readable.
+    pub fn drain(&self) -> u64 {
         let mut count = [0u8; 8];
-        rustix::io::read(&self.0, &mut count).is_ok()
+        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 }
 

@@ -25,7 +25,7 @@ impl Readiness {
     pub const BOTH: Self = Self { readable: true, writable: true };
 }
 
-/// Waits for many descriptors, each with a number that comes back; level-triggered.
+/// Waits for many descriptors, each with a number that comes back; level-triggered unless added otherwise.
 #[derive(Debug)]
 pub struct Poller {
     epoll: Descriptor,
@@ -55,6 +55,16 @@ impl Poller {
     /// When it is waited for already, cannot be waited for, or memory is exhausted.
     pub fn add(&self, fd: impl AsFd, token: u64, readiness: Readiness) -> Result<(), OsError> {
         epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags(readiness))
+    }
+
+    /// Begins to wait for `fd` to be readable, edge-triggered: it is told once for each time that something comes (at
+    /// least once if something is there already), whether or not anybody reads.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_edge(&self, fd: impl AsFd, token: u64) -> Result<(), OsError> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)
     }
 
     /// Changes what is waited for.
