@@ -9,9 +9,10 @@
 //! | `total` | the call | the last part's end |
 //!
 //! Ways: `vmmc` runs a handler on the library's notification thread, `vmmc-wait` wakes a thread
-//! waiting on the export; `eventfd` and `futex` are the bare wakes by hand. With the suffix `-busy`
+//! waiting on the export; `vmmc-awake` is seen by a thread that polls, and makes no system call;
+//! `eventfd` and `futex` are the bare wakes by hand. With the suffix `-busy`
 //! a thread computes on the receiver's core, and is interrupted; otherwise the core is idle, and
-//! there is nobody to return to. The receiver sleeps before each notification.
+//! there is nobody to return to. The receiver sleeps before each notification, but for `vmmc-awake`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::vmmc_memory::import;
 pub(crate) enum Way {
     Handler,
     Wait,
+    Awake,
     Eventfd,
     Futex,
 }
@@ -55,9 +57,10 @@ pub(crate) struct NotifyOrder {
     count: u64,
 }
 
-const WAYS: [(Way, bool, &str); 8] = [
+const WAYS: [(Way, bool, &str); 9] = [
     (Way::Handler, false, "vmmc"),
     (Way::Wait, false, "vmmc-wait"),
+    (Way::Awake, false, "vmmc-awake"),
     (Way::Eventfd, false, "eventfd"),
     (Way::Futex, false, "futex"),
     (Way::Handler, true, "vmmc-busy"),
@@ -183,7 +186,7 @@ enum Bell {
 impl Bell {
     fn hear_of(way: Way, links: &Links) -> Result<Bell, BenchError> {
         Ok(match way {
-            Way::Handler | Way::Wait => {
+            Way::Handler | Way::Wait | Way::Awake => {
                 Bell::Vmmc(import(&links.vmmc.process, &links.control.hear::<String>()?)?)
             }
             Way::Eventfd => Bell::Eventfd(links.control.hear_with::<String>()?.1),
@@ -288,7 +291,7 @@ pub(crate) fn be_notified(order: &NotifyOrder, links: &Links) -> Result<(), Benc
     });
     match order.way {
         Way::Handler => by_handler(order, links, &stamper),
-        Way::Wait => by_waiting(order, links, &stamper),
+        Way::Wait | Way::Awake => by_waiting(order, links, &stamper),
         Way::Eventfd => by_eventfd(order, links, &stamper),
         Way::Futex => by_futex(order, &stamper),
     }
@@ -342,10 +345,16 @@ fn by_waiting(
         .create()
         .map_err(|cause| BenchError::vmmc("export with an event", cause))?;
     links.control.say(&export.id().to_string())?;
-    let wait = |_| match export.wait(Duration::from_secs(10)) {
-        Ok(_) => Ok(()),
-        Err(WaitError::Timeout) => Err(BenchError::Stalled),
-        Err(cause) => Err(BenchError::vmmc("wait on an export", cause)),
+    let spin = links.spin;
+    let wait = |_| {
+        if order.way == Way::Awake {
+            return spin.until(|| export.take_notification().is_some());
+        }
+        match export.wait(Duration::from_secs(10)) {
+            Ok(_) => Ok(()),
+            Err(WaitError::Timeout) => Err(BenchError::Stalled),
+            Err(cause) => Err(BenchError::vmmc("wait on an export", cause)),
+        }
     };
     woken(order, stamper, wait, || export.load_signal(0).unwrap_or(0))?;
     export.unexport().map_err(|cause| BenchError::vmmc("unexport", cause))

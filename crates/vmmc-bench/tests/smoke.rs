@@ -159,7 +159,7 @@ fn send_rate(place: &Place) {
 
 fn notify(place: &Place) {
     let report = run(Bench::Notify, &place.options(&[])).unwrap();
-    let ways = ["vmmc", "vmmc-wait", "eventfd", "futex"];
+    let ways = ["vmmc", "vmmc-wait", "vmmc-awake", "eventfd", "futex"];
     check(&report, &ways.map(|way| (way, 8)));
     let parts = |path: &str| {
         let rows = report.rows.iter().filter(|row| row.path == path);

@@ -7,8 +7,9 @@
 //! lost        how many notifications found no free slot
 //! ticket      order of arrival
 //! bell        whether the exporter may sleep: generation << 1 | AWAKE
-//! slots[64]   state: EMPTY -> WRITING (claimed by a sender) -> ticket<<2|FULL (published) -> EMPTY (taken)
-//!             offset, len, last word
+//! states[64]  of each slot: EMPTY -> WRITING (claimed by a sender) -> ticket<<2|FULL (published) -> EMPTY (taken);
+//!             together, so that a look at all of them is a look at eight cache lines
+//! slots[64]   offset, len, last word
 //! ```
 //!
 //! **Overflow** is never silent: a notification that finds no slot is counted in `lost`, and the exporter takes the count
@@ -73,12 +74,12 @@ pub struct Mailbox {
     lost: AtomicU64,
     ticket: AtomicU64,
     bell: AtomicU64,
+    states: [AtomicU64; SLOTS],
     slots: [Slot; SLOTS],
 }
 
 #[repr(C, align(32))]
 struct Slot {
-    state: AtomicU64,
     offset: AtomicU64,
     len: AtomicU64,
     last_word: AtomicU64,
@@ -105,8 +106,8 @@ impl Mailbox {
             lost: AtomicU64::new(0),
             ticket: AtomicU64::new(0),
             bell: AtomicU64::new(0),
+            states: core::array::from_fn(|_| AtomicU64::new(EMPTY)),
             slots: core::array::from_fn(|_| Slot {
-                state: AtomicU64::new(EMPTY),
                 offset: AtomicU64::new(0),
                 len: AtomicU64::new(0),
                 last_word: AtomicU64::new(0),
@@ -129,16 +130,17 @@ impl Mailbox {
         #[allow(clippy::cast_possible_truncation)]
         let first = (ticket % SLOTS as u64) as usize;
         for index in 0..SLOTS {
-            let slot = &self.slots[(first + index) % SLOTS];
+            let index = (first + index) % SLOTS;
+            let (state, slot) = (&self.states[index], &self.slots[index]);
             // Acquire: pairs with "taken" below, so that our stores come after the exporter's loads.
             let claimed =
-                slot.state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
+                state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
             if claimed.is_ok() {
                 slot.offset.store(note.offset, Ordering::Relaxed);
                 slot.len.store(note.len, Ordering::Relaxed);
                 slot.last_word.store(note.last_word, Ordering::Relaxed);
                 // Release: "published", pairs with the acquire load in `take`.
-                slot.state.store(ticket << 2 | FULL, Ordering::Release);
+                state.store(ticket << 2 | FULL, Ordering::Release);
                 return;
             }
         }
@@ -177,14 +179,15 @@ impl Mailbox {
                 break;
             }
         }
-        if let Some((_, slot)) = oldest {
+        if let Some((_, index)) = oldest {
+            let slot = &self.slots[index];
             let note = Note {
                 offset: slot.offset.load(Ordering::Relaxed),
                 len: slot.len.load(Ordering::Relaxed),
                 last_word: slot.last_word.load(Ordering::Relaxed),
             };
             // Release: "taken".
-            slot.state.store(EMPTY, Ordering::Release);
+            self.states[index].store(EMPTY, Ordering::Release);
             return Some(Taken::Note(note));
         }
         // Acquire: pairs with "overflow". The load first: most calls find nothing and need not write.
@@ -196,16 +199,16 @@ impl Mailbox {
     }
 
     /// The published slot with the lowest ticket, as far as one look can tell.
-    fn oldest(&self) -> Option<(u64, &Slot)> {
+    fn oldest(&self) -> Option<(u64, usize)> {
         // Acquire: pairs with "published".
-        let states = self.slots.iter().map(|slot| (slot.state.load(Ordering::Acquire), slot));
+        let states = self.states.iter().map(|state| state.load(Ordering::Acquire)).zip(0..);
         states.filter(|(state, _)| state & STATE == FULL).min_by_key(|(state, _)| *state)
     }
 
     /// Whether `take` would find nothing.
     pub fn is_empty(&self) -> bool {
         self.lost.load(Ordering::Relaxed) == 0
-            && self.slots.iter().all(|slot| slot.state.load(Ordering::Relaxed) & STATE != FULL)
+            && self.states.iter().all(|state| state.load(Ordering::Relaxed) & STATE != FULL)
     }
 }
 
@@ -258,8 +261,8 @@ mod tests {
     #[test]
     fn a_sender_that_died_costs_a_slot_and_nothing_is_lost_silently() {
         let mailbox = Mailbox::new();
-        for slot in &mailbox.slots {
-            slot.state.store(WRITING, Ordering::Relaxed);
+        for state in &mailbox.states {
+            state.store(WRITING, Ordering::Relaxed);
         }
         let _ = mailbox.push(note(1));
         assert_eq!(mailbox.take(), Some(Taken::Lost(1)));
@@ -269,7 +272,7 @@ mod tests {
     fn nonsense_is_taken_in_bounded_time() {
         let mailbox = Mailbox::new();
         for (index, slot) in mailbox.slots.iter().enumerate() {
-            slot.state.store(u64::MAX - index as u64, Ordering::Relaxed);
+            mailbox.states[index].store(u64::MAX - index as u64, Ordering::Relaxed);
             slot.offset.store(u64::MAX, Ordering::Relaxed);
         }
         mailbox.lost.store(u64::MAX, Ordering::Relaxed);

@@ -117,17 +117,33 @@ impl Doorbell {
 
     /// Takes the next notification; when there is none, the event is not readable afterwards, until one comes.
     pub(crate) fn take_or_sleep(&self) -> Option<Notification> {
+        self.take_or_announce(|event| {
+            event.drain();
+        })
+    }
+
+    /// As [`Self::take_or_sleep`] for who waits for the event's edges: leaves it readable, and saves a system call.
+    pub(crate) fn take_or_await_edge(&self) -> Option<Notification> {
+        self.take_or_announce(|_| {})
+    }
+
+    /// Gives the event an edge, for a waiter that leaves notifications behind.
+    pub(crate) fn look_again(&self) {
+        self.event.signal();
+    }
+
+    fn take_or_announce(&self, clear: impl FnOnce(&Event)) -> Option<Notification> {
         let mut sleep = lock(&self.sleep);
         let mailbox = self.mailbox();
         let mut taken = mailbox.take();
         if taken.is_none() {
-            self.event.drain();
+            clear(&self.event);
             *sleep += 1;
             mailbox.announce_sleep(*sleep);
             taken = mailbox.take();
             if taken.is_some() {
-                // Its sender may have seen us awake, as the senders of others that are still there: look again before sleeping.
-                self.event.signal();
+                // Its sender may have seen us awake, and those of others that are still there too.
+                self.look_again();
             }
         }
         taken.map(|taken| self.checked(taken))

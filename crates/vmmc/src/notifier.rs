@@ -139,24 +139,25 @@ fn run(shared: &Shared, poller: Poller) {
     }
 }
 
-/// A few at a time, so that a busy export does not keep the others waiting; its event stays readable then.
+/// A few at a time, so that a busy export does not keep the others waiting.
 fn handle(doorbell: &Doorbell, handler: &mut Handler) {
     for _ in 0..BUDGET {
-        let Some(notification) = doorbell.take_or_sleep() else { return };
+        let Some(notification) = doorbell.take_or_await_edge() else { return };
         handler(notification);
     }
+    doorbell.look_again();
 }
 
 /// Whether the thread goes on.
 fn obey(command: Command, poller: &Poller, exports: &mut HashMap<u64, Watched>) -> bool {
-    // Adding fails only when memory is exhausted; then the notifications wait in the mailbox.
+    // Adding fails only when memory is exhausted; then the notifications wait in the mailbox. Edges, because to clear an event
+    // is a system call before each sleep, and is not for this thread to do where futures look themselves.
     match command {
         Command::Add { number, doorbell, handler } => {
-            let _ = poller.add(doorbell.event_fd(), number, Readiness::READ);
+            let _ = poller.add_edge(doorbell.event_fd(), number);
             exports.insert(number, Watched { doorbell, handler: Some(handler) });
         }
         Command::Watch { number, doorbell } => {
-            // The event is cleared by whoever finds nothing to take, which is not this thread.
             let _ = poller.add_edge(doorbell.event_fd(), number);
             exports.insert(number, Watched { doorbell, handler: None });
         }
