@@ -183,7 +183,7 @@ impl Flow {
 
 /// Takes the time of whole turns.
 #[derive(Debug)]
-struct Meter {
+pub(crate) struct Meter {
     clock: Clock,
     timing: Timing,
     turn: u64,
@@ -193,7 +193,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn start(turn: u64) -> Meter {
+    pub(crate) fn start(turn: u64) -> Meter {
         let clock = Clock::calibrated();
         let start = clock.now();
         let timing = Timing { turns: Samples::new(), waiting: 0, total: 0 };
@@ -201,7 +201,7 @@ impl Meter {
     }
 
     #[inline(always)]
-    fn message(&mut self) {
+    pub(crate) fn message(&mut self) {
         self.messages += 1;
         if self.messages == self.turn {
             self.end_turn();
@@ -215,11 +215,11 @@ impl Meter {
         self.turn_start = now;
     }
 
-    fn waited(&mut self, from: u64) {
+    pub(crate) fn waited(&mut self, from: u64) {
         self.timing.waiting += self.clock.ticks_between(from, self.clock.now());
     }
 
-    fn stop(mut self) -> Timing {
+    pub(crate) fn stop(mut self) -> Timing {
         self.timing.total = self.clock.ticks_between(self.start, self.clock.now());
         self.timing
     }

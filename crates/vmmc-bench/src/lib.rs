@@ -23,7 +23,9 @@
 //! | `send-bandwidth`, `fetch-bandwidth` | a stream through the slots of a 4 MiB window, read by its receiver | one turn of the window | the same |
 //! | `send-rate` | asynchronous sends from one sender, each to its end | mean of 1000; of UCX a run's mean | the same |
 //! | `notify` | parts of a notification (the paper's figure 9) | one notification | the same |
+//! | `redirection` | a stream with and without redirection, and what the hook costs who does not use it | one turn of 4 MiB; mean of 1000 sends | the same |
 //! | `setup` | export, import, unimport, unexport | one operation | the same |
+//! | `scale` | what goes through the node service, beside a crowd of processes and without | one operation | the same |
 //! | `utlb` | lookups in the translation table: hit, pin, unpin, miss | mean of 1000 (hit), one operation | the same |
 //! | `sockets` | round trips and streams of a `std::net` pair, plain and under `vmmc run` | one round trip, or one turn of 4 MiB | the same |
 //! | `idle` | memory for each of many idle connections of a `std::net` pair, and their processor time | one round | the worst round |
@@ -52,9 +54,11 @@ mod options;
 mod path;
 mod peer;
 mod progress;
+mod redirection;
 mod report;
 mod rounds;
 mod run;
+mod scale;
 mod send_rate;
 mod setup;
 mod shared_memory;

@@ -94,7 +94,7 @@ impl Peer {
         // Before pinning: whatever VMMC starts (its node service outlives us) must not inherit it.
         let inbox = VmmcInbox::new()?;
         let (control, theirs) = Control::pair()?;
-        let child = Reaped::start(program, theirs)?;
+        let child = Reaped::start(program, SECOND, theirs)?;
         let (listener, tcp) = socket::listen()?;
         control.say(&Introduction {
             core: machine.pinned[1],
@@ -186,17 +186,22 @@ impl Links {
 
 /// A child that is waited for, and killed if it does not end by itself when its line is closed.
 #[derive(Debug)]
-struct Reaped {
+pub(crate) struct Reaped {
     child: Child,
     /// How long it may take to end by itself.
     grace: Duration,
 }
 
 impl Reaped {
-    fn start(program: &PeerProgram, line: OwnedFd) -> Result<Reaped, BenchError> {
+    /// Starts a peer in `role`, with `line` as its standard input.
+    pub(crate) fn start(
+        program: &PeerProgram,
+        role: &str,
+        line: OwnedFd,
+    ) -> Result<Reaped, BenchError> {
         let child = Command::new(&program.program)
             .args(&program.arguments)
-            .args(["--peer", SECOND])
+            .args(["--peer", role])
             .stdin(Stdio::from(line))
             .stdout(Stdio::null())
             .spawn()

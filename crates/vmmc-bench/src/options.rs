@@ -23,8 +23,12 @@ pub enum Bench {
     SendRate,
     /// The parts of a notification (figure 9).
     Notify,
+    /// Streams with and without redirection (figure 3).
+    Redirection,
     /// Export, import, unimport, unexport (section 5.1).
     Setup,
+    /// The node service under many processes and imports.
+    Scale,
     /// Lookups in the translation table (table 2, section 5.2).
     Utlb,
     /// A program that knows only `std::net`, plain and under `vmmc run`.
@@ -43,6 +47,8 @@ impl Bench {
             | Bench::FetchBandwidth => &SIZES,
             Bench::SendRate => &[8, 64],
             Bench::Notify => &[8],
+            Bench::Redirection => &[65536, LARGEST],
+            Bench::Scale => &[4096],
             Bench::Setup => &[4096, 16384, 65536, 262_144, 1_048_576],
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
             Bench::Sockets => &[8, 64, 1024, 16384, 65536],
@@ -54,7 +60,9 @@ impl Bench {
     pub fn default_seconds(self) -> f64 {
         match self {
             Bench::Notify => 12.0,
-            Bench::Setup | Bench::Utlb | Bench::SendRate => 10.0,
+            Bench::Setup | Bench::Utlb | Bench::SendRate | Bench::Redirection | Bench::Scale => {
+                10.0
+            }
             _ => 30.0,
         }
     }
@@ -64,7 +72,13 @@ impl Bench {
     pub fn default_rounds(self) -> usize {
         match self {
             Bench::Idle => 3,
-            Bench::SendRate | Bench::Notify | Bench::Setup | Bench::Utlb | Bench::Sockets => 5,
+            Bench::Redirection => 9,
+            Bench::SendRate
+            | Bench::Notify
+            | Bench::Setup
+            | Bench::Utlb
+            | Bench::Sockets
+            | Bench::Scale => 5,
             _ => 15,
         }
     }
@@ -78,6 +92,8 @@ impl Bench {
             Bench::FetchBandwidth => "fetch-bandwidth",
             Bench::SendRate => "send-rate",
             Bench::Notify => "notify",
+            Bench::Redirection => "redirection",
+            Bench::Scale => "scale",
             Bench::Setup => "setup",
             Bench::Utlb => "utlb",
             Bench::Sockets => "sockets",
@@ -105,6 +121,10 @@ pub struct Options {
     pub rounds: Option<usize>,
     /// How many connections lie idle in [`Bench::Idle`], at least one.
     pub connections: usize,
+    /// `scale`: how many processes are at the service, at least 2.
+    pub processes: usize,
+    /// `scale`: how many imports these processes have together.
+    pub imports: usize,
     /// Whether to show a progress bar on standard error (only if that is a terminal).
     pub progress: bool,
     /// How to start the second process.
@@ -120,6 +140,8 @@ impl Default for Options {
             seconds: None,
             rounds: None,
             connections: 1000,
+            processes: 100,
+            imports: 10_000,
             progress: true,
             peer: PeerProgram::default(),
             vmmc: this_program(),

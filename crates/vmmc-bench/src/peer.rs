@@ -14,8 +14,9 @@ use crate::flow::Flow;
 use crate::links::{Links, over};
 use crate::notify::{self, NotifyOrder};
 use crate::path::Path;
+use crate::redirection::{self, RedirectionOrder};
 use crate::setup::{self, SetupOrder};
-use crate::{BenchError, clock, idle, sockets};
+use crate::{BenchError, clock, idle, scale, sockets};
 
 /// What the second process is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub(crate) enum Order {
     Refill { path: Path, size: usize, refill: Refill },
     /// Be notified.
     Notify(NotifyOrder),
+    /// Receive a stream, redirected or not.
+    Redirection(RedirectionOrder),
     /// Take part in setting up.
     Setup(SetupOrder),
 }
@@ -49,6 +52,7 @@ pub(crate) enum Outcome {
 pub fn serve_peer(role: &str) -> ExitCode {
     let outcome = match role {
         SECOND => serve(),
+        scale::MEMBER => scale::serve(),
         _ if idle::ROLES.contains(&role) => idle::serve(role),
         _ => sockets::serve(role),
     };
@@ -107,6 +111,7 @@ fn carry_out(order: &Order, links: &Links) -> Result<(), BenchError> {
             |_stream| Err(BenchError::OutOfStep("sockets have no slots".to_owned()))
         ),
         Order::Notify(ref order) => notify::be_notified(order, links),
+        Order::Redirection(ref order) => redirection::receive(order, links),
         Order::Setup(ref order) => setup::take_part(order, links),
     }
 }

@@ -38,7 +38,7 @@ pub enum Unit {
     /// 10⁹ bytes a second: more is better.
     #[serde(rename = "GB/s")]
     GigabytesPerSecond,
-    /// 1024 bytes for each connection: less is better.
+    /// 1024 bytes of memory: less is better.
     #[serde(rename = "KiB")]
     Kibibytes,
     /// 10⁶ operations a second: more is better.
@@ -64,7 +64,7 @@ impl Unit {
 pub struct Row {
     /// The way of the bytes, see [`crate::Path`]; also `ucx-posix`, `eventfd`, `futex`, `lifted` and the like.
     pub path: String,
-    /// Payload in bytes; `idle`: connections.
+    /// Payload in bytes; `idle`: connections; `scale`: a page, or processes.
     pub size: usize,
     /// Which part of the whole, where a measurement has parts (`notify`, `setup`, `sockets`, `idle`).
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,10 @@ use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
 use crate::statistics::median;
-use crate::{BenchError, bandwidth, idle, latency, notify, send_rate, setup, sockets, ucx, utlb};
+use crate::{
+    BenchError, bandwidth, idle, latency, notify, redirection, scale, send_rate, setup, sockets,
+    ucx, utlb,
+};
 
 /// Runs one measurement; takes [`Options::seconds`] and a few more. Starts other processes, which end with it.
 ///
@@ -34,6 +37,8 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         Bench::FetchBandwidth => bandwidths(bench, options, &machine, bandwidth::fetch)?,
         Bench::SendRate => send_rate::run(options, &machine, &mut notes)?,
         Bench::Notify => notify::run(options, &machine)?,
+        Bench::Redirection => redirection::run(options, &machine)?,
+        Bench::Scale => scale::run(options, &machine, &mut notes)?,
         Bench::Setup => setup::run(options, &machine)?,
         Bench::Utlb => utlb::run(options, &machine, &mut notes)?,
         Bench::Sockets => sockets::run(options, &machine)?,

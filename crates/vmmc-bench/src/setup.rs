@@ -278,7 +278,7 @@ impl Drop for Mapped {
 }
 
 /// A thousand exports need some thousand descriptors.
-fn raise_descriptor_limit() -> Result<(), BenchError> {
+pub(crate) fn raise_descriptor_limit() -> Result<(), BenchError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised)

@@ -28,13 +28,16 @@ impl fmt::Display for Table<'_> {
             machine.pinned[1]
         )?;
         let names = rows.iter().map(|row| name(row).len()).max().unwrap_or(4).max(4);
+        let counted = rows.iter().any(|row| row.first.is_some());
+        let head =
+            if counted { format!(" {:>9} {:>10}", "first", "thousandth") } else { String::new() };
         let mut group = None;
         for row in rows {
             if group != Some((row.size, row.unit)) {
                 group = Some((row.size, row.unit));
                 writeln!(
                     f,
-                    "\n{:>9} {:names$} {:>10} {:>10} {:>10} {:>9} {:>8}",
+                    "\n{:>9} {:names$} {:>10} {:>10} {:>10} {:>9} {:>8}{head}",
                     if row.unit == Unit::Kibibytes { row.size.to_string() } else { size(row.size) },
                     row.unit.name(),
                     "p50",
@@ -44,9 +47,14 @@ impl fmt::Display for Table<'_> {
                     "ratio"
                 )?;
             }
+            let nth = if counted {
+                format!(" {:>9} {:>10}", figure(row.first), figure(row.thousandth))
+            } else {
+                String::new()
+            };
             writeln!(
                 f,
-                "{:>9} {:names$} {:>10} {:>10} {:>10} {:>9} {:>8} {}",
+                "{:>9} {:names$} {:>10} {:>10} {:>10} {:>9} {:>8}{nth} {}",
                 "",
                 name(row),
                 figure(Some(row.p50)),
@@ -171,6 +179,17 @@ mod tests {
         );
         let figures = [0.123_4, 1.234, 12.34, 123.4].map(|value| figure(Some(value)));
         assert_eq!(figures, ["0.123", "1.23", "12.3", "123"]);
+    }
+
+    #[test]
+    fn first_and_thousandth_are_shown_where_they_were_measured() {
+        let machine = crate::Machine::look().unwrap();
+        let row = Row { first: Some(7.25), thousandth: Some(6.75), ..rows()[0].clone() };
+        let report = Report { bench: crate::Bench::Setup, machine, rows: vec![row], notes: vec![] };
+        let text = Table(&report).to_string();
+        for expected in ["thousandth", "7.25", "6.75"] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
     }
 
     #[test]

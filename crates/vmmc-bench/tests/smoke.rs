@@ -27,11 +27,13 @@ fn main() -> ExitCode {
     {
         return serve_peer(role);
     }
-    let tests: [Test; 9] = [
+    let tests: [Test; 11] = [
         ("latencies", latencies),
         ("bandwidths", bandwidths),
         ("send_rate", send_rate),
         ("notify", notify),
+        ("redirection", redirection),
+        ("scale", scale),
         ("setup", setup),
         ("utlb", utlb),
         ("sockets", sockets),
@@ -80,6 +82,7 @@ impl Place {
             progress: false,
             peer: PeerProgram { program: std::env::current_exe().unwrap(), arguments: Vec::new() },
             vmmc: self.vmmc.clone(),
+            ..Options::default()
         }
     }
 }
@@ -167,6 +170,27 @@ fn notify(place: &Place) {
     };
     assert_eq!(parts("vmmc"), ["total", "post", "wake", "run"]);
     assert_eq!(parts("vmmc-busy"), ["total", "post", "wake", "run", "return"]);
+}
+
+fn redirection(place: &Place) {
+    let report = run(Bench::Redirection, &place.options(&[5000, 1 << 20])).unwrap();
+    let ways = ["vmmc-redirected", "copied", "vmmc-redirectable", "not-redirectable"];
+    check(&report, &ways.map(|way| (way, 1 << 20)));
+    check(&report, &[("vmmc-redirectable", 8), ("not-redirectable", 8)]);
+    assert_eq!(report.rows.len(), 2 + 2 * 4, "8 bytes, and sizes by ways");
+}
+
+fn scale(place: &Place) {
+    let options = Options { processes: 20, imports: 1010, ..place.options(&[]) };
+    let report = run(Bench::Scale, &options).unwrap();
+    check(&report, &[("vmmc-loaded", 4096), ("empty", 4096)]);
+    assert_eq!(
+        report.rows.len(),
+        2 * 9,
+        "eight operations and the memory, with the crowd and without"
+    );
+    let told = |note: &String| note.contains("20 processes, 1010 imports");
+    assert!(report.notes.iter().any(told), "{:?}", report.notes);
 }
 
 fn setup(place: &Place) {

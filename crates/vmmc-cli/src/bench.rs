@@ -26,6 +26,12 @@ pub(crate) struct Args {
     /// How many connections lie idle (idle only)
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     connections: u32,
+    /// How many processes are at the service (scale only)
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    processes: u32,
+    /// How many imports these processes have together (scale only)
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    imports: u32,
     /// Be another process of a measurement
     #[arg(long, hide = true, value_name = "ROLE")]
     peer: Option<String>,
@@ -46,8 +52,12 @@ enum Name {
     SendRate,
     /// The parts of a notification
     Notify,
+    /// Streams with and without redirection
+    Redirection,
     /// Export, import, unimport, unexport
     Setup,
+    /// The node service under many processes and imports
+    Scale,
     /// Lookups in the translation table
     Utlb,
     /// A program that knows only std::net, plain and under vmmc run
@@ -65,6 +75,8 @@ impl From<Name> for Bench {
             Name::FetchBandwidth => Bench::FetchBandwidth,
             Name::SendRate => Bench::SendRate,
             Name::Notify => Bench::Notify,
+            Name::Redirection => Bench::Redirection,
+            Name::Scale => Bench::Scale,
             Name::Setup => Bench::Setup,
             Name::Utlb => Bench::Utlb,
             Name::Sockets => Bench::Sockets,
@@ -93,6 +105,8 @@ fn measure(args: Args) -> Result<(), BenchError> {
         seconds: args.seconds,
         rounds: args.rounds.map(|rounds| rounds as usize),
         connections: args.connections as usize,
+        processes: args.processes as usize,
+        imports: args.imports as usize,
         ..Options::default()
     };
     let report = vmmc_bench::run(name.into(), &options)?;

@@ -48,6 +48,8 @@ pub(crate) struct Client {
     /// What it wants done by the engine.
     pub(crate) queue: Option<Queue>,
     outbox: VecDeque<Packet>,
+    /// The service waits for its socket to become writable.
+    pub(crate) awaits_room: bool,
 }
 
 /// What Hello and Welcome settled.
@@ -100,6 +102,7 @@ impl Client {
             holds: HashSet::new(),
             queue: None,
             outbox: VecDeque::new(),
+            awaits_room: false,
         }
     }
 

@@ -25,18 +25,18 @@ impl Service {
         descriptors: Vec<Descriptor>,
         truncated: bool,
     ) {
-        let identity = self.clients.get(key).and_then(|client| client.identity.clone());
-        match (identity, request) {
-            (None, Request::Hello(hello)) => self.hello(key, hello),
-            (Some(_), Request::Status { seq }) => {
+        let Some(client) = self.clients.get(key) else { return };
+        match (client.identity.is_some(), client.process_id(), request) {
+            (false, _, Request::Hello(hello)) => self.hello(key, hello),
+            (true, _, Request::Status { seq }) => {
                 let status = self.status();
                 self.reply(key, Answer::Status { seq, status });
             }
-            (Some(_), Request::Stop { seq }) => {
+            (true, _, Request::Stop { seq }) => {
                 self.stopping = true;
                 self.reply(key, Answer::Done { seq });
             }
-            (Some(Identity::Process { id, .. }), request) => {
+            (true, Some(id), request) => {
                 self.handle_process(key, id, request, descriptors, truncated);
             }
             _ => self.doom(key),

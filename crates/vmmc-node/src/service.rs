@@ -298,9 +298,13 @@ impl Service {
         };
         let flushed =
             client.flush(|| mail_slot.into_iter().for_each(|slot| slots.count_mail(slot)));
-        let wanted = if flushed == Flushed::Full { Readiness::BOTH } else { Readiness::READ };
-        // Fails only for a client that is about to be disconnected.
-        let _ = self.poller.change(&client.socket, SOCKET | key.0, wanted);
+        let full = flushed == Flushed::Full;
+        if full != client.awaits_room {
+            client.awaits_room = full;
+            let wanted = if full { Readiness::BOTH } else { Readiness::READ };
+            // Fails only for a client that is about to be disconnected.
+            let _ = self.poller.change(&client.socket, SOCKET | key.0, wanted);
+        }
         match flushed {
             Flushed::Empty | Flushed::Full => {}
             Flushed::Later => self.later.push(key),

@@ -48,7 +48,7 @@ use core::ops::Range;
 pub const POSTINGS: usize = 7;
 /// Most postings of an export at a time.
 #[cfg(loom)]
-pub const POSTINGS: usize = 1;
+pub const POSTINGS: usize = 2;
 
 #[cfg(not(loom))]
 const RECORDS: usize = 59;

@@ -139,6 +139,31 @@ fn two_arrivals_and_one_record() {
 }
 
 #[test]
+fn two_posts_against_an_arrival_over_both() {
+    model(|| {
+        let memory = Memory::new();
+        memory.table.post(0, 1, 0, 1, 1);
+        let sending = Arc::clone(&memory);
+        let sender = thread::spawn(move || sending.send(0, 2));
+        // The second comes, and the first goes, while bytes arrive for both; each has the other's place.
+        memory.table.post(1, 2, 1, 1, 0);
+        let first = memory.table.withdraw(0, 1, 1, || false);
+        sender.join().unwrap();
+        let second = memory.table.withdraw(1, 2, 1, || false);
+        assert!(!second.stalled, "nobody is left");
+        let redirected = [!first.redirected.is_empty(), !second.redirected.is_empty()];
+        for (at, redirected) in
+            redirected.into_iter().enumerate().filter(|(at, _)| *at == 1 || !first.stalled)
+        {
+            // SAFETY: no sender owns a claim.
+            let found = memory.posted[1 - at].with(|byte| unsafe { *byte });
+            assert!(!redirected || found == 1, "told of bytes that are not there");
+        }
+        memory.complete(redirected, 0..2);
+    });
+}
+
+#[test]
 fn an_arrival_that_saw_the_posting_before() {
     model(|| {
         let memory = Memory::new();

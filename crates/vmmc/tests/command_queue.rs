@@ -265,7 +265,7 @@ fn a_full_queue_is_back_pressure() {
 fn notified(export: &Export, count: usize) -> Vec<usize> {
     let next = |_| {
         let notification = export.wait(FOREVER).unwrap();
-        assert!(!notification.many, "more than a mailbox holds");
+        assert!(notification.lost == 0, "more than a mailbox holds");
         notification.offset
     };
     (0..count).map(next).collect()

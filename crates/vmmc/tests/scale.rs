@@ -1,4 +1,4 @@
-//! Many processes and many pairs at one service.
+//! Many processes, many imports and many pairs at one service.
 
 mod harness;
 
@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use harness::{Node, until};
-use vmmc::{PairMemory, PairingEvent};
+use vmmc::{ImportSource, PairMemory, PairingEvent};
 
 #[test]
 fn a_thousand_processes_and_their_pairs() {
@@ -69,4 +69,39 @@ fn a_thousand_processes_and_their_pairs() {
         let status = node.status();
         status["pairs"] == 0 && status["processes"] == 0 && status["offers"] == 0
     });
+}
+
+/// Resident bytes and open descriptors of another process.
+fn footprint(pid: i32) -> (usize, usize) {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    (pages * rustix::param::page_size(), descriptors)
+}
+
+#[test]
+fn imports_cost_the_service_little_memory_and_no_descriptors() {
+    const PROCESSES: usize = 20;
+    const IMPORTS: usize = 20_000;
+    let node = Node::new();
+    let processes: Vec<_> = (0..PROCESSES).map(|_| node.open_polled()).collect();
+    let service = node.service_pid().unwrap();
+    let exports: Vec<_> =
+        processes.iter().map(|process| process.export(4096).create().unwrap()).collect();
+    let (before, open) = footprint(service);
+    let mut imports = Vec::with_capacity(IMPORTS);
+    for number in 0..IMPORTS {
+        let export = &exports[number / PROCESSES % PROCESSES];
+        let process = &processes[number % PROCESSES];
+        imports.push(process.import(ImportSource::Id(export.id())).open().unwrap());
+    }
+    assert_eq!(node.status()["imports"], IMPORTS);
+    let (after, still_open) = footprint(service);
+    // A thousand bytes each would be 100 MB for a hundred thousand.
+    assert!(after < before + 1000 * IMPORTS, "{} bytes an import", (after - before) / IMPORTS);
+    assert!(still_open <= open + 2, "{still_open} descriptors, {open} before");
+    imports[IMPORTS - 1].signal(0, 7).unwrap();
+    assert_eq!(exports[(IMPORTS - 1) / PROCESSES % PROCESSES].load_signal(0), Ok(7));
+    drop(imports);
+    until("all are given back", || node.status()["imports"] == 0);
 }
