@@ -228,6 +228,63 @@ fn post_and_withdraw_under_load_lose_nothing() {
     assert!(redirected.iter().all(|bytes| *bytes > 0), "{redirected:?}");
 }
 
+/// Two postings that touch are open together, come and go in turns, and every send covers both.
+#[test]
+fn two_posts_that_touch_lose_nothing_under_load() {
+    const HALF: usize = 200_000;
+    const SIGNAL: usize = MIB - 8;
+    const CHECKED: usize = MIB - 16;
+    let node = Node::new();
+    let (export, [import, _]) = redirectable(&node, MIB, MIB);
+    let stop = AtomicBool::new(false);
+    let mut redirected = [0usize; 2];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1u64.. {
+                import.send_signal(0, &vec![round as u8; 2 * HALF], SIGNAL, round).unwrap();
+                while export.load_signal(CHECKED).unwrap() != round {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for round in 1..=100u64 {
+            loop {
+                let done = export.load_signal(SIGNAL).unwrap() == round;
+                // The one that is posted first is finished last, and the other way round.
+                let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+                let mut open: Vec<_> = order
+                    .map(|half| {
+                        let buffer = export.redirect_buffer(HALF).unwrap();
+                        (half, export.post(half * HALF, buffer).unwrap())
+                    })
+                    .into();
+                if !done {
+                    std::thread::sleep(Duration::from_micros(round % 50));
+                }
+                while let Some((half, posting)) = open.pop() {
+                    let finished = export.finish(posting).unwrap();
+                    let bytes = contents(&finished.buffer);
+                    for range in finished.redirected {
+                        redirected[half] += range.len();
+                        export.write(half * HALF + range.start, &bytes[range]).unwrap();
+                    }
+                }
+                if done {
+                    break;
+                }
+            }
+            let found = default(&export, 0..2 * HALF);
+            assert!(found.iter().all(|byte| *byte == round as u8), "round {round}");
+            export.write(CHECKED, &round.to_le_bytes()).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(redirected.iter().all(|bytes| *bytes > 0), "{redirected:?}");
+}
+
 /// A sender that is stopped, and one that is killed, at random moments: the receiver goes on, and what it was given back is
 /// written by nobody.
 #[test]
