@@ -95,21 +95,22 @@ impl Drop for Place {
     }
 }
 
-/// `vmmc` of the same profile, built if it is not there.
+/// `vmmc` beside its library: from `$VMMC_TEST_PROGRAMS` if that is set, else built in this profile. It has to be built even if it is
+/// there, for `cargo test` does not build the library anew.
 fn vmmc_program() -> PathBuf {
+    if let Some(directory) = std::env::var_os("VMMC_TEST_PROGRAMS") {
+        return Path::new(&directory).join("vmmc");
+    }
     let deps = std::env::current_exe().unwrap();
     let profile = deps.ancestors().nth(2).unwrap();
-    let program = profile.join("vmmc");
-    if !program.exists() {
-        let release = profile.file_name().is_some_and(|name| name == "release");
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "-p", "vmmc-cli", "-p", "vmmc-preload"]);
-        build.args(release.then_some("--release"));
-        build.arg("--target-dir").arg(profile.parent().unwrap());
-        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
-        assert!(build.status().unwrap().success(), "vmmc cannot be built");
-    }
-    program
+    let release = profile.file_name().is_some_and(|name| name == "release");
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "-p", "vmmc-cli", "-p", "vmmc-preload"]);
+    build.args(release.then_some("--release"));
+    build.arg("--target-dir").arg(profile.parent().unwrap());
+    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+    assert!(build.status().unwrap().success(), "vmmc cannot be built");
+    profile.join("vmmc")
 }
 
 fn check(report: &Report, expected: &[(&str, usize)]) {
