@@ -28,7 +28,10 @@ const LISTENER: &str = "idle-listener";
 const CALLER: &str = "idle-caller";
 
 /// Round trips on each connection before it is left alone: more than lifting takes.
-const WARM_UP: usize = 40;
+const WARM_UP: u64 = 40;
+/// After every so many of them the caller leaves the processor to the node service, which may have no other.
+const IN_A_ROW: u64 = 10;
+const PAUSE: Duration = Duration::from_micros(200);
 /// Descriptors that one end of a lifted connection takes: the socket, its bell and the peer's.
 const DESCRIPTORS: u64 = 3;
 /// For what goes on behind the last round trip.
@@ -210,7 +213,10 @@ fn hold_connected() -> Result<(), BenchError> {
         let count: usize = line.parse().map_err(|_| wrong(line))?;
         for _ in 0..count {
             let mut socket = connect(address)?;
-            for number in 0..WARM_UP as u64 {
+            for number in 0..WARM_UP {
+                if number % IN_A_ROW == 0 {
+                    std::thread::sleep(PAUSE);
+                }
                 let mut payload = number.to_ne_bytes();
                 socket.write_all(&payload).map_err(lost)?;
                 socket.read_exact(&mut payload).map_err(lost)?;
