@@ -42,7 +42,8 @@ impl std::fmt::Debug for Notify {
 ///
 /// **Coalescing.** An export keeps 64 notifications that nobody took, each by itself. Those that come when it is full are counted, and
 /// the count is taken as one notification after the 64: none is lost silently. **Order.** Those of one importer come in the order of
-/// its sends. **Visibility.** All bytes of the send, and all that the same thread sent before on this import, are visible.
+/// its sends. **Visibility.** All bytes of the send, and all that the same thread sent before on this import by calls that
+/// have returned, are visible; of asynchronous operations, those that are complete.
 ///
 /// What it says was written by another process. It is checked against the export (the range is always inside), but nothing says that the
 /// sender told the truth.
