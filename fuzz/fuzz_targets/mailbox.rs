@@ -16,6 +16,10 @@ enum Act {
         last_word: u64,
     },
     Take,
+    /// The exporter is about to sleep.
+    Sleep {
+        generation: u64,
+    },
     /// Bytes that a hostile sender writes somewhere.
     Scribble {
         at: u16,
@@ -30,7 +34,12 @@ fuzz_target!(|acts: Vec<Act>| {
     let mailbox = unsafe { Mailbox::at(start) };
     for act in acts {
         match act {
-            Act::Push { offset, len, last_word } => mailbox.push(Note { offset, len, last_word }),
+            Act::Push { offset, len, last_word } => {
+                if let Some(sleep) = mailbox.push(Note { offset, len, last_word }) {
+                    mailbox.rung(sleep);
+                }
+            }
+            Act::Sleep { generation } => mailbox.announce_sleep(generation),
             Act::Take => drop(mailbox.take()),
             Act::Scribble { at, bytes } => {
                 let at = usize::from(at) % Mailbox::LEN;
