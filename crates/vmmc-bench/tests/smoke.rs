@@ -78,7 +78,7 @@ impl Place {
             sizes: sizes.to_vec(),
             seconds: Some(0.1),
             rounds: Some(2),
-            connections: 20,
+            connections: 200,
             progress: false,
             peer: PeerProgram { program: std::env::current_exe().unwrap(), arguments: Vec::new() },
             vmmc: self.vmmc.clone(),
@@ -222,14 +222,15 @@ fn sockets(place: &Place) {
 fn idle(place: &Place) {
     let report = run(Bench::Idle, &place.options(&[])).unwrap();
     let parts = |path: &str| {
-        let rows = report.rows.iter().filter(|row| row.path == path && row.size == 20);
+        let rows = report.rows.iter().filter(|row| row.path == path && row.size == 200);
         rows.map(|row| row.part.unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(parts("tcp"), ["processes", "kernel", "all"]);
     assert_eq!(parts("lifted"), ["processes", "kernel", "all"]);
-    // Two rings of a page each belong to a lifted connection: it was lifted, and they are counted.
+    // Two rings of a page each belong to a lifted connection: it was lifted, and they are counted. What the programs
+    // give back meanwhile is less.
     let lifted = report.rows.iter().find(|row| row.path == "lifted").unwrap();
-    assert!(lifted.p50 > 8.0, "{lifted:?}");
+    assert!(lifted.p50 > 4.0, "{lifted:?}");
 }
 
 fn no_peer(place: &Place) {
