@@ -33,6 +33,9 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("curl", "curl", "the tests of nginx with curl"),
     wanted("wrk", "wrk", "the test of nginx with wrk"),
     wanted("python3", "python3", "the Python test"),
+    wanted("ip", "iproute2", "the tests between several hosts"),
+    wanted("tc", "iproute2", "the tests between several hosts"),
+    wanted("unshare", "util-linux", "the tests between several hosts"),
     wanted("cc", "gcc", "the tests that compile small C programs"),
 ];
 

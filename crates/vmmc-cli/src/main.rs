@@ -6,6 +6,7 @@ mod node;
 mod run;
 mod sim;
 mod stat;
+mod testbed;
 mod utlb;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Utlb(utlb::Args),
     /// Run the link's protocol on a network in virtual time
     Sim(sim::Args),
+    /// Make several hosts on this machine, with cables to cut
+    Testbed(testbed::Args),
     /// Show what this machine allows, what follows, and how to change it
     Doctor(doctor::Args),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Utlb(args) => utlb::run(args),
         Command::Sim(args) => sim::run(args),
+        Command::Testbed(args) => testbed::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
 }
