@@ -1,8 +1,12 @@
 //! The network interface in software.
 //!
-//! [`engine`] executes the commands of a process's queue. [`utlb`] is the user-managed translation table: which local pages an engine may read and write now.
+//! [`port`] drives the links to other nodes over a [`fabric`]. [`engine`] executes the commands of a process's queue. [`utlb`] is the user-managed translation table: which local pages an engine may read and write now.
 
-// Its queue sleeps in the kernel, which no model has.
+// These sleep in the kernel, or speak with it, which no model has.
 #[cfg(not(loom))]
 pub mod engine;
+#[cfg(not(loom))]
+pub mod fabric;
+#[cfg(not(loom))]
+pub mod port;
 pub mod utlb;

@@ -1,0 +1,30 @@
+//! A way to reach other nodes: datagrams that may be lost, repeated, reordered or damaged.
+
+mod udp;
+
+use std::net::SocketAddr;
+
+pub use udp::{BindError, UdpFabric};
+
+/// What a [`Port`](crate::port::Port) sends and receives through. One of them is one path to every peer.
+///
+/// Nothing here may wait, and in the steady state nothing may allocate. A fabric is used by one thread at a time.
+pub trait Fabric {
+    /// How many datagrams of `segment` bytes it takes at once; at least 1.
+    fn batch(&self, segment: usize) -> usize;
+
+    /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
+    fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent;
+
+    /// Hands over datagrams that have come, at most some dozens, each to `take`, which may write in it; how many there were. 0: nothing has come.
+    fn receive(&mut self, take: impl FnMut(SocketAddr, &mut [u8])) -> usize;
+}
+
+/// What became of datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// They are on their way, as far as can be known, or are lost: to a link that is the same.
+    Gone,
+    /// There is no room at the moment. Nothing was sent.
+    Full,
+}

@@ -1,0 +1,176 @@
+//! UDP, with segmentation offload both ways.
+
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Socket, Type};
+use vmmc_os::enlarge_socket_buffers;
+
+use super::{Fabric, Sent};
+
+/// Bytes of the largest super-packet, sent or received.
+const SUPER_PACKET: usize = 65_535;
+/// Most bytes of a super-packet's payload: IPv4's length field counts two headers too.
+const MOST_SENT: usize = SUPER_PACKET - 20 - 8;
+/// Super-packets received at once. More would leave the second-level cache before they are looked at.
+const BATCH: usize = 8;
+/// What the kernel may hold for us in either direction: some windows of a fast link.
+const KERNEL_BUFFER: usize = 4 << 20;
+
+/// A UDP socket at one address of this node.
+pub struct UdpFabric {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    buffer: Vec<u8>,
+}
+
+/// Why a fabric cannot be had at an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub enum BindError {
+    /// {address} is no address of this host, or is taken ({cause}): correct node.toml, or end the other service
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+impl UdpFabric {
+    /// Listens at an address. Port 0 takes any that is free.
+    ///
+    /// # Errors
+    /// When the address is not this host's, or is taken.
+    pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
+        let open = || -> io::Result<Self> {
+            let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            enlarge_socket_buffers(&socket, KERNEL_BUFFER);
+            socket.bind(&address.into())?;
+            let socket = UdpSocket::from(socket);
+            let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+            Ok(Self { socket, state, buffer: vec![0; BATCH * SUPER_PACKET] })
+        };
+        open().map_err(|cause| BindError::Bind { address, cause: cause.to_string() })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Never for a socket that is bound, unless the system is out of memory.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+impl Fabric for UdpFabric {
+    fn batch(&self, segment: usize) -> usize {
+        self.state.max_gso_segments().min(MOST_SENT / segment.max(1)).max(1)
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
+        let transmit = Transmit {
+            destination: to,
+            ecn: None,
+            contents: bytes,
+            segment_size: (segment < bytes.len()).then_some(segment),
+            src_ip: None,
+        };
+        match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
+            // No route, a size that the device does not carry: a network that loses packets looks no different.
+            _ => Sent::Gone,
+        }
+    }
+
+    fn receive(&mut self, mut take: impl FnMut(SocketAddr, &mut [u8])) -> usize {
+        let mut metas = [RecvMeta::default(); BATCH];
+        let mut chunks = self.buffer.chunks_exact_mut(SUPER_PACKET);
+        // There are exactly as many.
+        let mut slices: [_; BATCH] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let socket = UdpSockRef::from(&self.socket);
+        let Ok(received) = self.state.recv(socket, &mut slices, &mut metas) else { return 0 };
+        let mut count = 0;
+        for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
+            for datagram in slice[..meta.len].chunks_mut(meta.stride.max(1)) {
+                take(meta.addr, datagram);
+                count += 1;
+            }
+        }
+        // An empty datagram is one too: there may be more behind it.
+        count.max(received)
+    }
+}
+
+impl AsFd for UdpFabric {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for UdpFabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpFabric").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Receives until `wanted` datagrams have come.
+    fn receive(fabric: &mut UdpFabric, wanted: usize) -> Vec<Vec<u8>> {
+        let limit = Instant::now() + Duration::from_secs(10);
+        let mut found = Vec::new();
+        while found.len() < wanted {
+            assert!(Instant::now() < limit, "{} of {wanted} datagrams came", found.len());
+            fabric.receive(|_, datagram| found.push(datagram.to_vec()));
+        }
+        found
+    }
+
+    fn datagrams_keep_their_sizes(address: &str) {
+        let mut from = UdpFabric::bind(address.parse().unwrap()).unwrap();
+        let mut to = UdpFabric::bind(address.parse().unwrap()).unwrap();
+        let target = to.address().unwrap();
+        for (len, segment) in [(1, 1400), (1400, 1400), (14_001, 1400), (60_000, 1400)] {
+            let bytes: Vec<u8> = (0..len).map(|byte| byte as u8).collect();
+            let most = from.batch(segment) * segment;
+            let chunks: Vec<_> = bytes.chunks(most).collect();
+            for chunk in &chunks {
+                assert_eq!(from.send(target, chunk, segment), Sent::Gone);
+            }
+            let expected: Vec<_> = bytes.chunks(segment).map(<[u8]>::to_vec).collect();
+            assert_eq!(receive(&mut to, expected.len()), expected);
+        }
+        assert_eq!(to.receive(|_, _| panic!("nothing was sent")), 0);
+    }
+
+    #[test]
+    fn datagrams_keep_their_sizes_over_ipv4() {
+        datagrams_keep_their_sizes("127.0.0.1:0");
+    }
+
+    #[test]
+    fn datagrams_keep_their_sizes_over_ipv6() {
+        if std::net::UdpSocket::bind("[::1]:0").is_err() {
+            eprintln!("left out: this host has no IPv6");
+            return;
+        }
+        datagrams_keep_their_sizes("[::1]:0");
+    }
+
+    #[test]
+    fn an_address_that_is_not_ours_is_named() {
+        let error = UdpFabric::bind("192.0.2.1:7411".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1:7411"), "{error}");
+    }
+}

@@ -1,0 +1,269 @@
+//! A node's port: its links to other nodes, driven over its fabrics. It has no thread of its own and never waits: whoever has time polls it.
+//!
+//! ```text
+//!            poll
+//!              │          ┌─ link 0 ─┐
+//!  fabric 0 ── receive ──►├─ link 1 ─┤◄──► Host (memory of this node)
+//!  fabric 1 ── by number  └─ link 2 ─┘
+//!     ▲                        │
+//!     └──── send, in batches ──┘         path n of every link goes over fabric n
+//! ```
+
+use std::net::SocketAddr;
+
+use vmmc_link::wire::Header;
+use vmmc_link::{Config, Event, KeyError, Keys, Link, Memory, Time};
+
+use crate::fabric::{Fabric, Sent};
+
+/// Bytes that are built before they are handed to a fabric.
+const BUFFER: usize = 64 << 10;
+/// Batches received from one fabric before the others have their turn.
+const TURNS: usize = 4;
+
+/// The memory of this node, for all links.
+pub trait Host: Memory {
+    /// All calls until the next are made for this link.
+    fn turn_to(&mut self, link: LinkNumber);
+}
+
+/// A link of a port; never used twice before 2^16 others in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkNumber(u32);
+
+impl LinkNumber {
+    /// As it stands in packets to this node.
+    pub fn on_the_wire(self) -> u32 {
+        self.0
+    }
+
+    fn index(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+}
+
+/// Why there is no further link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+pub enum OpenLinkError {
+    /// a port carries 65,536 links at most; close some
+    Limit,
+    /// {0}
+    Key(KeyError),
+}
+
+/// All links of a node.
+#[derive(Debug)]
+pub struct Port<F> {
+    fabrics: Vec<F>,
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// What is built and sent next.
+    buffer: Vec<u8>,
+    /// What a fabric had no room for: it is sent before anything else is built.
+    held: Option<Held>,
+    /// Datagrams that belong to no link.
+    strays: u64,
+}
+
+/// Where a link is; its number's upper half counts the links that were here.
+#[derive(Debug)]
+struct Place {
+    number: LinkNumber,
+    peer: Option<Peer>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    link: Link,
+    /// Where each path leads.
+    addresses: Vec<SocketAddr>,
+    /// Something happened that it may have to send for.
+    touched: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    fabric: usize,
+    to: SocketAddr,
+    len: usize,
+    segment: usize,
+}
+
+impl<F: Fabric> Port<F> {
+    /// A port with one fabric for each path; at most 64.
+    pub fn new(fabrics: Vec<F>) -> Self {
+        Self {
+            fabrics,
+            places: Vec::new(),
+            free: Vec::new(),
+            buffer: vec![0; BUFFER],
+            held: None,
+            strays: 0,
+        }
+    }
+
+    /// Its fabrics, by path.
+    pub fn fabrics(&self) -> &[F] {
+        &self.fabrics
+    }
+
+    /// Takes a number for a link, which the peer has to be told before it can send. Give it back with [`Port::close`] if nothing comes of it.
+    ///
+    /// # Errors
+    /// [`OpenLinkError::Limit`].
+    pub fn reserve(&mut self) -> Result<LinkNumber, OpenLinkError> {
+        if let Some(index) = self.free.pop() {
+            let place = &mut self.places[index as usize];
+            place.number = LinkNumber((place.number.0 >> 16).wrapping_add(1) << 16 | index);
+            return Ok(place.number);
+        }
+        let index = u32::try_from(self.places.len()).map_err(|_| OpenLinkError::Limit)?;
+        if index > 0xffff {
+            return Err(OpenLinkError::Limit);
+        }
+        self.places.push(Place { number: LinkNumber(index), peer: None });
+        Ok(LinkNumber(index))
+    }
+
+    /// Opens the link that a number was reserved for. Of `config` the numbers of paths and of this side are filled in; `addresses` are the
+    /// peer's, by path.
+    ///
+    /// # Errors
+    /// [`OpenLinkError::Key`].
+    pub fn open(
+        &mut self,
+        number: LinkNumber,
+        config: Config,
+        keys: &Keys,
+        mut addresses: Vec<SocketAddr>,
+        now: Time,
+    ) -> Result<(), OpenLinkError> {
+        addresses.truncate(self.fabrics.len());
+        // At most 64 by construction of a port.
+        let paths = addresses.len() as u8;
+        let config = Config { local_link: number.0, paths, ..config };
+        let link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
+        if let Some(place) = self.places.get_mut(number.index()) {
+            place.peer = Some(Peer { link, addresses, touched: true });
+        }
+        Ok(())
+    }
+
+    /// A link that is open, to give it commands.
+    pub fn link(&mut self, number: LinkNumber) -> Option<&mut Link> {
+        let place = self.places.get_mut(number.index()).filter(|place| place.number == number)?;
+        let peer = place.peer.as_mut()?;
+        peer.touched = true;
+        Some(&mut peer.link)
+    }
+
+    /// Forgets a link. To have the peer told, end the link and poll before.
+    pub fn close(&mut self, number: LinkNumber) {
+        let Some(place) = self.places.get_mut(number.index()) else { return };
+        if place.number == number {
+            place.peer = None;
+            self.free.push(number.0 & 0xffff);
+        }
+    }
+
+    /// Receives what has come, lets time pass, and sends what may go. Whether anything happened.
+    pub fn poll(&mut self, now: Time, host: &mut impl Host) -> bool {
+        let mut busy = self.receive(now, host);
+        let room = self.flush();
+        for index in 0..self.places.len() {
+            let Place { number, peer: Some(peer) } = &mut self.places[index] else { continue };
+            if peer.link.poll_timeout().is_some_and(|at| at <= now) {
+                peer.link.handle_timeout(now);
+                peer.touched = true;
+            }
+            if peer.touched && room {
+                busy = true;
+                host.turn_to(*number);
+                self.transmit(now, index, host);
+            }
+        }
+        busy
+    }
+
+    /// When [`Port::poll`] should be called next, if nothing comes before. With something held back for want of room: soon.
+    pub fn deadline(&self, now: Time) -> Option<Time> {
+        if self.held.is_some() {
+            return Some(now);
+        }
+        self.peers().filter_map(|(_, peer)| peer.link.poll_timeout()).min()
+    }
+
+    /// What happened on any link; per link the oldest first.
+    pub fn poll_event(&mut self) -> Option<(LinkNumber, Event)> {
+        self.places.iter_mut().find_map(|place| {
+            let event = place.peer.as_mut()?.link.poll_event()?;
+            Some((place.number, event))
+        })
+    }
+
+    /// Datagrams that belonged to no link.
+    pub fn strays(&self) -> u64 {
+        self.strays
+    }
+
+    fn peers(&self) -> impl Iterator<Item = (LinkNumber, &Peer)> {
+        self.places.iter().filter_map(|place| Some((place.number, place.peer.as_ref()?)))
+    }
+
+    fn receive(&mut self, now: Time, host: &mut impl Host) -> bool {
+        let (places, strays) = (&mut self.places, &mut self.strays);
+        let mut busy = false;
+        for fabric in &mut self.fabrics {
+            for _ in 0..TURNS {
+                let count = fabric.receive(|_, datagram| {
+                    // Whose it is says its link number; who sent it is known when its tag was checked.
+                    let number = Header::parse(datagram).map(|header| LinkNumber(header.link));
+                    let place = number.ok().and_then(|number| {
+                        places.get_mut(number.index()).filter(|place| place.number == number)
+                    });
+                    let Some(Place { number, peer: Some(peer) }) = place else {
+                        *strays += 1;
+                        return;
+                    };
+                    host.turn_to(*number);
+                    // Why a datagram was dropped stands in the link's counters.
+                    let _ = peer.link.handle_datagram(now, datagram, host);
+                    peer.touched = true;
+                });
+                if count == 0 {
+                    break;
+                }
+                busy = true;
+            }
+        }
+        busy
+    }
+
+    /// Sends all that one link may send now, or as much as the fabrics have room for.
+    fn transmit(&mut self, now: Time, index: usize, host: &mut impl Host) {
+        while self.flush() {
+            let Some(peer) = &mut self.places[index].peer else { return };
+            // Paths may have other sizes: what the smallest batch allows is enough for all.
+            let segment = peer.link.mtu(0).map_or(1200, usize::from);
+            let most = self.fabrics.iter().map(|fabric| fabric.batch(segment)).min().unwrap_or(1);
+            let Some(sent) = peer.link.poll_transmit(now, &mut self.buffer, most, host) else {
+                peer.touched = false;
+                return;
+            };
+            let fabric = usize::from(sent.path);
+            let to = peer.addresses[fabric];
+            self.held = Some(Held { fabric, to, len: sent.len, segment: sent.segment });
+        }
+    }
+
+    /// Sends what was built; `false` if there is still no room for it.
+    fn flush(&mut self) -> bool {
+        let Some(held) = self.held else { return true };
+        let bytes = &self.buffer[..held.len];
+        if self.fabrics[held.fabric].send(held.to, bytes, held.segment) == Sent::Full {
+            return false;
+        }
+        self.held = None;
+        true
+    }
+}
