@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
-use vmmc_node::{ServeOptions, serve, start, status, stop};
+use vmmc_node::{ClusterConfig, ClusterKey, ServeOptions, serve, start, status, stop};
 use vmmc_os::{close_inherited, default_runtime_dir, detach};
 
 /// The node service of this user.
@@ -34,6 +34,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Print a new cluster key, for a file that only you can read
+    Key,
     /// Be the service, in the foreground
     Serve {
         /// Leave terminal, session and inherited descriptors behind
@@ -61,6 +63,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
             Err(error) => Err(error.to_string()),
         },
         Action::Status { json } => show_status(&dir, json),
+        Action::Key => {
+            println!("{}", ClusterKey::random().to_hex());
+            Ok(())
+        }
         Action::Serve { detached } => serve_here(dir, detached),
     };
     match result {
@@ -157,5 +163,18 @@ fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return Err("VMMC_NODE_PINNED_BYTES is not a number of bytes".into()),
     };
-    serve(&ServeOptions { runtime_dir: dir, idle, pinned_limit }).map_err(|error| error.to_string())
+    let cluster = cluster(&dir)?;
+    serve(&ServeOptions { runtime_dir: dir, idle, pinned_limit, cluster })
+        .map_err(|error| error.to_string())
+}
+
+/// The other nodes: `$VMMC_NODE_CONFIG`, else `node.toml` in the runtime directory if there is one.
+fn cluster(dir: &std::path::Path) -> Result<Option<ClusterConfig>, String> {
+    let beside = dir.join("node.toml");
+    let path = match std::env::var_os("VMMC_NODE_CONFIG").filter(|path| !path.is_empty()) {
+        Some(path) => path.into(),
+        None if beside.exists() => beside,
+        None => return Ok(None),
+    };
+    ClusterConfig::read(&path).map(Some).map_err(|error| error.to_string())
 }

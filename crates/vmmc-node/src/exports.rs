@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use vmmc_os::{
     Access, Credentials, Descriptor, Event, Mapping, is_event, memory_len, memory_seals,
-    random_u64, reopen_read_only, reserve_memory, write_memory,
+    random_u64, read_memory, reopen_read_only, reserve_memory, write_memory,
 };
 use vmmc_proto::{
     Allow, ExportDeclaration, ExportEntry, ExportId, Grant, MAX_ENTRIES, MAX_EXPORT_LEN, MAX_NAME,
@@ -221,12 +221,11 @@ impl Exports {
                 descriptors.push(Rc::clone(&redirection.memory));
             }
         }
-        self.last_handle += 1;
-        let handle = self.last_handle;
         let slot = export.slot;
+        let len = export.declaration.len;
+        let handle = self.fresh_handle();
         self.imports.insert(handle, Import { export: id, rights, slot });
         *self.users.entry(slot.index).or_default() += 1;
-        let len = export.declaration.len;
         let grant = Grant {
             handle,
             export: id,
@@ -293,6 +292,55 @@ impl Exports {
             export.notify(Note { offset, len, last_word: u64::from_le_bytes(word) })?;
         }
         Ok(())
+    }
+
+    /// As [`Exports::send`], the notification alone.
+    pub(crate) fn notify(
+        &mut self,
+        handle: u64,
+        offset: u64,
+        len: u64,
+        last_word: u64,
+    ) -> Result<(), Refusal> {
+        let export = self.reached(handle, Rights::WRITE, offset, len)?;
+        if export.notify.is_none() {
+            return Err(Refusal::Range);
+        }
+        export.notify(Note { offset, len, last_word })
+    }
+
+    /// Reads on behalf of an importer on another node.
+    pub(crate) fn fetch(
+        &mut self,
+        handle: u64,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Result<(), Refusal> {
+        let export = self.reached(handle, Rights::READ, offset, into.len() as u64)?;
+        if read_fully(&export.memory, offset, into) { Ok(()) } else { Err(Refusal::Memory) }
+    }
+
+    /// The export behind an import that has this right, if the range lies in it.
+    fn reached(
+        &mut self,
+        handle: u64,
+        right: Rights,
+        offset: u64,
+        count: u64,
+    ) -> Result<&mut Export, Refusal> {
+        let import = self.imports.get(&handle).ok_or(Refusal::Invalid)?;
+        if !import.rights.contains(right) {
+            return Err(Refusal::Rights);
+        }
+        let export = self.by_id.get_mut(&import.export).ok_or(Refusal::Gone)?;
+        let len = export.declaration.len;
+        if offset > len || count > len - offset { Err(Refusal::Range) } else { Ok(export) }
+    }
+
+    /// A handle that no import of this service had.
+    pub(crate) fn fresh_handle(&mut self) -> u64 {
+        self.last_handle += 1;
+        self.last_handle
     }
 
     /// A page of the list, after `after`.
@@ -429,4 +477,17 @@ fn store_signal(memory: &Descriptor, offset: u64, value: u64) -> Result<(), Refu
     let word = unsafe { &*mapping.as_ptr().add(within).cast::<std::sync::atomic::AtomicU64>() };
     word.store(value, std::sync::atomic::Ordering::Release);
     Ok(())
+}
+
+/// A copy that its owner can no longer change.
+pub(crate) fn read_fully(memory: &Descriptor, offset: u64, bytes: &mut [u8]) -> bool {
+    let mut done = 0;
+    while done < bytes.len() {
+        match read_memory(memory, offset + done as u64, &mut bytes[done..]) {
+            Ok(count) if count > 0 => done += count,
+            Err(vmmc_os::OsError::INTR) => {}
+            _ => return false,
+        }
+    }
+    true
 }

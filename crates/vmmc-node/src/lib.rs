@@ -9,6 +9,7 @@
 //! that sends nonsense is disconnected alone.
 
 mod clients;
+mod cluster;
 mod control;
 mod directory;
 mod exports;
@@ -22,6 +23,7 @@ mod service;
 mod slots;
 mod start;
 
+pub use cluster::{ClusterConfig, ClusterError, ClusterKey, ConfigError, KnownNode};
 pub use control::{ControlError, status, stop};
 pub use directory::ClaimError;
 pub use service::{ServeError, ServeOptions, serve};

@@ -1,17 +1,21 @@
 //! The command queues of the processes: each in memory that its process may spoil.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use vmmc_ni::engine::Engine;
-use vmmc_os::{Access, Descriptor, Mapping, memory_len, memory_seals, read_memory, reserve_memory};
+use vmmc_os::{Access, Descriptor, Mapping, memory_len, memory_seals, reserve_memory};
 use vmmc_proto::Refusal;
 use vmmc_shm::command::{Command, CommandQueue, Direction, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
 
 use crate::clients::ClientKey;
+use crate::exports::{Exports, read_fully};
 use crate::service::Service;
 
 /// Commands of one process executed before it is the next one's turn.
 const BUDGET: usize = 16;
+/// How long after a command for another node a queue is still looked at.
+const LINGER: Duration = Duration::from_micros(50);
 
 /// One process's queue. Only the commands are mapped; payload is read into the service's own buffer.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(crate) struct Queue {
     engine: Engine,
     /// It has a place in the round.
     active: bool,
+    /// It keeps that place until then, because it works with other nodes: answers that it waits for come soon, and then it commands again.
+    until: Option<Instant>,
 }
 
 /// Whose turn it is.
@@ -49,7 +55,14 @@ impl Queue {
         reserve_memory(&memory, 0, PAYLOAD as u64).map_err(|_| Refusal::Memory)?;
         let mapping =
             Mapping::new(&memory, 0, PAYLOAD, Access::ReadWrite).map_err(|_| Refusal::Exhausted)?;
-        Ok(Self { memory, mapping, engine: Engine::default(), active: false })
+        Ok(Self { memory, mapping, engine: Engine::default(), active: false, until: None })
+    }
+
+    /// The queue itself.
+    pub(crate) fn commands(&self) -> &CommandQueue {
+        // SAFETY: the mapping is page-aligned, `PAYLOAD` bytes long, which is no less than a queue, writable, and lives as long as `self`;
+        // the memory cannot shrink (checked when it was shown).
+        unsafe { CommandQueue::at(self.mapping.as_ptr()) }
     }
 }
 
@@ -102,44 +115,55 @@ impl Service {
         let Some(queue) = &mut client.queue else { return false };
         let (imports, exports, buffer) =
             (&client.imports, &mut self.exports, &mut self.round.buffer);
-        // SAFETY: the mapping is page-aligned, `PAYLOAD` bytes long, which is no less than a queue, writable, and outlives this
-        // call; the memory cannot shrink (checked when it was shown).
+        let (memory, cluster) = (&queue.memory, &mut self.cluster);
+        // SAFETY: as in `Queue::commands`, whose borrow would cover the engine too; the mapping outlives this call.
         let commands = unsafe { CommandQueue::at(queue.mapping.as_ptr()) };
-        let more = queue.engine.poll(commands, budget, |slot, command: &Command| {
-            let len = usize::try_from(command.len).unwrap_or(usize::MAX);
-            if command.direction != Direction::Send || !imports.contains(&command.handle) {
-                return Outcome::Unknown;
+        let mut elsewhere = false;
+        let more = queue.engine.poll_deferring(commands, budget, |slot, command, deferred| {
+            if !imports.contains(&command.handle) {
+                return Some(Outcome::Unknown);
             }
-            if len > PIECE {
-                return Outcome::Range;
+            if let Some(cluster) = cluster.as_mut().filter(|all| all.reaches(command.handle)) {
+                elsewhere = true;
+                return cluster.execute(memory, slot, command, deferred);
             }
-            buffer.resize(PIECE, 0);
-            let payload = &mut buffer[..len];
-            if !read_fully(&queue.memory, (PAYLOAD + slot * PIECE) as u64, payload) {
-                return Outcome::Memory;
-            }
-            let Command { handle, offset, signal, notify, .. } = *command;
-            outcome(exports.send(handle, offset, payload, signal, notify))
+            Some(write(exports, memory, buffer, slot, command))
         });
-        if more || !queue.engine.sleep(commands) {
+        if elsewhere {
+            queue.until = Some(Instant::now() + LINGER);
+        }
+        let lingers = queue.until.is_some_and(|until| Instant::now() < until);
+        if more || lingers || !queue.engine.sleep(commands) {
             return true;
         }
+        queue.until = None;
         queue.active = false;
         false
     }
 }
 
-/// A copy that its owner can no longer change.
-fn read_fully(memory: &Descriptor, offset: u64, bytes: &mut [u8]) -> bool {
-    let mut done = 0;
-    while done < bytes.len() {
-        match read_memory(memory, offset + done as u64, &mut bytes[done..]) {
-            Ok(count) if count > 0 => done += count,
-            Err(vmmc_os::OsError::INTR) => {}
-            _ => return false,
-        }
+/// Writes into an export of this node.
+fn write(
+    exports: &mut Exports,
+    memory: &Descriptor,
+    buffer: &mut Vec<u8>,
+    slot: usize,
+    command: &Command,
+) -> Outcome {
+    let len = usize::try_from(command.len).unwrap_or(usize::MAX);
+    if command.direction != Direction::Send {
+        return Outcome::Unknown;
     }
-    true
+    if len > PIECE {
+        return Outcome::Range;
+    }
+    buffer.resize(PIECE, 0);
+    let payload = &mut buffer[..len];
+    if !read_fully(memory, (PAYLOAD + slot * PIECE) as u64, payload) {
+        return Outcome::Memory;
+    }
+    let Command { handle, offset, signal, notify, .. } = *command;
+    outcome(exports.send(handle, offset, payload, signal, notify))
 }
 
 fn outcome(result: Result<(), Refusal>) -> Outcome {

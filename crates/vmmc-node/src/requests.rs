@@ -9,7 +9,8 @@ use vmmc_proto::{
 };
 use vmmc_shm::table::ExportState;
 
-use crate::clients::{ClientKey, Identity, Post};
+use crate::clients::{ClientKey, Clients, Identity, Post};
+use crate::cluster::Wish;
 use crate::exports::Exports;
 use crate::injection::{Bytes, Lowered};
 use crate::offers::{Offer, OfferKey, Offers};
@@ -74,9 +75,20 @@ impl Service {
                 if let Some(client) = self.clients.get_mut(key) {
                     client.exports.remove(&number);
                 }
+                self.tell_end(id, false);
                 self.finish(key, seq, result);
             }
-            Request::Import { seq, target, rights, key: secret, again } => {
+            Request::Import { seq, node: Some(node), target, rights, key: secret, .. } => {
+                let Some(client) = self.clients.get(key) else { return };
+                let credentials = client.credentials;
+                let wish =
+                    Wish { client: key, seq, node, target, rights, key: secret, credentials };
+                let asked = self.with_cluster(|cluster, around| cluster.import(around, wish));
+                if let Err(why) = asked.unwrap_or(Err(Refusal::UnknownNode)) {
+                    self.reply(key, Answer::Refused { seq, why });
+                }
+            }
+            Request::Import { seq, node: None, target, rights, key: secret, again } => {
                 if let Err(why) = self.import(key, seq, &target, rights, secret, again) {
                     self.reply(key, Answer::Refused { seq, why });
                 }
@@ -84,7 +96,7 @@ impl Service {
             Request::Unimport { handle } => {
                 let known = self.clients.get_mut(key).is_some_and(|c| c.imports.remove(&handle));
                 if known {
-                    self.exports.unimport(&mut self.slots, handle);
+                    self.give_back(handle);
                 }
             }
             Request::Queue { seq } => {
@@ -229,23 +241,7 @@ impl Service {
         secret: Option<[u8; 16]>,
         again: bool,
     ) -> Result<(), Refusal> {
-        let unknown = |process: ProcessId| {
-            if self.clients.has_process(process) {
-                Refusal::UnknownExport
-            } else if self.clients.is_dead(process) {
-                Refusal::DeadProcess
-            } else {
-                Refusal::UnknownProcess
-            }
-        };
-        let id = match target {
-            Target::Id(id) if self.clients.has_process(id.process) => *id,
-            Target::Id(id) => return Err(unknown(id.process)),
-            Target::Named { process, name } => {
-                self.exports.find(Some(*process), name).ok_or_else(|| unknown(*process))?
-            }
-            Target::Name(name) => self.exports.find(None, name).ok_or(Refusal::UnknownExport)?,
-        };
+        let id = find_export(&self.clients, &self.exports, target)?;
         let client = self.clients.get_mut(key).ok_or(Refusal::Invalid)?;
         if client.imports.len() >= Exports::MAX_IMPORTS {
             return Err(Refusal::Limit);
@@ -379,5 +375,30 @@ impl Service {
 
     fn reply(&mut self, key: ClientKey, answer: Answer) {
         self.posts.push(Post::new(key, answer));
+    }
+}
+
+/// The export that an importer means.
+pub(crate) fn find_export(
+    clients: &Clients,
+    exports: &Exports,
+    target: &Target,
+) -> Result<ExportId, Refusal> {
+    let unknown = |process: ProcessId| {
+        if clients.has_process(process) {
+            Refusal::UnknownExport
+        } else if clients.is_dead(process) {
+            Refusal::DeadProcess
+        } else {
+            Refusal::UnknownProcess
+        }
+    };
+    match target {
+        Target::Id(id) if clients.has_process(id.process) => Ok(*id),
+        Target::Id(id) => Err(unknown(id.process)),
+        Target::Named { process, name } => {
+            exports.find(Some(*process), name).ok_or_else(|| unknown(*process))
+        }
+        Target::Name(name) => exports.find(None, name).ok_or(Refusal::UnknownExport),
     }
 }

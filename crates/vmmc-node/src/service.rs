@@ -12,6 +12,7 @@ use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus
 use vmmc_shm::table::ExportState;
 
 use crate::clients::{Client, ClientKey, Clients, Flushed, Identity, Post};
+use crate::cluster::{Around, CALLERS, CHANNEL, Cluster, ClusterConfig, ClusterError};
 use crate::directory::{ClaimError, Directory};
 use crate::exports::Exports;
 use crate::offers::Offers;
@@ -38,6 +39,8 @@ pub struct ServeOptions {
     pub idle: Duration,
     /// Most bytes that the processes may have pinned, all together.
     pub pinned_limit: u64,
+    /// The other nodes; `None` where there are none.
+    pub cluster: Option<ClusterConfig>,
 }
 
 /// Why the service cannot start or go on.
@@ -47,6 +50,8 @@ pub enum ServeError {
     Claim(ClaimError),
     /// cannot set up the service ({0}): raise the limits on descriptors and memory
     Setup(OsError),
+    /// {0}
+    Cluster(ClusterError),
     /// the service cannot wait any longer ({0}): the system is out of memory
     Wait(OsError),
 }
@@ -65,7 +70,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
             return Err(ServeError::Setup(cause));
         }
     };
-    let result = service.run(options.idle);
+    let result = service.join(options.cluster.as_ref()).and_then(|()| service.run(options.idle));
     service.directory.release();
     service.slots.release();
     result
@@ -84,6 +89,7 @@ pub(crate) struct Service {
     pub(crate) offers: Offers,
     pub(crate) pairs: Pairs,
     pub(crate) pinning: Pinning,
+    pub(crate) cluster: Option<Cluster>,
     pub(crate) round: Round,
     pub(crate) posts: Vec<Post>,
     /// Clients to disconnect at the end of the turn.
@@ -123,6 +129,7 @@ impl Service {
             offers: Offers::default(),
             pairs: Pairs::default(),
             pinning: Pinning::new(options.pinned_limit),
+            cluster: None,
             round: Round::default(),
             posts: Vec::new(),
             doomed: Vec::new(),
@@ -133,15 +140,25 @@ impl Service {
         })
     }
 
+    /// Meets the other nodes, if there are any.
+    fn join(&mut self, config: Option<&ClusterConfig>) -> Result<(), ServeError> {
+        if let Some(config) = config {
+            let cluster = Cluster::open(config.clone(), &self.poller);
+            self.cluster = Some(cluster.map_err(ServeError::Cluster)?);
+        }
+        Ok(())
+    }
+
     fn run(&mut self, idle: Duration) -> Result<(), ServeError> {
         let mut buffer = vec![0; MAX_MESSAGE + 1];
         let mut last_busy = Instant::now();
         while !self.stopping {
+            let awaited = self.cluster.as_ref().and_then(Cluster::timeout);
             let timeout = if !self.round.is_idle() {
                 Some(Duration::ZERO)
             } else if !self.later.is_empty() {
                 Some(Duration::from_millis(5))
-            } else if self.clients.by_key.is_empty() && !self.pairs.is_injecting() {
+            } else if !self.is_needed() {
                 let left = idle.saturating_sub(last_busy.elapsed());
                 if left.is_zero() {
                     break;
@@ -150,6 +167,11 @@ impl Service {
             } else {
                 None
             };
+            let timeout = timeout.into_iter().chain(awaited).min();
+            if timeout == Some(Duration::ZERO) {
+                // Whoever is waited for may need this processor.
+                std::thread::yield_now();
+            }
             for (token, readiness) in self.poller.wait(timeout).map_err(ServeError::Wait)? {
                 let number = token & !KIND;
                 match token & KIND {
@@ -158,17 +180,20 @@ impl Service {
                     SOCKET if readiness.readable => self.read(ClientKey(number), &mut buffer),
                     SOCKET => self.flush(ClientKey(number)),
                     LIFE => self.doomed.push(ClientKey(number)),
+                    CALLERS => drop(self.with_cluster(|all, around| all.accept(around, number))),
+                    CHANNEL => drop(self.with_cluster(|all, around| all.ready(around, number))),
                     HELD => self.with_pairs(|pairs, around| pairs.writable(around, number)),
                     _ => {}
                 }
                 self.settle();
             }
             self.take_turns();
+            self.with_cluster(|cluster, around| cluster.poll(around));
             for key in std::mem::take(&mut self.later) {
                 self.flush(key);
             }
             self.settle();
-            if !self.clients.by_key.is_empty() || self.pairs.is_injecting() {
+            if self.is_needed() {
                 last_busy = Instant::now();
             }
         }
@@ -188,6 +213,41 @@ impl Service {
         work(&mut self.pairs, &mut around)
     }
 
+    /// Lets the cluster work, with what it needs of the rest; `None` where there is none.
+    pub(crate) fn with_cluster<R>(
+        &mut self,
+        work: impl FnOnce(&mut Cluster, &mut Around<'_>) -> R,
+    ) -> Option<R> {
+        let mut around = Around {
+            exports: &mut self.exports,
+            slots: &mut self.slots,
+            clients: &mut self.clients,
+            posts: &mut self.posts,
+            poller: &self.poller,
+        };
+        self.cluster.as_mut().map(|cluster| work(cluster, &mut around))
+    }
+
+    /// Whether there is anybody to serve, or something to be finished for who has left.
+    fn is_needed(&self) -> bool {
+        !self.clients.by_key.is_empty()
+            || self.pairs.is_injecting()
+            || self.cluster.as_ref().is_some_and(Cluster::is_finishing)
+    }
+
+    /// An export is gone, whatever for: who imported it on other nodes is told.
+    pub(crate) fn tell_end(&mut self, export: ExportId, dead: bool) {
+        self.with_cluster(|cluster, around| cluster.ended(around, export, dead));
+    }
+
+    /// Gives back an import, wherever it is.
+    pub(crate) fn give_back(&mut self, handle: u64) {
+        match &mut self.cluster {
+            Some(cluster) if cluster.reaches(handle) => cluster.unimport(handle, &mut self.slots),
+            _ => self.exports.unimport(&mut self.slots, handle),
+        }
+    }
+
     /// Marks a client to be disconnected.
     pub(crate) fn doom(&mut self, key: ClientKey) {
         self.doomed.push(key);
@@ -200,7 +260,8 @@ impl Service {
             uptime_seconds: self.started.elapsed().as_secs(),
             processes: self.clients.process_count() as u64,
             exports: self.exports.export_count() as u64,
-            imports: self.exports.import_count() as u64,
+            imports: (self.exports.import_count()
+                + self.cluster.as_ref().map_or(0, Cluster::away_count)) as u64,
             offers: self.offers.len() as u64,
             pairs: self.pairs.len() as u64,
             reserved_bytes: self.pinning.reserved(),
@@ -321,11 +382,15 @@ impl Service {
             for number in &client.exports {
                 let export = ExportId { process: *id, number: *number };
                 let _ = self.exports.remove(&mut self.slots, export, ExportState::Dead);
+                self.tell_end(export, true);
             }
             self.slots.give_back_mail(*mail_slot);
         }
         for handle in &client.imports {
-            self.exports.unimport(&mut self.slots, *handle);
+            self.give_back(*handle);
+        }
+        if let Some(cluster) = &mut self.cluster {
+            cluster.leave(key);
         }
         for offer in &client.offers {
             self.offers.forget(*offer, key);

@@ -115,6 +115,12 @@ pub enum Refusal {
     Range,
     /// The memory could not be written.
     Memory,
+    /// No such node is configured here.
+    UnknownNode,
+    /// The node cannot be reached, or went away meanwhile.
+    Unreachable,
+    /// The node does not take this one: another cluster key, version or protection, or both have one name.
+    Denied,
 }
 
 /// Service to library.

@@ -85,6 +85,8 @@ pub enum Request {
     Import {
         /// Reply number.
         seq: u32,
+        /// On which node; `None`: here.
+        node: Option<String>,
         /// Which export.
         target: Target,
         /// What the importer wants to do.

@@ -42,6 +42,7 @@ fn request() -> impl Strategy<Value = Request> {
             }),
         (any::<u32>(), process_id(), ".{0,40}").prop_map(|(seq, process, name)| Request::Import {
             seq,
+            node: (seq % 2 == 0).then(|| name.clone()),
             target: Target::Named { process, name },
             rights: Rights::READ_WRITE,
             key: None,

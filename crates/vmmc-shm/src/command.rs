@@ -144,6 +144,24 @@ pub struct Taker {
     head: u64,
 }
 
+/// A command that an engine took and completes later, perhaps after others that it took later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deferred {
+    ticket: u64,
+}
+
+impl Taker {
+    /// The command that [`CommandQueue::take`] shows now.
+    pub fn deferred(&self) -> Deferred {
+        Deferred { ticket: self.head }
+    }
+
+    /// Goes on to the next command; the one that was shown is completed by [`CommandQueue::complete_deferred`].
+    pub fn skip(&mut self) {
+        self.head = self.head.wrapping_add(1);
+    }
+}
+
 impl CommandQueue {
     /// Bytes.
     pub const LEN: usize = size_of::<Self>();
@@ -300,11 +318,16 @@ impl CommandQueue {
 
     /// Engine: the command that was taken has become this.
     pub fn complete(&self, taker: &mut Taker, outcome: Outcome) {
-        let slot = self.slot(taker.head);
+        self.complete_deferred(taker.deferred(), outcome);
+        taker.skip();
+    }
+
+    /// Engine: a command that was skipped has become this. Once for each.
+    pub fn complete_deferred(&self, Deferred { ticket }: Deferred, outcome: Outcome) {
+        let slot = self.slot(ticket);
         slot.status.store(outcome.status(), Ordering::Relaxed);
         // Release: "done", pairs with the exchange in `reap`.
-        slot.turn.store((taker.head / SLOTS as u64) << 2 | DONE, Ordering::Release);
-        taker.head = taker.head.wrapping_add(1);
+        slot.turn.store((ticket / SLOTS as u64) << 2 | DONE, Ordering::Release);
     }
 
     /// Engine: after completions. Whether posters sleep on [`Self::completed`] and have to be woken.

@@ -14,6 +14,7 @@
 //!
 //! Where to start reading: `testbed.rs` (what is done, in order), then `wiring.rs` (what the network is made of).
 
+mod cluster;
 mod namespace;
 mod occupants;
 mod options;

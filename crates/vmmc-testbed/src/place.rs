@@ -1,6 +1,8 @@
 //! Where a testbed is kept: its files, and who may make its namespaces.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -91,12 +93,17 @@ impl Place {
         let _ = std::fs::remove_dir(self.file("run"));
     }
 
-    /// Writes a file so that it is there whole or not at all.
+    /// Writes a file that nobody else can read, so that it is there whole or not at all.
     pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), PlaceError> {
         let draft = path.with_extension("draft");
-        std::fs::write(&draft, text)
-            .and_then(|()| std::fs::rename(&draft, path))
-            .map_err(|cause| PlaceError::Files { path: path.into(), cause: cause.to_string() })
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            file.write_all(text.as_bytes())?;
+            std::fs::rename(&draft, path)
+        };
+        write().map_err(|cause| PlaceError::Files { path: path.into(), cause: cause.to_string() })
     }
 
     /// Whether the keeper lives; `None` where none is needed.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::cluster;
 use crate::namespace::{NamespaceError, enter_network};
 use crate::occupants::Namespaces;
 use crate::options::{MAX_NODES, MAX_RAILS, Options};
@@ -114,8 +115,12 @@ fn make(place: &Place, options: &Options) -> Result<(), TestbedError> {
         _ => TestbedError::Tool(error),
     })?;
     place.make_nodes()?;
+    let key = cluster::random_key();
     for node in 1..=options.nodes {
-        place.make_dir(&place.node_dir(node))?;
+        let dir = place.node_dir(node);
+        place.make_dir(&dir)?;
+        place.write(&dir.join("cluster.key"), &key)?;
+        place.write(&dir.join("node.toml"), &cluster::config(node, options))?;
     }
     Ok(place.write(&place.record(), &Record { options: *options }.text())?)
 }

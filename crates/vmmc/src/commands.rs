@@ -1,12 +1,13 @@
 //! The process's command queue at one service: what the library cannot write itself, the service's engine does.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use vmmc_os::{Access, Descriptor, Mapping, OsError, create_memory, futex_wait, futex_wake};
-use vmmc_shm::command::{Command, CommandQueue, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
+use vmmc_shm::command::{Claim, Command, CommandQueue, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
 
 use crate::connection::{Connection, RequestError};
 use crate::process::{Inner, lock};
@@ -20,7 +21,14 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(crate) struct Commands {
     mapping: Mapping,
     /// Whose command is in each slot. A slot's entry is touched only by whoever claimed the slot or reaps it, so nobody ever waits here.
-    owners: [Mutex<Option<Arc<Flight>>>; SLOTS],
+    owners: [Mutex<Option<Owner>>; SLOTS],
+}
+
+/// Whose command is in a slot, and where in its flight's bytes a fetched piece belongs.
+#[derive(Debug)]
+struct Owner {
+    flight: Arc<Flight>,
+    fetched: Option<Range<usize>>,
 }
 
 /// Commands that belong together.
@@ -28,6 +36,8 @@ pub(crate) struct Commands {
 pub(crate) struct Flight {
     left: AtomicUsize,
     failed: Mutex<Option<Outcome>>,
+    /// What is fetched. Its own, because whoever waits for it may give up while it still comes.
+    bytes: Mutex<Vec<u8>>,
 }
 
 /// Why a flight did not come to its end.
@@ -40,6 +50,16 @@ pub(crate) enum Stalled {
 }
 
 impl Flight {
+    /// For commands that fetch `len` bytes.
+    pub(crate) fn fetching(len: usize) -> Self {
+        Self { bytes: Mutex::new(vec![0; len]), ..Self::default() }
+    }
+
+    /// What was fetched, all of it once the flight is over.
+    pub(crate) fn fetched(&self) -> MutexGuard<'_, Vec<u8>> {
+        lock(&self.bytes)
+    }
+
     fn land(&self, outcome: Outcome) {
         if outcome != Outcome::Done {
             lock(&self.failed).get_or_insert(outcome);
@@ -66,6 +86,21 @@ impl Commands {
         Ok((Self { mapping, owners }, memory))
     }
 
+    /// Posts a command that fetches at most [`PIECE`] bytes to this place in its flight's. Waits for room while the service works.
+    pub(crate) fn post_fetch(
+        &self,
+        connection: &Connection,
+        patience: Duration,
+        flight: &Arc<Flight>,
+        command: &Command,
+        place: Range<usize>,
+    ) -> Result<(), Stalled> {
+        debug_assert!(place.len() <= PIECE && place.len() as u64 == command.len);
+        let claim = self.wait(connection, patience, || self.queue().claim())?;
+        self.hand_over(connection, flight, claim, command, Some(place));
+        Ok(())
+    }
+
     /// Posts one command with at most [`PIECE`] bytes of payload. Waits for room while the service works.
     pub(crate) fn post(
         &self,
@@ -84,13 +119,25 @@ impl Commands {
             let place = self.mapping.as_ptr().add(PAYLOAD + slot * PIECE);
             vmmc_shm::copy(payload.as_ptr(), place, payload.len().min(PIECE));
         }
+        self.hand_over(connection, flight, claim, command, None);
+        Ok(())
+    }
+
+    fn hand_over(
+        &self,
+        connection: &Connection,
+        flight: &Arc<Flight>,
+        claim: Claim,
+        command: &Command,
+        fetched: Option<Range<usize>>,
+    ) {
         flight.left.fetch_add(1, Ordering::Relaxed);
-        *lock(&self.owners[slot]) = Some(Arc::clone(flight));
+        let owner = Owner { flight: Arc::clone(flight), fetched };
+        *lock(&self.owners[claim.slot()]) = Some(owner);
         if self.queue().post(claim, command) {
             // If there is no room for it, the service has something of ours to read, which does as well.
             let _ = connection.post(&Request::Ring, &[]);
         }
-        Ok(())
     }
 
     /// Waits until all posted commands of a flight are over.
@@ -145,9 +192,18 @@ impl Commands {
             reaped |= self
                 .queue()
                 .reap(slot, |outcome| {
-                    if let Some(flight) = lock(owner).take() {
-                        flight.land(outcome);
+                    let Some(Owner { flight, fetched }) = lock(owner).take() else { return };
+                    if let Some(place) = fetched
+                        && let Some(bytes) = flight.fetched().get_mut(place)
+                    {
+                        // SAFETY: the slot's payload lies in the mapping, is no shorter than a piece, and is ours until the slot is free;
+                        // `bytes` is memory of its own, and at most a piece.
+                        unsafe {
+                            let payload = self.mapping.as_ptr().add(PAYLOAD + slot * PIECE);
+                            vmmc_shm::copy(payload, bytes.as_mut_ptr(), bytes.len().min(PIECE));
+                        }
                     }
+                    flight.land(outcome);
                 })
                 .is_some();
         }

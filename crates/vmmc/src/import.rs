@@ -14,7 +14,7 @@ use crate::process::{Inner, lock};
 use crate::range::{ExtendError, Extensions};
 use crate::redirection::Redirection;
 use crate::route::Route;
-use crate::standing::Standing;
+use crate::standing::{Standing, Terms};
 
 /// Which export to import.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub enum ImportSource {
 #[must_use = "nothing is imported before open"]
 pub struct ImportOptions<'p> {
     process: &'p Process,
+    node: Option<String>,
     source: ImportSource,
     rights: Rights,
     key: Option<[u8; 16]>,
@@ -68,6 +69,12 @@ pub enum ImportError {
     Timeout,
     /// the node service answered nonsense: it is of another version
     Version,
+    /// no such node: add it to node.toml of this node's service, and start the service again
+    UnknownNode,
+    /// the node cannot be reached: check that its service runs, its addresses in node.toml, and the network
+    Unreachable,
+    /// the node does not talk to this one: give both the same cluster key, version and protection, and different names, in node.toml
+    Denied,
 }
 
 /// How bytes get to the export.
@@ -75,7 +82,8 @@ pub enum ImportError {
 pub enum Path {
     /// The memory is mapped here: a send is a copy, without a system call.
     Mapped,
-    /// The node service writes on our behalf: a mapping cannot be write-only, so such imports have none.
+    /// The node service transfers on our behalf: a mapping cannot be write-only, so imports with that right have none, nor have imports from
+    /// other nodes.
     Engine,
 }
 
@@ -95,7 +103,14 @@ pub struct Import {
 
 impl<'p> ImportOptions<'p> {
     pub(crate) fn new(process: &'p Process, source: ImportSource) -> Self {
-        Self { process, source, rights: Rights::READ_WRITE, key: None }
+        Self { process, node: None, source, rights: Rights::READ_WRITE, key: None }
+    }
+
+    /// On which node the export is, by its name in `node.toml`. Default: this one. Whatever the rights, such an import takes the engine
+    /// path.
+    pub fn node(mut self, name: impl Into<String>) -> Self {
+        self.node = Some(name.into());
+        self
     }
 
     /// What to do with it. Default: read and write. [`Rights::READ`] gets a mapping that can never be written,
@@ -128,19 +143,21 @@ impl<'p> ImportOptions<'p> {
                 (Target::Name(name), len)
             }
         };
+        let name = name.max(self.node.as_ref().map_or(0, String::len));
         if name > vmmc_proto::MAX_NAME {
             return Err(ImportError::Name);
         }
         let (connection, answer, descriptors) = inner.request(&[], |seq| Request::Import {
             seq,
+            node: self.node.clone(),
             target: target.clone(),
             rights: self.rights,
             key: self.key,
             again: false,
         })?;
         let Answer::Granted { grant, .. } = answer else { return Err(ImportError::Version) };
-        let import =
-            Import::granted(inner, &connection.table, &grant, self.rights, self.key, descriptors);
+        let terms = Terms { node: self.node, rights: self.rights, key: self.key };
+        let import = Import::granted(inner, &connection.table, &grant, terms, descriptors);
         match import {
             Ok(import) => {
                 let standing = &import.route.standing;
@@ -173,6 +190,9 @@ impl From<RequestError> for ImportError {
                 Refusal::Limit => Self::Limit,
                 Refusal::Exhausted => Self::Exhausted(OsError::NFILE),
                 Refusal::Memory => Self::Exhausted(OsError::NOMEM),
+                Refusal::UnknownNode => Self::UnknownNode,
+                Refusal::Unreachable => Self::Unreachable,
+                Refusal::Denied => Self::Denied,
                 Refusal::Version | Refusal::Invalid | Refusal::Range => Self::Version,
             },
         }
@@ -184,13 +204,13 @@ impl Import {
         process: &Arc<Inner>,
         table: &Arc<Table>,
         grant: &Grant,
-        rights: Rights,
-        key: Option<[u8; 16]>,
+        terms: Terms,
         descriptors: Vec<vmmc_os::Descriptor>,
     ) -> Result<Self, ImportError> {
+        let rights = terms.rights;
         let floor = process.options.descriptor_floor;
         let len = usize::try_from(grant.len).map_err(|_| ImportError::Version)?;
-        let standing = Standing::new(table, grant, rights, key).ok_or(ImportError::Version)?;
+        let standing = Standing::new(table, grant, terms).ok_or(ImportError::Version)?;
         let mut descriptors = descriptors.into_iter();
         let mut mapping = None;
         let mut event = None;

@@ -33,7 +33,7 @@ use crate::connection::Connection;
 use crate::export::Export;
 use crate::import::Import;
 use crate::mail::Letter;
-use crate::standing::Standing;
+use crate::standing::{Standing, Terms};
 
 /// Memory of one end of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,7 +283,8 @@ impl Process {
         let mapped = usize::try_from(mapped).ok().filter(|mapped| *mapped <= capacity)?;
         let mapping = Mapping::new(&memory, 0, mapped, Access::ReadWrite).ok()?;
         let table = &self.inner.connection().table;
-        let standing = Standing::new(table, grant, Rights::READ_WRITE, None)?;
+        let terms = Terms { node: None, rights: Rights::READ_WRITE, key: None };
+        let standing = Standing::new(table, grant, terms)?;
         let event = Event::from_descriptor(event);
         Some(Import::of_pair(&self.inner, standing, mapping, capacity, event))
     }

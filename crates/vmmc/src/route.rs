@@ -70,8 +70,10 @@ impl Route {
     #[inline]
     pub(crate) fn fetch(&self, offset: usize, bytes: &mut [u8]) -> Result<(), TransferError> {
         self.check(offset, bytes.len(), Rights::READ)?;
-        // SAFETY: rights to read come only with a mapping; `check` saw that the range is inside; `bytes` is memory of
-        // its own.
+        if self.start.is_null() {
+            return self.fetch_by_engine(offset, bytes);
+        }
+        // SAFETY: it is mapped; `check` saw that the range is inside; `bytes` is memory of its own.
         unsafe { copy(self.start.add(offset), bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
@@ -232,6 +234,33 @@ impl Route {
         // Without any piece there may still be a word to write.
         post(last.unwrap_or((0, &[])), signal, notify)?;
         arrived()
+    }
+
+    /// Imports from other nodes: the engine fetches. The commands are in its queue together.
+    #[cold]
+    fn fetch_by_engine(&self, offset: usize, bytes: &mut [u8]) -> Result<(), TransferError> {
+        let (connection, commands) = self.process.commands().map_err(TransferError::from)?;
+        let patience = self.process.options.patience();
+        let flight = Arc::new(Flight::fetching(bytes.len()));
+        for start in (0..bytes.len()).step_by(PIECE) {
+            let place = start..bytes.len().min(start + PIECE);
+            let command = Command {
+                direction: Direction::Fetch,
+                handle: self.standing.handle(),
+                offset: (offset + start) as u64,
+                len: place.len() as u64,
+                local: 0,
+                signal: None,
+                notify: None,
+            };
+            commands.post_fetch(&connection, patience, &flight, &command, place)?;
+        }
+        commands.finish(&connection, patience, &flight)?;
+        if let Some(outcome) = flight.failure() {
+            return Err(self.engine_failure(outcome));
+        }
+        bytes.copy_from_slice(&flight.fetched());
+        Ok(())
     }
 
     fn engine_failure(&self, outcome: Outcome) -> TransferError {

@@ -14,14 +14,21 @@ use crate::process::lock;
 #[derive(Debug)]
 pub(crate) struct Standing {
     pub(crate) export: ExportId,
-    rights: Rights,
-    key: Option<[u8; 16]>,
+    terms: Terms,
     len: u64,
     handle: AtomicU64,
     seat: AtomicPtr<Seat>,
     /// Every seat that `seat` ever pointed to: another thread may still look at it.
     #[allow(clippy::vec_box, reason = "a seat must not move when the list grows")]
     seats: Mutex<Vec<Box<Seat>>>,
+}
+
+/// What an import was asked for with, and is asked for again.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) node: Option<String>,
+    pub(crate) rights: Rights,
+    pub(crate) key: Option<[u8; 16]>,
 }
 
 /// A word and what it holds while the export is live; never changed.
@@ -44,17 +51,11 @@ const DEAD_LIVE: u64 = 1;
 
 impl Standing {
     /// As granted; `None` when the service names a word that does not exist.
-    pub(crate) fn new(
-        table: &Arc<Table>,
-        grant: &Grant,
-        rights: Rights,
-        key: Option<[u8; 16]>,
-    ) -> Option<Self> {
+    pub(crate) fn new(table: &Arc<Table>, grant: &Grant, terms: Terms) -> Option<Self> {
         table.view().state(grant.slot)?;
         let standing = Self {
             export: grant.export,
-            rights,
-            key,
+            terms,
             len: grant.len,
             handle: AtomicU64::new(grant.handle),
             seat: AtomicPtr::new(std::ptr::null_mut()),
@@ -83,8 +84,8 @@ impl Standing {
 
     /// Asks a new service to grant it again.
     pub(crate) fn request(&self, seq: u32) -> Request {
-        let target = Target::Id(self.export);
-        Request::Import { seq, target, rights: self.rights, key: self.key, again: true }
+        let Terms { node, rights, key } = self.terms.clone();
+        Request::Import { seq, node, target: Target::Id(self.export), rights, key, again: true }
     }
 
     /// A new service granted it again: look there from now on. An export of another length is another export.

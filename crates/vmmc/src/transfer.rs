@@ -108,7 +108,12 @@ impl Import {
     pub fn load_signal(&self, offset: usize) -> Result<u64, TransferError> {
         self.route.check(offset, 8, Rights::READ)?;
         self.route.check_word(offset)?;
-        // SAFETY: rights to read come only with a mapping; the word is inside it and aligned (checked).
+        if self.route.start.is_null() {
+            let mut word = [0; 8];
+            self.route.fetch(offset, &mut word)?;
+            return Ok(u64::from_le_bytes(word));
+        }
+        // SAFETY: it is mapped; the word is inside the mapping and aligned (checked).
         Ok(unsafe { &*self.route.start.add(offset).cast::<AtomicU64>() }.load(Ordering::Acquire))
     }
 

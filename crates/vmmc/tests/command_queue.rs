@@ -76,8 +76,14 @@ impl Stranger {
 
     fn import(&mut self, export: &Export) -> u64 {
         let target = vmmc_proto::Target::Id(export.id());
-        let request =
-            Request::Import { seq: 9, target, rights: Rights::WRITE, key: None, again: false };
+        let request = Request::Import {
+            seq: 9,
+            node: None,
+            target,
+            rights: Rights::WRITE,
+            key: None,
+            again: false,
+        };
         self.say(&request, &[]);
         match self.hear() {
             Answer::Granted { grant, .. } => grant.handle,

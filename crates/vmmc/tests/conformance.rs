@@ -9,27 +9,80 @@ use vmmc::{
     TransferError,
 };
 
-/// Opens an import over the path under test.
-type Open = fn(&Process, &Export) -> Import;
-
-fn mapped(process: &Process, export: &Export) -> Import {
-    let import = process.import(ImportSource::Id(export.id())).open().unwrap();
-    assert_eq!(import.path(), Path::Mapped);
-    import
+/// A path under test.
+#[derive(Clone, Copy)]
+struct Open {
+    /// Where exporter and importer are.
+    nodes: fn() -> (Node, Node),
+    /// Imports an export over the path.
+    import: fn(&Process, &Export) -> Import,
 }
 
-fn engine(process: &Process, export: &Export) -> Import {
-    let source = ImportSource::Id(export.id());
-    let import = process.import(source).rights(Rights::WRITE).open().unwrap();
-    assert_eq!(import.path(), Path::Engine);
-    assert_eq!(import.as_ptr(), None);
-    import
+impl Open {
+    /// Exporter and importer are two VMMC processes in one address space here; other tests use two.
+    fn processes(self) -> ((Node, Node), Process, Process) {
+        let nodes = (self.nodes)();
+        let (exporter, importer) = (nodes.0.open(), nodes.1.open());
+        assert_ne!(exporter.id(), importer.id());
+        (nodes, exporter, importer)
+    }
+
+    fn import(self, process: &Process, export: &Export) -> Import {
+        (self.import)(process, export)
+    }
+
+    /// An import that may only read, wherever the export is.
+    fn reader(self, process: &Process, export: &Export) -> Import {
+        let source = process.import(ImportSource::Id(export.id())).rights(Rights::READ);
+        let here = process.id().node == export.id().process.node;
+        if here { source.open() } else { source.node("ada").open() }.unwrap()
+    }
+}
+
+const MAPPED: Open = Open {
+    nodes: one_node,
+    import: |process, export| {
+        let import = process.import(ImportSource::Id(export.id())).open().unwrap();
+        assert_eq!(import.path(), Path::Mapped);
+        import
+    },
+};
+
+const ENGINE: Open = Open {
+    nodes: one_node,
+    import: |process, export| {
+        let source = ImportSource::Id(export.id());
+        let import = process.import(source).rights(Rights::WRITE).open().unwrap();
+        assert_eq!(import.path(), Path::Engine);
+        assert_eq!(import.as_ptr(), None);
+        import
+    },
+};
+
+const LINK: Open = Open {
+    nodes: || {
+        let [first, second] = Node::cluster(["ada", "grace"]);
+        (first, second)
+    },
+    import: |process, export| {
+        let source = ImportSource::Id(export.id());
+        let import = process.import(source).node("ada").open().unwrap();
+        assert_eq!(import.path(), Path::Engine);
+        import
+    },
+};
+
+fn one_node() -> (Node, Node) {
+    let node = Node::new();
+    let same = node.same();
+    (node, same)
 }
 
 macro_rules! on_each_path {
     ($($test:ident),* $(,)?) => {
-        mod on_mapped { $(#[test] fn $test() { super::$test(super::mapped); })* }
-        mod by_engine { $(#[test] fn $test() { super::$test(super::engine); })* }
+        mod on_mapped { $(#[test] fn $test() { super::$test(super::MAPPED); })* }
+        mod by_engine { $(#[test] fn $test() { super::$test(super::ENGINE); })* }
+        mod over_link { $(#[test] fn $test() { super::$test(super::LINK); })* }
     };
 }
 
@@ -51,20 +104,13 @@ on_each_path!(
     asynchronous_errors_give_the_buffer_back,
     asynchronous_operations_end_when_the_export_goes,
     operations_outlive_their_import,
+    what_is_there_is_fetched,
 );
 
-/// Exporter and importer are two VMMC processes in one address space here; other tests use two.
-fn pair_of_processes() -> (Node, Process, Process) {
-    let node = Node::new();
-    let (exporter, importer) = (node.open(), node.open());
-    assert_ne!(exporter.id(), importer.id());
-    (node, exporter, importer)
-}
-
 fn bytes_arrive_exactly(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(300_001).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     assert_eq!((import.len(), import.id()), (300_001, export.id()));
     let mut expected = vec![0u8; export.len()];
     for (step, len) in
@@ -84,9 +130,9 @@ fn bytes_arrive_exactly(open: Open) {
 }
 
 fn signals_come_after_bytes(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(8192).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=500u64 {
@@ -113,9 +159,9 @@ fn signals_come_after_bytes(open: Open) {
 }
 
 fn ranges_are_checked(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(100).notify(Notify::Event).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     for (offset, len) in [(0, 101), (100, 1), (101, 0), (usize::MAX, 1), (usize::MAX, 0), (99, 2)] {
         let bytes = vec![1; len];
         let range = Err(TransferError::Range);
@@ -136,9 +182,9 @@ fn ranges_are_checked(open: Open) {
 }
 
 fn unaligned_signals_are_refused(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(4096).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     for offset in [1, 4, 7, 9, 4084] {
         assert_eq!(import.signal(offset, 1), Err(TransferError::Unaligned));
         assert_eq!(import.send_signal(0, b"x", offset, 1), Err(TransferError::Unaligned));
@@ -147,9 +193,9 @@ fn unaligned_signals_are_refused(open: Open) {
 }
 
 fn notifications_come_in_order_with_their_bytes(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).notify(Notify::Event).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     assert!(export.wait(std::time::Duration::ZERO).is_err());
     for round in 0..60u64 {
         import.send_notify(round as usize * 1000, &round.to_le_bytes()).unwrap();
@@ -170,20 +216,22 @@ fn notifications_come_in_order_with_their_bytes(open: Open) {
 }
 
 fn nobody_is_notified_unasked(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(64).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     assert_eq!(import.send_notify(0, b"x"), Err(TransferError::NoNotifications));
     assert_eq!(export.wait(FOREVER), Err(vmmc::WaitError::NoNotifications));
 }
 
 fn revocation_is_seen_and_reaches_nobody(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(64).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     import.send(0, b"before").unwrap();
     assert_eq!(import.state(), ExportState::Live);
     export.unexport().unwrap();
+    // On another node at once means: as soon as a message is there.
+    until("revoked", || import.state() != ExportState::Live);
     assert_eq!(import.state(), ExportState::Revoked);
     assert_eq!(import.send(0, b"after"), Err(TransferError::Revoked));
     assert_eq!(import.signal(0, 1), Err(TransferError::Revoked));
@@ -196,9 +244,9 @@ fn revocation_is_seen_and_reaches_nobody(open: Open) {
 }
 
 fn death_of_the_exporter_is_seen(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(64).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     // The export is abandoned in place, as by a crash; its process's connection goes.
     std::mem::forget(export);
     let fd = exporter.owned_fds()[0];
@@ -210,9 +258,9 @@ fn death_of_the_exporter_is_seen(open: Open) {
 }
 
 fn threads_send_at_once(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(8 * 4096).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let import = &import;
@@ -239,9 +287,9 @@ fn content(export: &Export, offset: usize, len: usize) -> Vec<u8> {
 }
 
 fn vectors_arrive_exactly_or_not_at_all(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(200_000).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     let large = vec![7; 100_000];
     import.send_vectored(&[(5, b"one"), (100, &large), (3, b""), (150_000, b"three")]).unwrap();
     assert_eq!(content(&export, 0, 9), b"\0\0\0\0\0one\0");
@@ -257,9 +305,9 @@ fn vectors_arrive_exactly_or_not_at_all(open: Open) {
 }
 
 fn asynchronous_bytes_arrive_exactly(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(2_000_001).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     let mut expected = vec![0u8; export.len()];
     let mut transfers = Vec::new();
     // Posted together; where they overlap the later one counts.
@@ -281,9 +329,9 @@ fn asynchronous_bytes_arrive_exactly(open: Open) {
 }
 
 fn asynchronous_operations_take_effect_in_their_order(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for round in 1..=50u64 {
@@ -308,9 +356,9 @@ fn asynchronous_operations_take_effect_in_their_order(open: Open) {
 }
 
 fn asynchronous_vectors_arrive_exactly(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     for large in [10, 500_000] {
         let pieces = vec![(1, vec![1; large]), (600_000, vec![2; 3]), (600_001, vec![3; 5])];
         let finished = import.send_vectored_async(pieces.clone()).wait();
@@ -324,9 +372,9 @@ fn asynchronous_vectors_arrive_exactly(open: Open) {
 }
 
 fn flush_comes_after_all_before_it(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     assert_eq!(import.flush(), Ok(()));
     for round in 1..=20u8 {
         let transfers: Vec<_> =
@@ -341,14 +389,15 @@ fn flush_comes_after_all_before_it(open: Open) {
         assert!(content(&export, 0, 1_000_000).iter().all(|byte| *byte == round));
     }
     export.unexport().unwrap();
+    until("revoked", || import.state() != ExportState::Live);
     assert_eq!(import.flush(), Err(TransferError::Revoked));
     importer.flush();
 }
 
 fn asynchronous_errors_give_the_buffer_back(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1_000_000).create().unwrap();
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     for len in [2, 500_000] {
         let bytes = vec![5; len];
         for offset in [1_000_001 - len, 1_000_001, usize::MAX] {
@@ -360,10 +409,10 @@ fn asynchronous_errors_give_the_buffer_back(open: Open) {
             assert_eq!((finished.result, &finished.buffer), (Err(error), &bytes));
             assert_eq!(import.signal_async(word, 1).wait().result, Err(error));
         }
-        let reader = importer.import(ImportSource::Id(export.id())).rights(Rights::READ).open();
-        let refused = reader.unwrap().send_async(0, bytes.clone()).wait();
+        let reader = open.reader(&importer, &export);
+        let refused = reader.send_async(0, bytes.clone()).wait();
         assert_eq!((refused.result, &refused.buffer), (Err(TransferError::Rights), &bytes));
-        if import.path() == Path::Engine {
+        if !import.rights().contains(Rights::READ) {
             let refused = import.fetch_async(0, bytes.clone()).wait();
             assert_eq!((refused.result, &refused.buffer), (Err(TransferError::Rights), &bytes));
         }
@@ -372,10 +421,10 @@ fn asynchronous_errors_give_the_buffer_back(open: Open) {
 }
 
 fn asynchronous_operations_end_when_the_export_goes(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).create().unwrap();
     let other = exporter.export(1 << 20).create().unwrap();
-    let (import, doomed) = (open(&importer, &other), open(&importer, &export));
+    let (import, doomed) = (open.import(&importer, &other), open.import(&importer, &export));
     let transfers: Vec<_> = (0..40).map(|_| doomed.send_async(0, vec![1; 1 << 20])).collect();
     export.unexport().unwrap();
     let late = doomed.send_async(0, vec![1; 1 << 20]);
@@ -390,17 +439,43 @@ fn asynchronous_operations_end_when_the_export_goes(open: Open) {
 }
 
 fn operations_outlive_their_import(open: Open) {
-    let (_node, exporter, importer) = pair_of_processes();
+    let (_node, exporter, importer) = open.processes();
     let export = exporter.export(1 << 20).create().unwrap();
     for round in 1..=10u8 {
-        let import = open(&importer, &export);
+        let import = open.import(&importer, &export);
         let transfer = import.send_async(0, vec![round; 1 << 20]);
         drop(import);
         assert_eq!(transfer.wait().result, Ok(()));
         assert!(content(&export, 0, 1 << 20).iter().all(|byte| *byte == round));
     }
-    let import = open(&importer, &export);
+    let import = open.import(&importer, &export);
     let transfer = import.send_async(0, vec![11; 1 << 20]);
     drop((import, importer));
     assert_eq!(transfer.wait().result, Ok(()), "and their process");
+}
+
+fn what_is_there_is_fetched(open: Open) {
+    let (_node, exporter, importer) = open.processes();
+    let export = exporter.export(200_000).create().unwrap();
+    let import = open.import(&importer, &export);
+    if !import.rights().contains(Rights::READ) {
+        assert_eq!(import.fetch(0, &mut [0]), Err(TransferError::Rights));
+        assert_eq!(import.load_signal(0), Err(TransferError::Rights));
+        return;
+    }
+    let bytes: Vec<u8> = (0..export.len()).map(|at| (at * 11 + at / 256) as u8).collect();
+    export.write(0, &bytes).unwrap();
+    for (offset, len) in [(0, 0), (0, 1), (5, 4096), (1000, 32_769), (0, 200_000), (199_999, 1)] {
+        let mut found = vec![0; len];
+        import.fetch(offset, &mut found).unwrap();
+        assert!(found == bytes[offset..offset + len], "{len} bytes at {offset}");
+    }
+    // One's own sends are seen.
+    import.send_signal(0, b"mine", 8, 42).unwrap();
+    assert_eq!(import.load_signal(8), Ok(42));
+    let mut found = [0; 4];
+    import.fetch(0, &mut found).unwrap();
+    assert_eq!(&found, b"mine");
+    assert_eq!(import.fetch(199_999, &mut [0; 2]), Err(TransferError::Range));
+    assert_eq!(import.load_signal(4), Err(TransferError::Unaligned));
 }

@@ -2,9 +2,12 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Once;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use vmmc::{OpenOptions, Process};
@@ -12,9 +15,9 @@ use vmmc::{OpenOptions, Process};
 /// Longer than anything takes on the slowest machine; only to end a test that hangs.
 pub(crate) const FOREVER: Duration = Duration::from_secs(30);
 
-/// A node of its own: a runtime directory that nobody else uses. The service in it ends with it.
+/// A node of its own: a runtime directory that nobody else uses. The service in it ends with the last that names it.
 pub(crate) struct Node {
-    dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
     runtime: PathBuf,
 }
 
@@ -24,7 +27,39 @@ impl Node {
         vmmc_program();
         let dir = tempfile::Builder::new().prefix("vmmc-test-").tempdir().unwrap();
         let runtime = dir.path().join("run");
-        Self { dir, runtime }
+        Self { dir: Arc::new(dir), runtime }
+    }
+
+    /// The same node under another name.
+    pub(crate) fn same(&self) -> Self {
+        Self { dir: Arc::clone(&self.dir), runtime: self.runtime.clone() }
+    }
+
+    /// Nodes that know each other by these names, each at a loopback address of its own.
+    pub(crate) fn cluster<const N: usize>(names: [&str; N]) -> [Self; N] {
+        let key = "5a".repeat(32);
+        let addresses = names.map(|_| format!("{}:7411", loopback_address()));
+        std::array::from_fn(|own| {
+            let node = Self::new();
+            std::fs::DirBuilder::new().mode(0o700).create(&node.runtime).unwrap();
+            let mut toml = String::new();
+            for (index, (name, address)) in names.iter().zip(&addresses).enumerate() {
+                let head = if index == own { "" } else { "[[node]]\n" };
+                let entry = format!("{head}name = \"{name}\"\naddresses = [\"{address}\"]\n");
+                // What is the node's own has to come before the tables.
+                toml = if index == own { entry + &toml } else { toml + &entry };
+            }
+            node.configure(&format!("key_file = \"cluster.key\"\n{toml}"), &key);
+            node
+        })
+    }
+
+    /// Writes `node.toml` and `cluster.key`, for the next service.
+    pub(crate) fn configure(&self, toml: &str, key: &str) {
+        std::fs::write(self.runtime.join("node.toml"), toml).unwrap();
+        let path = self.runtime.join("cluster.key");
+        std::fs::write(&path, key).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -83,6 +118,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if Arc::strong_count(&self.dir) > 1 {
+            return;
+        }
         if let Some(pid) = self.service_pid_quietly() {
             kill(pid, libc::SIGCONT);
         }
@@ -96,6 +134,16 @@ impl Node {
         let status: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
         status["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
     }
+}
+
+/// A loopback address that nobody else uses: the process's number is in it.
+fn loopback_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert_ne!(next, 0, "this test program has used all its addresses");
+    // 127.0.x.x belongs to those who think of localhost.
+    Ipv4Addr::new(127, high.max(1), low, next)
 }
 
 /// Another process; killed when dropped.

@@ -1,0 +1,126 @@
+//! What node services say to each other over a [channel](super::channel).
+//!
+//! Whoever connects asks, the other one answers: a node that wants to import connects, and its imports live as long as the
+//! connection. Each begins with a [`Greeting`]; the one who was called may deny it.
+
+use std::net::SocketAddr;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use vmmc_proto::{ExportId, Refusal, Rights, Target};
+
+/// Version of this protocol.
+pub(super) const VERSION: u32 = 1;
+
+/// First in each direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Greeting {
+    /// [`VERSION`].
+    pub(super) version: u32,
+    /// How the sender is called.
+    pub(super) node: String,
+    /// The link's number at the sender.
+    pub(super) link: u32,
+    /// Protects what the sender sends over the link.
+    pub(super) secret: [u8; 32],
+    /// Whether the sender encrypts.
+    pub(super) encrypted: bool,
+    /// Where the sender's paths lead.
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+/// The answer to a greeting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Welcome {
+    /// Go on.
+    Greeting(Greeting),
+    /// Not with you.
+    Denied(Denial),
+}
+
+/// Why a node is not talked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Denial {
+    /// Another version of this protocol.
+    Version,
+    /// It is called as the one that it called.
+    SameName,
+    /// One encrypts, the other does not.
+    Protection,
+    /// Too many nodes.
+    Limit,
+}
+
+/// From the one who connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Call {
+    /// Answered by `Granted` or `Refused`.
+    Import {
+        /// Of the answer.
+        seq: u32,
+        /// Which export.
+        target: Target,
+        /// What the importer wants to do.
+        rights: Rights,
+        /// Shown when the export asks for one.
+        key: Option<[u8; 16]>,
+        /// The importer's user. Users are the same on all nodes of a cluster.
+        uid: u32,
+        /// The importer's group.
+        gid: u32,
+    },
+    /// No answer. Gives back one import.
+    Unimport {
+        /// What `Granted` said.
+        export: u64,
+    },
+}
+
+/// From the one who was called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Reply {
+    /// An import was granted.
+    Granted {
+        /// Of the call.
+        seq: u32,
+        /// What.
+        grant: RemoteGrant,
+    },
+    /// An import was refused.
+    Refused {
+        /// Of the call.
+        seq: u32,
+        /// Why.
+        why: Refusal,
+    },
+    /// An export of which there are imports is gone.
+    Ended {
+        /// What `Granted` said.
+        export: u64,
+        /// Its process is dead; else it was revoked.
+        dead: bool,
+    },
+}
+
+/// The use of an export over the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RemoteGrant {
+    /// Names the import in packets.
+    pub(super) export: u64,
+    /// Proves it.
+    pub(super) capability: u128,
+    /// The export.
+    pub(super) id: ExportId,
+    /// Bytes.
+    pub(super) len: u64,
+    /// It takes notifications.
+    pub(super) notify: bool,
+}
+
+/// Reads one message, all of it.
+pub(super) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Option<M> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Some(message),
+        _ => None,
+    }
+}
