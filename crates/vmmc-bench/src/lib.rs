@@ -49,6 +49,7 @@ mod latency;
 mod links;
 mod machine;
 mod memory;
+mod nodes;
 mod notify;
 mod options;
 mod path;
@@ -73,6 +74,7 @@ mod vmmc_memory;
 
 pub use error::BenchError;
 pub use machine::Machine;
+pub use nodes::{Between, run_between, serve_nodes};
 pub use options::{Bench, Options, PeerProgram, parse_size};
 pub use path::Path;
 pub use peer::serve_peer;

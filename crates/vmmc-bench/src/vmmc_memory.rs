@@ -36,6 +36,26 @@ impl VmmcInbox {
         self.export.id().to_string()
     }
 
+    /// Imports the inbox of a process on another node.
+    pub(crate) fn connect_to_node(
+        self,
+        theirs: &str,
+        node: &str,
+    ) -> Result<VmmcMemory, BenchError> {
+        let import = self
+            .process
+            .import(ImportSource::Id(parse(theirs)?))
+            .node(node)
+            .open()
+            .map_err(|cause| BenchError::vmmc("import from the other node", cause))?;
+        Ok(VmmcMemory {
+            inbox: self.export.as_ptr(),
+            process: self.process,
+            export: self.export,
+            import,
+        })
+    }
+
     /// Imports the other's inbox, named by its [`VmmcInbox::name`].
     pub(crate) fn connect(self, theirs: &str) -> Result<VmmcMemory, BenchError> {
         let import = import(&self.process, theirs)?;
@@ -54,13 +74,15 @@ impl VmmcInbox {
 
 /// Imports an export for reading and writing.
 pub(crate) fn import(process: &Process, id: &str) -> Result<Import, BenchError> {
-    let id: ExportId =
-        id.parse().map_err(|_| BenchError::OutOfStep(format!("{id} is no export")))?;
     process
-        .import(ImportSource::Id(id))
+        .import(ImportSource::Id(parse(id)?))
         .rights(Rights::READ_WRITE)
         .open()
         .map_err(|cause| BenchError::vmmc("import", cause))
+}
+
+fn parse(id: &str) -> Result<ExportId, BenchError> {
+    id.parse().map_err(|_| BenchError::OutOfStep(format!("{id} is no export")))
 }
 
 /// Reads a word of every page, so that no page fault falls into a measurement.

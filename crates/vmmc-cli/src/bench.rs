@@ -1,15 +1,16 @@
 //! `vmmc bench`: measures VMMC beside its peers in one run.
 
+use std::net::{Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use vmmc_bench::{Bench, BenchError, Options, Table, parse_size};
+use vmmc_bench::{Bench, Between, Options, Table, parse_size};
 
 /// Measures VMMC beside shared memory by hand, kernel TCP, AF_UNIX and memcpy, all in the same run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to measure
-    #[arg(required_unless_present = "peer")]
+    #[arg(required_unless_present_any = ["peer", "serve"])]
     name: Option<Name>,
     /// Print one JSON object on standard output
     #[arg(long)]
@@ -32,6 +33,12 @@ pub(crate) struct Args {
     /// How many imports these processes have together (scale only)
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     imports: u32,
+    /// Measure to another node of node.toml, where `vmmc bench --serve` runs: send-latency, fetch-latency, send-bandwidth, fetch-bandwidth
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Serve measurements of other nodes
+    #[arg(long, conflicts_with_all = ["name", "node"])]
+    serve: bool,
     /// Be another process of a measurement
     #[arg(long, hide = true, value_name = "ROLE")]
     peer: Option<String>,
@@ -98,7 +105,25 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-fn measure(args: Args) -> Result<(), BenchError> {
+/// Where measurements of other nodes are served.
+const PORT: u16 = 7412;
+
+/// Whom to measure to, and where to find it.
+fn between(node: &str) -> Result<Between, String> {
+    let config = crate::node::cluster(&vmmc_os::default_runtime_dir())?
+        .ok_or("this node knows no others: write a node.toml")?;
+    let known = config.nodes.iter().find(|known| known.name == node);
+    let known = known.ok_or_else(|| format!("node.toml knows no node {node}"))?;
+    let address = known.addresses.first().ok_or_else(|| format!("node {node} has no address"))?;
+    let address = SocketAddr::new(address.ip(), PORT);
+    Ok(Between { own: config.name, other: node.to_owned(), address })
+}
+
+fn measure(args: Args) -> Result<(), String> {
+    if args.serve {
+        return vmmc_bench::serve_nodes(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), PORT))
+            .map_err(|cause| cause.to_string());
+    }
     let Some(name) = args.name else { return Ok(()) };
     let options = Options {
         sizes: args.sizes,
@@ -109,7 +134,11 @@ fn measure(args: Args) -> Result<(), BenchError> {
         imports: args.imports as usize,
         ..Options::default()
     };
-    let report = vmmc_bench::run(name.into(), &options)?;
+    let report = match &args.node {
+        Some(node) => vmmc_bench::run_between(name.into(), &between(node)?, &options),
+        None => vmmc_bench::run(name.into(), &options),
+    };
+    let report = report.map_err(|cause| cause.to_string())?;
     if args.json {
         println!("{}", report.to_json());
     } else {

@@ -169,7 +169,7 @@ fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
 }
 
 /// The other nodes: `$VMMC_NODE_CONFIG`, else `node.toml` in the runtime directory if there is one.
-fn cluster(dir: &std::path::Path) -> Result<Option<ClusterConfig>, String> {
+pub(crate) fn cluster(dir: &std::path::Path) -> Result<Option<ClusterConfig>, String> {
     let beside = dir.join("node.toml");
     let path = match std::env::var_os("VMMC_NODE_CONFIG").filter(|path| !path.is_empty()) {
         Some(path) => path.into(),

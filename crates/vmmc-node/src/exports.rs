@@ -27,6 +27,8 @@ struct Export {
     memory: Rc<Descriptor>,
     read_only: Option<Rc<Descriptor>>,
     notify: Option<(Rc<Descriptor>, Rc<Descriptor>)>,
+    /// The page of the last signal word that the engine wrote, and where it lies: the next one is mostly there too.
+    words: Option<(u64, Mapping)>,
     /// Mapped when the engine first notifies.
     mailbox: Option<Mapping>,
     redirection: Option<Redirection>,
@@ -146,6 +148,7 @@ impl Exports {
             memory: Rc::new(memory),
             read_only: None,
             notify: notify.map(|(event, mailbox)| (Rc::new(event), Rc::new(mailbox))),
+            words: None,
             mailbox: None,
             redirection,
             slot,
@@ -283,7 +286,7 @@ impl Exports {
         }
         export.write(offset, bytes)?;
         if let Some((offset, value)) = signal {
-            store_signal(&export.memory, offset, value)?;
+            export.store_signal(offset, value)?;
         }
         if let Some((offset, len)) = notify {
             let tail = &bytes[bytes.len().saturating_sub(8)..];
@@ -403,6 +406,27 @@ impl Export {
         Ok(())
     }
 
+    /// Stores a signal word so that nobody sees half of it, after everything written before.
+    fn store_signal(&mut self, offset: u64, value: u64) -> Result<(), Refusal> {
+        let page = offset - offset % PAGE_SIZE as u64;
+        let mapping = match self.words.take() {
+            Some((at, mapping)) if at == page => mapping,
+            _ => {
+                reserve_memory(&*self.memory, page, PAGE_SIZE as u64)
+                    .map_err(|_| Refusal::Memory)?;
+                Mapping::new(&*self.memory, page, PAGE_SIZE, Access::ReadWrite)
+                    .map_err(|_| Refusal::Exhausted)?
+            }
+        };
+        let within = usize::try_from(offset - page).map_err(|_| Refusal::Range)?;
+        // SAFETY: `within` is a multiple of 8 below the page's size, so the word is aligned and inside the mapping, which
+        // lives longer than this borrow; others may change it, which an atomic allows. The memory cannot shrink (checked when it was exported).
+        let word = unsafe { &*mapping.as_ptr().add(within).cast::<std::sync::atomic::AtomicU64>() };
+        word.store(value, std::sync::atomic::Ordering::Release);
+        self.words = Some((page, mapping));
+        Ok(())
+    }
+
     fn notify(&mut self, note: Note) -> Result<(), Refusal> {
         let (event, mailbox) = self.notify.as_ref().ok_or(Refusal::Range)?;
         if self.mailbox.is_none() {
@@ -463,20 +487,6 @@ fn admits(
         }),
         Allow::Anyone => true,
     }
-}
-
-/// Stores a signal word so that nobody sees half of it, after everything written before.
-fn store_signal(memory: &Descriptor, offset: u64, value: u64) -> Result<(), Refusal> {
-    let page = offset - offset % PAGE_SIZE as u64;
-    reserve_memory(memory, page, PAGE_SIZE as u64).map_err(|_| Refusal::Memory)?;
-    let mapping =
-        Mapping::new(memory, page, PAGE_SIZE, Access::ReadWrite).map_err(|_| Refusal::Exhausted)?;
-    let within = usize::try_from(offset - page).map_err(|_| Refusal::Range)?;
-    // SAFETY: `within` is a multiple of 8 below the page's size, so the word is aligned and inside the mapping, which
-    // lives until the end of this function; others may change it, which an atomic allows.
-    let word = unsafe { &*mapping.as_ptr().add(within).cast::<std::sync::atomic::AtomicU64>() };
-    word.store(value, std::sync::atomic::Ordering::Release);
-    Ok(())
 }
 
 /// A copy that its owner can no longer change.

@@ -1,0 +1,341 @@
+//! The same measurements between two nodes: VMMC over the link, beside kernel TCP over the same wire.
+//!
+//! [`serve_nodes`] waits on one node, [`run_between`] measures from another. They agree over a TCP connection of their own what comes next. A
+//! process waits by looking, and gives way at every look: on few cores its node's engine may need the processor.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::BenchError;
+use crate::buffer::Buffer;
+use crate::clock::Clock;
+use crate::exchange::{OverMemory, answer, ask};
+use crate::flow::{Flow, Timing};
+use crate::machine::Machine;
+use crate::memory::{Memory, SLOTS, slot_count};
+use crate::options::{Bench, Options};
+use crate::path::Path;
+use crate::peer::{Order, Outcome};
+use crate::progress::Progress;
+use crate::report::{Report, Row, Unit};
+use crate::rounds::fill;
+use crate::socket::{self, Stream};
+use crate::spin::Spin;
+use crate::statistics::{Samples, median};
+use crate::vmmc_memory::{VmmcInbox, VmmcMemory};
+
+/// What is compared.
+const PATHS: [Path; 3] = [Path::Vmmc, Path::TcpSpinning, Path::TcpBlocking];
+/// Sizes measured unless told otherwise, in bytes.
+const SIZES: [usize; 4] = [8, 64, 4096, 1 << 20];
+
+/// Between which nodes to measure.
+#[derive(Debug, Clone)]
+pub struct Between {
+    /// This node, by the name that the other knows.
+    pub own: String,
+    /// The other, by the name that this one knows.
+    pub other: String,
+    /// Where [`serve_nodes`] listens there.
+    pub address: SocketAddr,
+}
+
+/// Everything the two processes are connected by.
+struct Wires {
+    line: Line,
+    vmmc: VmmcMemory,
+    tcp: TcpStream,
+    spin: Spin,
+    numbers: u64,
+}
+
+/// Whole JSON messages, one a line.
+struct Line {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+/// What the measuring side says first.
+#[derive(Debug, Serialize, Deserialize)]
+struct Introduction {
+    node: String,
+    export: String,
+}
+
+/// Serves measurements from other nodes, one after the other, for ever.
+///
+/// # Errors
+/// When it cannot listen there. What goes wrong in one measurement is told to that one.
+pub fn serve_nodes(listen: SocketAddr) -> Result<(), BenchError> {
+    let listener = TcpListener::bind(listen)
+        .map_err(|cause| BenchError::os("listen for other nodes", cause))?;
+    loop {
+        match serve(&listener) {
+            Ok(()) | Err(BenchError::PeerLost) => {}
+            Err(cause) => eprintln!("vmmc bench: {cause}"),
+        }
+    }
+}
+
+fn serve(listener: &TcpListener) -> Result<(), BenchError> {
+    let mut line = Line::new(socket::accept(listener)?)?;
+    let introduction: Introduction = line.hear()?;
+    let inbox = VmmcInbox::new()?;
+    line.say(&inbox.name())?;
+    let tcp = socket::accept(listener)?;
+    let vmmc = inbox.connect_to_node(&introduction.export, &introduction.node)?;
+    line.say(&"connected")?;
+    let mut wires = Wires { line, vmmc, tcp, spin: Spin::new(true), numbers: 1 };
+    loop {
+        let order: Order = wires.line.hear()?;
+        let outcome = match carry_out(&order, &wires) {
+            Ok(()) => Outcome::Done { cpu: 0 },
+            Err(cause) => Outcome::Failed(cause.to_string()),
+        };
+        wires.line.say(&outcome)?;
+    }
+}
+
+fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
+    let (memory, spin) = (&wires.vmmc, wires.spin);
+    match *order {
+        Order::Answer { path: path @ Path::Vmmc, size, answer: reply, first, count } => {
+            answer(OverMemory { memory, spin, path }, size, reply, first, count)
+        }
+        Order::Answer { path, size, answer: reply, first, count } => {
+            answer(wires.stream(path)?, size, reply, first, count)
+        }
+        Order::Receive { path, size, first, count } => {
+            let flow = Flow { path, size, first, count, spin };
+            match path {
+                Path::Vmmc => flow.receive(memory).map(drop),
+                _ => flow.read(wires.stream(path)?).map(drop),
+            }
+        }
+        Order::Offer { path, size, first, count } => {
+            let flow = Flow { path, size, first, count, spin };
+            match path {
+                Path::Vmmc => flow.offer(memory).map(drop),
+                _ => flow.write(wires.stream(path)?).map(drop),
+            }
+        }
+        _ => Err(BenchError::OutOfStep("this is not measured between nodes".to_owned())),
+    }
+}
+
+/// Runs one measurement against [`serve_nodes`] on another node; [`Bench::SendLatency`], [`Bench::FetchLatency`], [`Bench::SendBandwidth`] or
+/// [`Bench::FetchBandwidth`].
+///
+/// # Errors
+/// See [`BenchError`]; among others when the other node cannot be reached.
+pub fn run_between(
+    bench: Bench,
+    between: &Between,
+    options: &Options,
+) -> Result<Report, BenchError> {
+    let sizes = match options.sizes.is_empty() {
+        true => SIZES.to_vec(),
+        false => options.sizes_for(bench)?,
+    };
+    let parts = sizes.len() * PATHS.len();
+    let (rounds, slice) = (options.rounds_of(bench), options.slice(bench, parts)?);
+    let progress = Progress::new(options.progress, bench.name(), parts * rounds);
+    let mut wires = Wires::connect(between)?;
+    let mut rows = Vec::new();
+    for size in sizes {
+        let mut series: [Vec<Samples>; PATHS.len()] = Default::default();
+        for _ in 0..rounds {
+            for (path, series) in PATHS.iter().zip(&mut series) {
+                series.push(wires.round(bench, *path, size, slice)?);
+                progress.advance();
+            }
+        }
+        let row = |(path, series): (&Path, &Vec<Samples>)| row(bench, *path, size, series);
+        rows.extend(PATHS.iter().zip(&series).map(row));
+    }
+    let notes = vec![format!(
+        "from node {} to node {}; every process gives way whenever it waits by looking",
+        between.own, between.other
+    )];
+    Ok(Report { bench, machine: Machine::look()?, rows, notes })
+}
+
+/// One path at one size; of what `samples` count, see [`Wires::round`].
+fn row(bench: Bench, path: Path, size: usize, rounds: &[Samples]) -> Row {
+    let clock = Clock::calibrated();
+    let mut all = Samples::new();
+    rounds.iter().for_each(|round| all.merge(round));
+    let middles: Vec<f64> = rounds.iter().map(|round| round.quantile(0.5)).collect();
+    let bytes = (slot_count(size) * size) as f64;
+    let (unit, figure): (Unit, &dyn Fn(f64) -> f64) = match bench {
+        Bench::SendLatency => (Unit::Microseconds, &|ticks| clock.microseconds(ticks) / 2.0),
+        Bench::FetchLatency => (Unit::Microseconds, &|ticks| clock.microseconds(ticks)),
+        _ => (Unit::GigabytesPerSecond, &|ticks| bytes / clock.nanoseconds(ticks)),
+    };
+    let tail = |quantile| figure(all.quantile(quantile));
+    Row::new(path.name(), size, unit, figure(median(&middles))).tails(
+        tail(0.99),
+        tail(0.999),
+        all.len(),
+    )
+}
+
+impl Wires {
+    fn connect(between: &Between) -> Result<Wires, BenchError> {
+        let mut line = Line::new(socket::connect(between.address)?)?;
+        let inbox = VmmcInbox::new()?;
+        line.say(&Introduction { node: between.own.clone(), export: inbox.name() })?;
+        let theirs: String = line.hear()?;
+        let tcp = socket::connect(between.address)?;
+        let vmmc = inbox.connect_to_node(&theirs, &between.other)?;
+        line.hear::<String>()?;
+        Ok(Wires { line, vmmc, tcp, spin: Spin::new(true), numbers: 1 })
+    }
+
+    /// One path for about `slice`: samples are round trips, fetches, or turns of the window, in ticks.
+    fn round(
+        &mut self,
+        bench: Bench,
+        path: Path,
+        size: usize,
+        slice: Duration,
+    ) -> Result<Samples, BenchError> {
+        let clock = Clock::calibrated();
+        let pilot = match bench {
+            Bench::SendLatency | Bench::FetchLatency => 16,
+            _ => slot_count(size) as u64,
+        };
+        let from = clock.now();
+        self.measure(bench, path, size, pilot)?;
+        let count = fill(slice, pilot, clock.now() - from);
+        // Streams are measured in whole turns.
+        let turn = if pilot == 16 { 1 } else { pilot };
+        self.measure(bench, path, size, (count / turn).max(2) * turn)
+    }
+
+    fn measure(
+        &mut self,
+        bench: Bench,
+        path: Path,
+        size: usize,
+        count: u64,
+    ) -> Result<Samples, BenchError> {
+        let first = self.numbers;
+        self.numbers += count + 1;
+        let spin = self.spin;
+        let flow = Flow { path, size, first, count, spin };
+        let turns = |timing: Timing| timing.turns;
+        match (bench, path) {
+            (Bench::SendLatency, _) => self.round_trips(path, (size, size), first, count),
+            (Bench::FetchLatency, Path::Vmmc) => self.fetches(size, count),
+            (Bench::FetchLatency, _) => self.round_trips(path, (4, size), first, count),
+            (Bench::SendBandwidth, _) => {
+                let order = Order::Receive { path, size, first, count };
+                self.together(&order, |wires| match path {
+                    Path::Vmmc => flow.send(&wires.vmmc).map(turns),
+                    _ => flow.write(wires.stream(path)?).map(turns),
+                })
+            }
+            (Bench::FetchBandwidth, _) => {
+                let order = Order::Offer { path, size, first, count };
+                self.together(&order, |wires| match path {
+                    Path::Vmmc => flow.fetch(&wires.vmmc).map(turns),
+                    _ => flow.read(wires.stream(path)?).map(turns),
+                })
+            }
+            _ => Err(BenchError::OutOfStep("this is not measured between nodes".to_owned())),
+        }
+    }
+
+    fn round_trips(
+        &mut self,
+        path: Path,
+        sizes: (usize, usize),
+        first: u64,
+        count: u64,
+    ) -> Result<Samples, BenchError> {
+        let order = Order::Answer { path, size: sizes.0, answer: sizes.1, first, count };
+        self.together(&order, |wires| {
+            let (clock, mut samples) = (Clock::calibrated(), Samples::new());
+            let (memory, spin) = (&wires.vmmc, wires.spin);
+            match path {
+                Path::Vmmc => {
+                    let mut exchange = OverMemory { memory, spin, path };
+                    ask(&mut exchange, sizes, first, (count, 1), clock, &mut samples)?;
+                }
+                _ => {
+                    let mut stream = wires.stream(path)?;
+                    ask(&mut stream, sizes, first, (count, 1), clock, &mut samples)?;
+                }
+            }
+            Ok(samples)
+        })
+    }
+
+    /// The other process takes no part.
+    fn fetches(&self, size: usize, count: u64) -> Result<Samples, BenchError> {
+        let (clock, mut samples) = (Clock::calibrated(), Samples::new());
+        let mut fetched = Buffer::filled(0, size);
+        for _ in 0..count {
+            let from = clock.now();
+            self.vmmc.fetch(SLOTS, std::hint::black_box(&mut fetched))?;
+            samples.record(clock.ticks_between(from, clock.now()) as f64);
+        }
+        Ok(samples)
+    }
+
+    /// Has the other process carry out `order` while this one does `part`.
+    fn together<T>(
+        &mut self,
+        order: &Order,
+        part: impl FnOnce(&Wires) -> Result<T, BenchError>,
+    ) -> Result<T, BenchError> {
+        self.line.say(order)?;
+        let ours = part(self);
+        if let Err(BenchError::Stalled) = ours {
+            // It may be waiting for us just as well.
+            return ours;
+        }
+        match self.line.hear()? {
+            Outcome::Failed(why) => Err(BenchError::PeerFailed(why)),
+            Outcome::Done { .. } => ours,
+        }
+    }
+
+    fn stream(&self, path: Path) -> Result<Stream<'_, TcpStream>, BenchError> {
+        Stream::new(&self.tcp, (path == Path::TcpSpinning).then_some(self.spin))
+    }
+}
+
+impl Line {
+    fn new(stream: TcpStream) -> Result<Line, BenchError> {
+        let reader = stream
+            .try_clone()
+            .map_err(|cause| BenchError::os("use a connection to another node", cause))?;
+        Ok(Line { stream, reader: BufReader::new(reader) })
+    }
+
+    fn say(&mut self, message: &impl Serialize) -> Result<(), BenchError> {
+        let mut text = serde_json::to_vec(message)
+            .map_err(|cause| BenchError::OutOfStep(cause.to_string()))?;
+        text.push(b'\n');
+        self.stream.write_all(&text).map_err(|_| BenchError::PeerLost)
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T, BenchError> {
+        let mut text = String::new();
+        match self.reader.read_line(&mut text) {
+            Ok(0) => return Err(BenchError::PeerLost),
+            Err(cause) if cause.kind() == ErrorKind::ConnectionReset => {
+                return Err(BenchError::PeerLost);
+            }
+            Err(cause) => return Err(BenchError::os("hear the other node", cause)),
+            Ok(_) => {}
+        }
+        serde_json::from_str(&text).map_err(|cause| BenchError::OutOfStep(cause.to_string()))
+    }
+}
