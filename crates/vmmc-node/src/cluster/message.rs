@@ -124,3 +124,48 @@ pub(super) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Option<M> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call() -> Call {
+        Call::Import {
+            seq: 7,
+            target: Target::Name("board".to_owned()),
+            rights: Rights::READ_WRITE,
+            key: Some([9; 16]),
+            uid: 1000,
+            gid: 100,
+        }
+    }
+
+    #[test]
+    fn what_was_said_is_understood_and_nothing_else() {
+        let bytes = postcard::to_allocvec(&call()).unwrap();
+        assert_eq!(decode(&bytes), Some(call()));
+        for len in 0..bytes.len() {
+            assert_eq!(decode::<Call>(&bytes[..len]), None, "cut after {len}");
+        }
+        assert_eq!(decode::<Call>(&[&bytes[..], &[0]].concat()), None, "something behind it");
+    }
+
+    #[test]
+    fn noise_never_panics() {
+        let mut random = 1_u64;
+        let mut byte = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 56) as u8
+        };
+        for len in 0..2000 {
+            let noise: Vec<u8> = (0..len % 200).map(|_| byte()).collect();
+            let _ = (decode::<Greeting>(&noise), decode::<Welcome>(&noise));
+            let _ = (decode::<Call>(&noise), decode::<Reply>(&noise));
+            // Close to something that is understood.
+            let mut bytes = postcard::to_allocvec(&call()).unwrap();
+            let at = usize::from(byte()) % bytes.len();
+            bytes[at] = byte();
+            let _ = decode::<Call>(&bytes);
+        }
+    }
+}
