@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use vmmc::{ExportState, Import, ImportSource, Process, TransferError};
+use vmmc::{ExportState, Import, ImportError, ImportSource, Process, TransferError};
 
 /// Longer than anything takes on the slowest machine; only to end a test that hangs.
 const FOREVER: Duration = Duration::from_secs(60);
@@ -71,8 +71,15 @@ impl Drop for Hosts {
     }
 }
 
+/// Where packets are lost, or cables cut, an import may have to be asked for again.
 fn board(process: &Process, node: &str) -> Import {
-    process.import(ImportSource::Name("board".to_owned())).node(node).open().unwrap()
+    let start = Instant::now();
+    loop {
+        match process.import(ImportSource::Name("board".to_owned())).node(node).open() {
+            Err(ImportError::Unreachable | ImportError::Timeout) if start.elapsed() < FOREVER => {}
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// Sends patterns and compares what is there, by both sides' eyes, until `enough`.
@@ -165,10 +172,6 @@ fn a_cable_that_stays_cut_is_a_dead_node() {
     assert_eq!(import.signal(0, 3), Err(TransferError::Dead));
     hosts.change_cable("heal", &[]);
     // The exporter lives: it is only imported anew.
-    let source = || importer.import(ImportSource::Name("board".to_owned())).node("node2");
-    while source().open().is_err() {
-        assert!(start.elapsed() < FOREVER);
-    }
     board(&importer, "node2").signal(0, 4).unwrap();
     assert_eq!(export.load_signal(0), Ok(4));
 }

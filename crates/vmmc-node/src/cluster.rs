@@ -48,8 +48,10 @@ pub(crate) const CALLERS: u64 = 6 << 56;
 pub(crate) const CHANNEL: u64 = 7 << 56;
 pub(crate) const FABRIC: u64 = 8 << 56;
 
-/// How long a node that is called may take to answer at one address, before the next is tried.
-const PATIENCE: Duration = Duration::from_millis(700);
+/// How long a node may take until both have greeted: where packets are lost, TCP asks again after a second.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one that is called may take at an address, when there is another to be tried.
+const FIRST_PATIENCE: Duration = Duration::from_millis(400);
 /// Channels that have not proved yet that they have the cluster key.
 const MAX_STRANGERS: usize = 64;
 /// Channels of other nodes.
@@ -228,7 +230,7 @@ impl Cluster {
         let now = self.now();
         let link = self.port.deadline(now).map(|at| at - now);
         let calls = self.peers.values().filter(|peer| !peer.greeted);
-        let calls = calls.map(|peer| PATIENCE.saturating_sub(peer.since.elapsed()));
+        let calls = calls.map(|peer| peer.patience().saturating_sub(peer.since.elapsed()));
         link.into_iter().chain(calls).min()
     }
 
@@ -613,7 +615,7 @@ impl Cluster {
 
     /// Drops who is lost, and who does not answer.
     fn bury(&mut self, around: &mut Around<'_>) {
-        let late = |peer: &Peer| !peer.greeted && peer.since.elapsed() >= PATIENCE;
+        let late = |peer: &Peer| !peer.greeted && peer.since.elapsed() >= peer.patience();
         let dead = self.peers.iter().filter_map(|(key, peer)| {
             let late = late(peer).then_some(Lost::Connection);
             peer.lost.or(late).map(|lost| (*key, lost))
@@ -664,6 +666,16 @@ impl Cluster {
 
     fn now(&self) -> Time {
         Time::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Peer {
+    /// How long it may take to greet.
+    fn patience(&self) -> Duration {
+        match &self.callee {
+            Some(Callee { others, .. }) if !others.is_empty() => FIRST_PATIENCE,
+            _ => PATIENCE,
+        }
     }
 }
 
