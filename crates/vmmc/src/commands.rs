@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ pub(crate) struct Commands {
     mapping: Mapping,
     /// Whose command is in each slot. A slot's entry is touched only by whoever claimed the slot or reaps it, so nobody ever waits here.
     owners: [Mutex<Option<Owner>>; SLOTS],
+    /// A thread looks for completions without sleeping.
+    spinning: AtomicBool,
 }
 
 /// Whose command is in a slot, and where in its flight's bytes a fetched piece belongs.
@@ -86,7 +88,7 @@ impl Commands {
         let memory = create_memory(MEMORY)?;
         let mapping = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite)?;
         let owners = std::array::from_fn(|_| Mutex::new(None));
-        Ok((Self { mapping, owners }, memory))
+        Ok((Self { mapping, owners, spinning: AtomicBool::new(false) }, memory))
     }
 
     /// Posts a command that fetches at most [`PIECE`] bytes to this place in its flight's. Waits for room while the service works.
@@ -163,14 +165,8 @@ impl Commands {
         if let Some(found) = look() {
             return Ok(found);
         }
-        let start = Instant::now();
-        while start.elapsed() < SPIN {
-            // The engine may need this processor.
-            std::thread::yield_now();
-            self.reap();
-            if let Some(found) = look() {
-                return Ok(found);
-            }
+        if let Some(found) = self.spin(&mut look) {
+            return Ok(found);
         }
         let word = self.queue().completed();
         let mut seen = word.load(Ordering::Relaxed);
@@ -195,6 +191,22 @@ impl Commands {
                 return Err(Stalled::Timeout);
             }
         }
+    }
+
+    /// Looks for a while without sleeping, unless another thread does so already: many would only take the processor from the engine.
+    fn spin<R>(&self, look: &mut impl FnMut() -> Option<R>) -> Option<R> {
+        if self.spinning.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let start = Instant::now();
+        let mut found = None;
+        while found.is_none() && start.elapsed() < SPIN {
+            std::thread::yield_now();
+            self.reap();
+            found = look();
+        }
+        self.spinning.store(false, Ordering::Relaxed);
+        found
     }
 
     /// Takes what was done, for whomever.
