@@ -52,6 +52,8 @@ struct End {
     /// The peer has said that it needs nothing any more; it may say so first.
     settled: bool,
     injection: Injection,
+    /// Bytes were written into its socket, after which it may write itself.
+    handed: bool,
     /// Waits for the socket to become writable, under this number.
     waiting: Option<u64>,
 }
@@ -177,6 +179,11 @@ impl Pairs {
             _ => false,
         };
         if accepted {
+            // Who holds it from now on was not there to be told.
+            let end = self.by_id.get(&base(id)).map(|pair| &pair.ends[id.end()]);
+            if end.is_some_and(|end| end.handed && end.injection.is_empty()) {
+                around.posts.push(Post::new(client, Answer::PairHanded { pair: id }));
+            }
             // Bytes may have waited for this end.
             self.advance(around, id);
             return true;
@@ -300,6 +307,7 @@ impl Pairs {
         let Some(socket) = &end.socket else { return };
         let mut handed = 0;
         let progress = end.injection.advance(socket.as_fd(), || handed += 1);
+        end.handed |= handed > 0;
         for holder in &end.holders {
             for _ in 0..handed {
                 around.posts.push(Post::new(*holder, Answer::PairHanded { pair: id }));

@@ -223,10 +223,26 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
     if !vmmc_socket::is_connection(fd) {
         return native(fd, list, count, flags, timeout);
     }
+    // Unlike its single sister, the native call looks for an error before it looks for bytes.
+    let (mut error, mut size): (c_int, socklen_t) = (0, size_of::<c_int>() as socklen_t);
+    let asked = crate::sockets::getsockopt(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_ERROR,
+        (&raw mut error).cast(),
+        &raw mut size,
+    );
+    if asked == 0 && error != 0 {
+        *libc::__errno_location() = error;
+        return -1;
+    }
     let mut flags = flags;
     let wait_for_one = flags & libc::MSG_WAITFORONE != 0;
     flags &= !libc::MSG_WAITFORONE;
     for n in 0..count {
+        if n > 0 && catch(false, || vmmc_socket::only_error_left(fd)) {
+            return n as c_int;
+        }
         let entry = &mut *list.add(n as usize);
         let got = recvmsg(fd, &mut entry.msg_hdr, flags);
         if got < 0 {
@@ -235,9 +251,6 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
         entry.msg_len = got as c_uint;
         if wait_for_one {
             flags |= libc::MSG_DONTWAIT;
-        }
-        if got == 0 {
-            return n as c_int + 1;
         }
     }
     count as c_int

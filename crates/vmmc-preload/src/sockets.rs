@@ -91,12 +91,22 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
     let native = next!(shutdown: fn(c_int, c_int) -> c_int);
+    let known = [libc::SHUT_RD, libc::SHUT_WR, libc::SHUT_RDWR].contains(&how);
+    if known && catch(false, || keep_errno(|| vmmc_socket::is_over(fd))) {
+        *libc::__errno_location() = libc::ENOTCONN;
+        return -1;
+    }
     let ends_sending = how == libc::SHUT_WR || how == libc::SHUT_RDWR;
     let in_ring = ends_sending && catch(false, || keep_errno(|| vmmc_socket::finish(fd)));
     let done = match (in_ring, how) {
         (false, _) => native(fd, how),
-        (true, libc::SHUT_RDWR) => native(fd, libc::SHUT_RD),
-        (true, _) => 0,
+        (true, _) => {
+            if how == libc::SHUT_RDWR {
+                // Where that was the last that was open, the kernel says so; to the program it was open until now.
+                keep_errno(|| native(fd, libc::SHUT_RD));
+            }
+            0
+        }
     };
     if done == 0 && (how == libc::SHUT_RD || how == libc::SHUT_RDWR) {
         keep_errno(|| catch((), || vmmc_socket::deafen(fd)));

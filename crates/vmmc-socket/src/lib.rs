@@ -49,6 +49,6 @@ pub use layer::{
     own_between, renewed, set_nonblocking, start, track,
 };
 pub use lower::{lower_descriptor, lower_everything, lower_passed};
-pub use receive::{Receiving, at_mark, receive, unread};
+pub use receive::{Receiving, at_mark, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Transfer};
-pub use transmit::{Sending, complete_info, deafen, finish, send, send_file, unsent};
+pub use transmit::{Sending, complete_info, deafen, finish, is_over, send, send_file, unsent};

@@ -10,7 +10,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, LINGERS, READY, Tier, take_announcement};
+use vmmc::stream::{CLOSED, FROZEN, LINGERS, READY, Tier, take_announcement};
 use vmmc::{BrokenReason, PairError, PairMemory, PairingEvent, Process};
 
 use crate::descriptor::{self, Kind};
@@ -253,10 +253,18 @@ pub(crate) fn hold(fd: i32, slot: &Slot, local: &Local) {
 fn handed(index: u32, serial: u32) {
     let Some((slot, local)) = current(index, serial) else { return };
     let _held = slot.outward.lock.hold();
-    if slot.outward.way() == Way::Handover {
-        slot.outward.set_way(Way::Lowered);
-        kernel::ring(local.bell.load(Ordering::Acquire));
+    // This side may not even have noticed yet that the peer froze the ring.
+    if slot.outward.way() == Way::Lowered {
+        return;
     }
+    slot.outward.set_way(Way::Lowered);
+    if slot.finished.load(Ordering::Relaxed) {
+        // SAFETY: `take_mail`, the caller's caller, holds the structure's lock.
+        if let Some(&fd) = unsafe { local.parts() }.descriptors.first() {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+    }
+    kernel::ring(local.bell.load(Ordering::Acquire));
 }
 
 fn broken(index: u32, serial: u32, why: BrokenReason) {
@@ -410,28 +418,42 @@ pub(crate) fn end_at_exit(fd: i32, index: u32) {
     slot.holders.fetch_sub(1, Ordering::AcqRel);
 }
 
+/// Whether the kernel resets the connection when its last descriptor is closed, instead of ending it.
+fn set_reset_at_close(fd: i32, on: bool) {
+    let linger = libc::linger { l_onoff: i32::from(on), l_linger: 0 };
+    let (option, size) = (libc::SO_LINGER, size_of::<libc::linger>());
+    let _ = kernel::call!(SYS_setsockopt, fd, libc::SOL_SOCKET, option, &raw const linger, size);
+}
+
 /// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
 /// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
 fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
     let mut goodbye = Goodbye::Plain;
-    let (inward, outward) = (slot.inward.way(), slot.outward.way());
+    let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
+    // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP.
+    if outward == Way::Ring && ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 {
+        outward = Way::Handover;
+    }
     let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
+    // Both directions have ended: there is no connection left to reset.
+    let over = slot.finished.load(Ordering::Relaxed)
+        && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
     let unread = switched && slot.inward.stream.unread(ends.mine) > 0;
-    let linger = kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER);
-    if unread {
-        let reset = libc::linger { l_onoff: 1, l_linger: 0 };
-        let size = size_of::<libc::linger>();
-        let _ = kernel::call!(
-            SYS_setsockopt,
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            &raw const reset,
-            size
-        );
-    } else if outward == Way::Ring
-        && !linger.is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
-    {
+    // Of these the kernel makes a reset by itself, unless somebody who is not of this family goes on with the connection.
+    let unread_on_tcp = kernel::unread(fd) > 0;
+    let wanted = kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER)
+        .is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0);
+    if over && wanted {
+        set_reset_at_close(fd, false);
+    } else if unread && !over {
+        set_reset_at_close(fd, true);
+    }
+    if (unread || unread_on_tcp || wanted) && !over {
+        // A reset that comes after the end of the stream is a broken pipe to the peer: its kernel has to see that end.
+        if slot.finished.load(Ordering::Relaxed) && outward == Way::Ring {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+    } else if outward == Way::Ring {
         if slot.outward.stream.unread(ends.mine) > 0 {
             goodbye = Goodbye::Linger;
             ends.theirs.tell(LINGERS);

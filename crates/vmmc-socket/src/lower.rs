@@ -16,7 +16,7 @@ use crate::kernel::{self, Errno};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
-use crate::{board, epoll, lift, transmit};
+use crate::{board, epoll, lift, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -47,12 +47,27 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         }
         on_their_way
     };
-    if on_their_way {
+    if let Some(arrival) = on_their_way {
         // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
-        let mut arriving = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
-        let _ = kernel::poll(&mut arriving, Some(ARRIVAL), std::ptr::null());
+        await_arrival(fd, slot, arrival);
     }
     retire(index);
+}
+
+/// Waits for what the service writes; `last` says whether that ends with bytes (`POLLIN`) or with the end (`POLLRDHUP`).
+fn await_arrival(fd: i32, slot: &Slot, last: i16) {
+    if !slot.deaf.load(Ordering::Relaxed) {
+        let mut arriving = [libc::pollfd { fd, events: last, revents: 0 }];
+        let _ = kernel::poll(&mut arriving, Some(ARRIVAL), std::ptr::null());
+        return;
+    }
+    // To the kernel such a socket is always readable, and has always ended.
+    for _ in 0..ARRIVAL.as_millis() {
+        if kernel::unread(fd) > 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// How long bytes may take through the service, which writes them at once unless it is stopped.
@@ -86,9 +101,13 @@ pub fn lower_passed(fd: i32) {
 fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     if slot.finished.load(Ordering::Relaxed) && slot.outward.way() == Way::Ring {
         // The end stands in the ring; whoever writes to the descriptor from now on must find it in the kernel. Unless the
-        // peer has not read all: then the kernel's end waits, because what the peer may still hand over comes before it.
-        if slot.outward.stream.unread(ends.mine) == 0 {
+        // peer has not read all: then the kernel's end waits, because what the peer may still hand over comes before it. And
+        // unless this side has unread bytes and does not listen any more: to the kernel those would come too late.
+        let deaf = slot.deaf.load(Ordering::Relaxed) && slot.inward.stream.unread(ends.mine) > 0;
+        if slot.outward.stream.unread(ends.mine) == 0 && !deaf {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        } else {
+            slot.mute.store(true, Ordering::Release);
         }
     }
     match slot.outward.way() {
@@ -115,13 +134,29 @@ fn finish_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     }
 }
 
-/// True if the service now writes what was not read, or the end.
-fn lower_inward(slot: &Slot, local: &Local, ends: Ends) -> bool {
+/// The peer lowers the connection, and what it had not read is on its way to TCP. A call that does not wait would find no
+/// room where the kernel has plenty, so it waits all the same, but not for long; true if it was worth it.
+#[cold]
+pub(crate) fn await_handover(index: u32) -> bool {
+    let (slot, local) = (slot::get(index), local::get(index));
+    for _ in 0..ARRIVAL.as_millis() {
+        lift::progress();
+        let answered = local.pin().is_none_or(|pin| wait::handover_answered(pin.ends()));
+        if answered || slot.outward.way() != Way::Handover {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+/// What will be seen last of what the service now writes: unread bytes, or the end; nothing if it has nothing to write.
+fn lower_inward(slot: &Slot, local: &Local, ends: Ends) -> Option<i16> {
     // Where the peer has lowered already, its later bytes may be on TCP: what is left in the ring is read from there.
     let frozen =
         ends.mine.tail.load(Ordering::Acquire) & FROZEN != 0 && slot.inward.way() == Way::Ring;
     if frozen && slot.inward.stream.unread(ends.mine) > 0 || slot.inward.way() == Way::Lowered {
-        return false;
+        return None;
     }
     slot.inward.stream.freeze(ends.mine);
     let unread = unread_bytes(slot, local, ends);
@@ -132,7 +167,8 @@ fn lower_inward(slot: &Slot, local: &Local, ends: Ends) -> bool {
         ends.theirs.tell(said);
     }
     slot.inward.set_way(Way::Lowered);
-    said == 0
+    lift::settle_peer(slot, ends);
+    (said == 0).then_some(if finish { libc::POLLRDHUP } else { libc::POLLIN })
 }
 
 /// Everything that came through the ring and was not read, taken out of it.

@@ -132,12 +132,14 @@ impl Polling<'_> {
         let Some(pin) = local.pin() else { return kernel::pending(fd, self.fds[n].events) };
         let ends = pin.ends();
         let mut now = 0;
-        if slot.inward.way() == Way::Ring && !slot.look.load(Ordering::Acquire) {
-            if slot.inward.stream.stirred(ends.mine) {
-                now |= IN;
-            }
-        } else {
+        if slot.inward.way() != Way::Ring || slot.look.load(Ordering::Acquire) {
             now |= epoll::readiness_beside_the_ring(fd, slot, ends) as i16;
+        } else if slot.inward.stream.stirred(ends.mine) {
+            now |= if slot.inward.stream.frozen(ends.mine) {
+                epoll::readiness_beside_the_ring(fd, slot, ends) as i16
+            } else {
+                IN
+            };
         }
         now |= epoll::ended(slot, ends) as i16;
         if wanted & OUT != 0 {
@@ -173,17 +175,19 @@ impl Polling<'_> {
             immediate += usize::from(events != 0);
             // Of TCP itself only ends and errors are news; its readiness to send always holds.
             let ring_out = matches!(slot.outward.way(), Way::Ring | Way::Handover);
+            // Where the peer froze the ring, its next bytes come by TCP.
+            let frozen = local.ends().is_some_and(|ends| slot.inward.stream.frozen(ends.mine));
+            let ring_in = slot.inward.way() == Way::Ring && !frozen;
             let ended = slot.look.load(Ordering::Relaxed);
             let urgent = self.fds[n].events & libc::POLLPRI;
             list[n].events = urgent
-                | match (slot.inward.way() == Way::Ring, ring_out) {
+                | match (ring_in, ring_out) {
                     (true, true) if ended && events == 0 => 0,
                     (true, true) => libc::POLLIN | libc::POLLRDHUP,
                     (true, false) => self.fds[n].events & !IN | libc::POLLRDHUP,
                     (false, true) => self.fds[n].events & !OUT | libc::POLLIN,
                     (false, false) => self.fds[n].events,
                 };
-            let _ = local;
         }
         if announced {
             self.rung = false;

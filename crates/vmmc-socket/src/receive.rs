@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{Corrupt, FROZEN, take_announcement};
+use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -53,7 +53,11 @@ pub unsafe fn receive<'a>(
         return Err(None);
     }
     let pieces = match Pieces::new(pieces) {
-        Some(pieces) if flags & !CARRIED == 0 => pieces,
+        Some(pieces)
+            if flags & !CARRIED == 0 && !peeks_in_vain(fd, index, slot, &pieces, flags) =>
+        {
+            pieces
+        }
         _ => {
             lower::lower(fd, index, Why::Call);
             return Err(None);
@@ -66,9 +70,31 @@ pub unsafe fn receive<'a>(
     Ok(Receiving { fd, index, pieces, flags, got: 0, wait: Wait::new(fd, index, Direction::In) })
 }
 
+/// Whether the call has to wait for bytes beside others that it leaves where they are, which the layer cannot.
+fn peeks_in_vain(fd: i32, index: u32, slot: &Slot, pieces: &Pieces<'_>, flags: i32) -> bool {
+    const FOR_ALL: i32 = libc::MSG_PEEK | libc::MSG_WAITALL;
+    flags & (FOR_ALL | libc::MSG_DONTWAIT) == FOR_ALL
+        && !slot.nonblocking.load(Ordering::Relaxed)
+        && kernel::pending(fd, libc::POLLRDHUP) == 0
+        && local::get(index)
+            .pin()
+            .is_none_or(|pin| pin.ends().mine.tail.load(Ordering::Acquire) & FIN == 0)
+        && unread(fd).is_some_and(|unread| unread < pieces.left())
+}
+
+/// What is known of the stream behind the bytes that one look gave.
+#[derive(Clone, Copy)]
+enum Beyond {
+    Unknown,
+    /// More has arrived, in a larger ring, or in the first after TCP.
+    Ring,
+    /// The ring ends there; TCP knows how the stream goes on.
+    Tcp,
+}
+
 /// What one look at the connection gave.
 enum Step {
-    Bytes(usize),
+    Bytes(usize, Beyond),
     End,
     Nothing,
 }
@@ -78,6 +104,9 @@ impl Transfer for Receiving<'_> {
     fn go(&mut self) -> Route {
         let slot = slot::get(self.index);
         loop {
+            if self.got > 0 && slot.look.load(Ordering::Relaxed) && only_error_left(self.fd) {
+                return Route::Done(Ok(self.got));
+            }
             // SAFETY: the pieces are valid (promised to `receive`).
             let step = unsafe {
                 step(self.fd, self.index, slot, local::get(self.index), &self.pieces, self.flags)
@@ -86,10 +115,10 @@ impl Transfer for Receiving<'_> {
                 lower::settle(self.fd, self.index);
             }
             match step {
-                Ok(Step::Bytes(len)) => {
+                Ok(Step::Bytes(len, beyond)) => {
                     self.got += len;
                     self.pieces.skip(len);
-                    if self.enough(slot) {
+                    if self.enough(slot, beyond) {
                         return Route::Done(Ok(self.got));
                     }
                 }
@@ -124,13 +153,17 @@ impl Transfer for Receiving<'_> {
 }
 
 impl Receiving<'_> {
-    /// Whether what was received ends the call. Where the stream leaves the ring for TCP the call goes on there, because
-    /// to the program that is no boundary.
-    fn enough(&self, slot: &Slot) -> bool {
+    /// Whether what was received ends the call. Where the stream goes on in a larger ring, or leaves the ring for TCP, the
+    /// call goes on there, because to the program that is no boundary.
+    fn enough(&self, slot: &Slot, beyond: Beyond) -> bool {
         if self.pieces.left() == 0 || self.flags & libc::MSG_PEEK != 0 {
             return true;
         }
-        let crossing = slot.look.load(Ordering::Relaxed) || slot.inward.way() != Way::Ring;
+        let crossing = match beyond {
+            Beyond::Ring => return false,
+            Beyond::Tcp => true,
+            Beyond::Unknown => slot.look.load(Ordering::Relaxed) || slot.inward.way() != Way::Ring,
+        };
         if !crossing {
             return self.flags & libc::MSG_WAITALL == 0;
         }
@@ -157,17 +190,32 @@ unsafe fn step(
                     Ok(arrived) => arrived,
                     Err(Corrupt) => return Err(give_up(slot)),
                 };
+                if arrived.len > 0 && flags & libc::MSG_PEEK != 0 {
+                    // SAFETY: as promised by the caller of `receive`.
+                    match unsafe { peek(fd, slot, local, ends, pieces, flags) }? {
+                        None => continue,
+                        Some(len) => return Ok(Step::Bytes(len, Beyond::Unknown)),
+                    }
+                }
                 if arrived.len > 0 {
                     // SAFETY: as promised by the caller of `receive`.
                     match unsafe { take(slot, local, ends, pieces, arrived.len, flags) }? {
                         None => continue,
                         Some(len) => {
-                            if flags & libc::MSG_PEEK == 0 {
-                                board::received(index, len);
-                            }
-                            return Ok(Step::Bytes(len));
+                            board::received(index, len);
+                            let beyond = match arrived {
+                                _ if len < arrived.len => Beyond::Unknown,
+                                Arrived { more: true, .. } => Beyond::Ring,
+                                Arrived { frozen: true, .. } => Beyond::Tcp,
+                                _ => Beyond::Unknown,
+                            };
+                            return Ok(Step::Bytes(len, beyond));
                         }
                     }
+                }
+                if arrived.fin {
+                    lift::settle_peer(slot, ends);
+                    return Ok(Step::End);
                 }
                 // After a freeze TCP tells how the stream goes on, and how it ends.
                 if arrived.frozen {
@@ -175,11 +223,9 @@ unsafe fn step(
                     slot.look.store(true, Ordering::Release);
                     continue;
                 }
-                if arrived.fin || slot.deaf.load(Ordering::Relaxed) {
-                    if arrived.fin {
-                        lift::settle_peer(slot, ends);
-                    }
-                    return Ok(Step::End);
+                // The kernel was told too, and knows whether there is an error to report first.
+                if slot.deaf.load(Ordering::Relaxed) {
+                    return from_kernel(fd, pieces, flags, usize::MAX);
                 }
                 if !slot.look.load(Ordering::Acquire) && !due(slot) {
                     return Ok(Step::Nothing);
@@ -208,7 +254,18 @@ unsafe fn step(
                             slot.inward.set_way(Way::Ring);
                             board::update(index, slot);
                         }
-                        Some(Some(left)) => return from_kernel(fd, pieces, flags, left as usize),
+                        Some(Some(left)) => {
+                            let step = from_kernel(fd, pieces, flags, left as usize)?;
+                            return Ok(match step {
+                                Step::Bytes(len, _)
+                                    if len as u64 == left
+                                        && slot.inward.stream.unread(ends.mine) > 0 =>
+                                {
+                                    Step::Bytes(len, Beyond::Ring)
+                                }
+                                other => other,
+                            });
+                        }
                         _ => return Err(give_up(slot)),
                     }
                 }
@@ -247,9 +304,6 @@ unsafe fn take(
     if stream.head() != head {
         return Ok(None);
     }
-    if flags & libc::MSG_PEEK != 0 {
-        return Ok(Some(len));
-    }
     stream.consume(ends.theirs, len, next);
     // A sleeping writer is woken when half the ring is free, not for every byte.
     if arrived - len <= ring.capacity() / 2 && take_announcement(&ends.mine.writer_waiting) {
@@ -258,11 +312,42 @@ unsafe fn take(
     Ok(Some(len))
 }
 
+/// Copies what has arrived and leaves it there: how many; none if a signal handler on this thread took some of it.
+#[cold]
+unsafe fn peek(
+    fd: i32,
+    slot: &Slot,
+    local: &Local,
+    ends: Ends,
+    pieces: &Pieces<'_>,
+    flags: i32,
+) -> Result<Option<usize>, Errno> {
+    let stream = &slot.inward.stream;
+    let (head, mut rest, mut got) = (stream.head(), *pieces, 0);
+    // Looked at before the bytes: what was frozen then holds all that the ring ever will.
+    let frozen = stream.frozen(ends.mine);
+    for piece in stream.unread_pieces(ends.mine) {
+        let len = piece.len.min(rest.left());
+        let Some(ring) = local.ring_in(piece.tier) else { return Err(Errno(libc::ENOMEM)) };
+        if flags & libc::MSG_TRUNC == 0 {
+            // SAFETY: the pieces are valid (caller of `receive`); the piece is at most the capacity.
+            unsafe { rest.fill_from(ring, piece.position, len) };
+        }
+        rest.skip(len);
+        got += len;
+    }
+    if frozen && rest.left() > 0 {
+        let flags = flags & !libc::MSG_WAITALL | libc::MSG_DONTWAIT;
+        got += rest.limited(usize::MAX, |list| kernel::receive(fd, list, flags)).unwrap_or(0);
+    }
+    Ok((stream.head() == head).then_some(got))
+}
+
 fn from_kernel(fd: i32, pieces: &Pieces<'_>, flags: i32, most: usize) -> Result<Step, Errno> {
     let flags = flags & !libc::MSG_WAITALL | libc::MSG_DONTWAIT;
     match pieces.limited(most, |list| kernel::receive(fd, list, flags)) {
         Ok(0) => Ok(Step::End),
-        Ok(len) => Ok(Step::Bytes(len.min(pieces.left()))),
+        Ok(len) => Ok(Step::Bytes(len.min(pieces.left()), Beyond::Unknown)),
         Err(Errno::AGAIN) => Ok(Step::Nothing),
         Err(error) => Err(error),
     }
@@ -292,6 +377,13 @@ pub fn unread(fd: i32) -> Option<usize> {
         _ => 0,
     };
     Some(kernel::unread(fd) + ring)
+}
+
+/// Whether receiving from `fd` would give nothing but an error: a call that has received something leaves that to the next.
+#[cold]
+pub fn only_error_left(fd: i32) -> bool {
+    unread(fd).unwrap_or_else(|| kernel::unread(fd)) == 0
+        && kernel::pending(fd, 0) & libc::POLLERR != 0
 }
 
 /// Whether the next byte of `fd` is the urgent mark, where the layer knows that it is not.

@@ -86,6 +86,8 @@ pub(crate) struct Slot {
     pub(crate) nonblocking: AtomicBool,
     /// The program ended its sending direction.
     pub(crate) finished: AtomicBool,
+    /// It did, and the connection was lowered before the kernel could be told: the layer has to keep it ended.
+    pub(crate) mute: AtomicBool,
     /// The program ended its receiving direction.
     pub(crate) deaf: AtomicBool,
     /// The kernel connection has something to say beside the ring: an end, an error, or bytes.
@@ -181,7 +183,8 @@ impl Slot {
         self.serial.fetch_add(1, Ordering::Relaxed);
         self.set_phase(Phase::Tcp);
         self.set_why(Why::Young);
-        for flag in [&self.nonblocking, &self.finished, &self.deaf, &self.look, &self.ready] {
+        let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
+        for flag in flags.into_iter().chain([&self.ready]) {
             flag.store(false, Ordering::Relaxed);
         }
         self.pair.store(0, Ordering::Relaxed);

@@ -55,6 +55,11 @@ pub(crate) fn established(fd: i32) -> bool {
     Info::of(fd).is_some_and(|info| info.state() == ESTABLISHED)
 }
 
+/// Whether nothing is left of the connection.
+pub(crate) fn over(fd: i32) -> bool {
+    Info::of(fd).is_some_and(|info| info.state() == CLOSE)
+}
+
 /// Bytes that were given to the connection by writing, while it is open for writing.
 pub(crate) fn written(fd: i32) -> Option<u64> {
     let info = Info::of(fd)?;

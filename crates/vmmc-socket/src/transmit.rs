@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, take_announcement};
+use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -40,12 +40,15 @@ pub struct Sending<'a> {
     flags: i32,
     sent: usize,
     wait: Wait,
+    /// A call that does not wait has not yet given a peer that lowers the connection a moment to do so.
+    patience: bool,
 }
 
 fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
     let Some(index) = descriptor::connection(fd) else { return Err(None) };
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached
+        && !slot.mute.load(Ordering::Acquire)
         && let Some(call) = InFlight::begin(fd, index, slot, Direction::Out)
     {
         return Err(Some(call));
@@ -81,6 +84,7 @@ pub unsafe fn send<'a>(
         flags,
         sent: 0,
         wait: Wait::new(fd, index, Direction::Out),
+        patience: true,
     })
 }
 
@@ -101,17 +105,20 @@ pub fn send_file(
             !matches!(prepare(fd, index, slot, local::get(index), ends), Way::Ring | Way::Handover)
         })
     };
-    if on_tcp {
+    if on_tcp && !slot.finished.load(Ordering::Relaxed) {
         return Err(Some(InFlight::sending(fd, index, slot)));
     }
     let source = Source::File { file, at, left: len };
-    Ok(Sending { fd, index, source, flags: 0, sent: 0, wait: Wait::new(fd, index, Direction::Out) })
+    let wait = Wait::new(fd, index, Direction::Out);
+    Ok(Sending { fd, index, source, flags: 0, sent: 0, wait, patience: true })
 }
 
 enum Step {
     Sent(usize),
     /// The source has no more.
     End,
+    /// The connection fell back to TCP, and a file goes there without the layer.
+    Kernel,
     Nothing,
 }
 
@@ -132,10 +139,19 @@ impl Transfer for Sending<'_> {
                     }
                 }
                 Ok(Step::End) => return Route::Done(Ok(self.sent)),
+                Ok(Step::Kernel) if self.sent == 0 => return Route::Kernel(None),
+                // In the midst of the file: the program gets a short count and asks again.
+                Ok(Step::Kernel) => return Route::Done(Ok(self.sent)),
                 Ok(Step::Nothing) => {
                     if slot.nonblocking.load(Ordering::Relaxed)
                         || self.flags & libc::MSG_DONTWAIT != 0
                     {
+                        if slot.outward.way() == Way::Handover
+                            && std::mem::take(&mut self.patience)
+                            && lower::await_handover(self.index)
+                        {
+                            continue;
+                        }
                         return Route::Done(part(self.sent, Errno::AGAIN));
                     }
                     match self.wait.sleep() {
@@ -199,7 +215,7 @@ impl Sending<'_> {
         let Some(ends) = local.ends() else { return self.to_kernel() };
         let way = prepare(self.fd, self.index, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
-            return Err(Errno(libc::EPIPE));
+            return Err(after_end(self.fd));
         }
         match way {
             Way::Ring => put(self.index, slot, local, ends, &self.source),
@@ -213,8 +229,7 @@ impl Sending<'_> {
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
-            // It fell back to TCP in the midst of a file; the program gets a short count and asks again.
-            Source::File { .. } => return Ok(Step::End),
+            Source::File { .. } => return Ok(Step::Kernel),
         };
         match sent {
             Ok(len) => Ok(Step::Sent(len)),
@@ -222,6 +237,28 @@ impl Sending<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What sending on a direction that the program has ended comes to: an error that waits to be told is told first.
+#[cold]
+fn after_end(fd: i32) -> Errno {
+    match kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
+        Some(error) if error != 0 => Errno(error),
+        _ => Errno(libc::EPIPE),
+    }
+}
+
+/// Whether both directions of `fd` have ended: such a connection is none any more to `shutdown`, but the kernel may not
+/// know of ends that stand in the rings.
+pub fn is_over(fd: i32) -> bool {
+    let Some(index) = descriptor::connection(fd) else { return false };
+    let slot = slot::get(index);
+    let Some(pin) = local::get(index).pin() else { return false };
+    let ended = || {
+        slot.inward.way() == Way::Ring
+            && pin.ends().mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0
+    };
+    slot.finished.load(Ordering::SeqCst) && ended() || tcp::over(fd)
 }
 
 /// Brings the sending direction as far as it can come and says where the bytes go now. The outward lock is held.
@@ -232,8 +269,10 @@ pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: End
         Way::Handover => settle_handover(fd, slot, local, ends),
         _ => {}
     }
+    // A program that has ended its direction cannot learn from it what became of the peer.
     if slot.outward.way() == Way::Ring
         && (ends.mine.told(CLOSED) || slot.look.load(Ordering::Relaxed))
+        && !slot.finished.load(Ordering::Relaxed)
     {
         look_at_peer(fd, slot, ends);
     }
@@ -245,7 +284,10 @@ fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
     let gone = ends.mine.told(CLOSED) || {
         let events = kernel::pending(fd, libc::POLLRDHUP);
         let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
-        events & (libc::POLLERR | libc::POLLHUP) != 0 || events & libc::POLLRDHUP != 0 && !ended
+        // To the kernel a program that does not listen any more and a peer that has ended look the same.
+        let own = slot.deaf.load(Ordering::Relaxed) && tcp::established(fd);
+        events & (libc::POLLERR | libc::POLLHUP) != 0
+            || events & libc::POLLRDHUP != 0 && !ended && !own
     };
     if gone {
         lift::settle_peer(slot, ends);
@@ -351,28 +393,68 @@ pub fn finish(fd: i32) -> bool {
         slot.finished.store(true, Ordering::SeqCst);
         return false;
     }
+    notice_freeze(index, slot, local);
     let _held = slot.outward.lock.hold();
     let Some(ends) = local.ends() else { return false };
-    let way = prepare(fd, index, slot, local, ends);
+    // A peer that lingers is not settled by this: what it has left unread here may still be wanted on TCP.
+    let lingers = slot.outward.way() == Way::Ring && ends.mine.told(LINGERS);
+    let way = if lingers { Way::Ring } else { prepare(fd, index, slot, local, ends) };
     slot.finished.store(true, Ordering::SeqCst);
     // A thread of this process may wait for room.
     kernel::ring(local.bell.load(Ordering::Acquire));
-    if way != Way::Ring && way != Way::Handover {
-        return false;
+    match way {
+        Way::Tcp | Way::Lowered => return false,
+        // The kernel is told when the peer's unread bytes are on TCP.
+        Way::Handover => return true,
+        Way::Ring => slot.outward.stream.finish(ends.theirs),
     }
-    slot.outward.stream.finish(ends.theirs);
+    refuse(fd, slot, ends);
     if take_announcement(&ends.mine.reader_waiting) {
         kernel::ring(local.peer_bell.load(Ordering::Acquire));
     }
     true
 }
 
-/// Ends the receiving direction of `fd`; the kernel's shutdown must follow.
+/// Before the end of a stream is put into a ring that the peer may have frozen: there nobody would look for it.
+#[cold]
+fn notice_freeze(index: u32, slot: &Slot, local: &Local) {
+    let frozen = {
+        let _held = slot.outward.lock.hold();
+        let closed = local.ends().is_some_and(|ends| slot.outward.stream.closed(ends.theirs));
+        if closed && slot.outward.way() == Way::Ring && !slot.finished.load(Ordering::Relaxed) {
+            slot.outward.set_way(Way::Handover);
+        }
+        slot.outward.way() == Way::Handover
+    };
+    if frozen {
+        lower::await_handover(index);
+    }
+}
+
+/// Both directions were shut down: what the peer sends from now on, the kernel answers with a reset. It has to know of
+/// this side's end for that, which it can where nothing is unread that the peer might still want to hand over.
+fn refuse(fd: i32, slot: &Slot, ends: Ends) {
+    if slot.deaf.load(Ordering::SeqCst)
+        && slot.finished.load(Ordering::SeqCst)
+        && slot.outward.way() == Way::Ring
+        && slot.outward.stream.unread(ends.mine) == 0
+        && slot.inward.stream.unread(ends.mine) == 0
+    {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        ends.theirs.tell(CLOSED);
+    }
+}
+
+/// Ends the receiving direction of `fd`; the kernel's shutdown was before.
 pub fn deafen(fd: i32) {
     let Some(index) = descriptor::connection(fd) else { return };
     let slot = slot::get(index);
     slot.deaf.store(true, Ordering::SeqCst);
     slot.look.store(true, Ordering::SeqCst);
+    if let Some(pin) = local::get(index).pin() {
+        let _held = slot.outward.lock.hold();
+        refuse(fd, slot, pin.ends());
+    }
     let bell = local::get(index).bell.load(Ordering::Acquire);
     if bell >= 0 {
         kernel::ring(bell);

@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{FIN, FROZEN, OFFSET, Tier, Words};
+use super::{FIN, FROZEN, OFFSET, Piece, Tier, Words};
 
 /// What has arrived and was not read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
     /// Bytes that can be read now from the current ring; at most its capacity, whatever the peer wrote.
     pub len: usize,
+    /// More bytes have arrived in a larger ring; the next look after these were consumed finds them.
+    pub more: bool,
     /// The peer ended its stream after what has arrived (which may be more than `len`).
     pub fin: bool,
     /// The stream goes on elsewhere after what has arrived.
@@ -61,8 +63,9 @@ impl Receiver {
         let (fin, frozen) = (tail & FIN != 0, tail & FROZEN != 0);
         let mut len = (tail & OFFSET).wrapping_sub(head);
         if len == 0 {
-            return Ok(Arrived { len: 0, fin, frozen });
+            return Ok(Arrived { len: 0, more: false, fin, frozen });
         }
+        let mut more = false;
         let mut tier = self.tier();
         while tier != Tier::Bulk {
             let Some(boundary) = mine.grown[tier as usize].load(Ordering::Relaxed).checked_sub(1)
@@ -71,6 +74,7 @@ impl Receiver {
             };
             let ahead = boundary.checked_sub(head).ok_or(Corrupt)?;
             if ahead > 0 {
+                more = len > ahead;
                 len = len.min(ahead);
                 break;
             }
@@ -81,7 +85,7 @@ impl Receiver {
         if len > tier.capacity() as u64 {
             return Err(Corrupt);
         }
-        Ok(Arrived { len: len as usize, fin, frozen })
+        Ok(Arrived { len: len as usize, more, fin, frozen })
     }
 
     /// Bytes that have arrived in all rings and were not read; at most what they hold, whatever the peer wrote.
@@ -89,6 +93,31 @@ impl Receiver {
         let tail = mine.tail.load(Ordering::Acquire) & OFFSET;
         let len = tail.wrapping_sub(self.head.load(Ordering::Relaxed));
         if len > Tier::MEMORY as u64 { 0 } else { len as usize }
+    }
+
+    /// Where the bytes lie that have arrived and were not read, in stream order: for those who look without consuming.
+    /// Ends early where the peer's words make no sense, which [`Receiver::arrived`] finds out.
+    pub fn unread_pieces(&self, mine: &Words) -> impl Iterator<Item = Piece> + use<> {
+        let (head, unread, first) = (self.head(), self.unread(mine) as u64, self.tier());
+        let grown = [0, 1].map(|n: usize| mine.grown[n].load(Ordering::Relaxed).checked_sub(1));
+        let (mut from, mut position) = (0, self.position());
+        let tiers = [Tier::Page, Tier::Medium, Tier::Bulk].into_iter();
+        tiers.filter(move |tier| *tier >= first).map_while(move |tier| {
+            let boundary = grown.get(tier as usize).copied().flatten();
+            let end = boundary
+                .map_or(Some(unread), |at| at.checked_sub(head))
+                .map(|at| at.min(unread))?;
+            let len = end.checked_sub(from).filter(|len| *len <= tier.capacity() as u64)? as usize;
+            let piece = Piece { tier, position, len };
+            (from, position) = (end, 0);
+            Some(piece)
+        })
+    }
+
+    /// Whether the stream goes on elsewhere, perhaps after bytes that are still here.
+    #[inline]
+    pub fn frozen(&self, mine: &Words) -> bool {
+        mine.tail.load(Ordering::Relaxed) & FROZEN != 0
     }
 
     /// Cheap look that changes nothing: is there anything at all to find out (bytes, end, freeze)?

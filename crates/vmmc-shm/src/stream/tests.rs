@@ -81,7 +81,7 @@ fn a_full_ring_takes_nothing_and_a_frozen_one_refuses() {
     pair.rx.freeze(b);
     assert_eq!(
         pair.rx.arrived(b),
-        Ok(Arrived { len: Tier::Page.capacity(), fin: false, frozen: true })
+        Ok(Arrived { len: Tier::Page.capacity(), more: false, fin: false, frozen: true })
     );
     assert_eq!(pair.receive(50).unwrap().len(), 50);
     assert_eq!(pair.send(&[3; 10]), 0, "published into a frozen ring");

@@ -573,13 +573,14 @@ impl Registration {
     #[inline]
     fn now(&self, slot: &Slot, ends: Ends) -> u32 {
         let mut now = 0;
-        let settled = slot.inward.way() == Way::Ring && !slot.look.load(Ordering::Acquire);
-        if settled {
-            if slot.inward.stream.stirred(ends.mine) {
-                now |= IN;
-            }
-        } else {
+        if slot.inward.way() != Way::Ring || slot.look.load(Ordering::Acquire) {
             now |= readiness_beside_the_ring(self.fd, slot, ends);
+        } else if slot.inward.stream.stirred(ends.mine) {
+            now |= if slot.inward.stream.frozen(ends.mine) {
+                readiness_beside_the_ring(self.fd, slot, ends)
+            } else {
+                IN
+            };
         }
         now |= ended(slot, ends);
         if self.events & OUT != 0 {
@@ -639,11 +640,15 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
     if now & libc::EPOLLIN as u32 != 0 {
         now |= IN;
     }
-    if slot.inward.way() != Way::Lowered && slot.inward.stream.stirred(ends.mine) {
+    if slot.inward.way() != Way::Lowered && slot.inward.stream.unread(ends.mine) > 0 {
         now |= IN;
     }
     if slot.deaf.load(Ordering::Relaxed) {
         now |= IN | RDHUP;
+    }
+    // Of this side's own end the kernel may not know.
+    if now & RDHUP != 0 && slot.finished.load(Ordering::Relaxed) {
+        now |= libc::EPOLLHUP as u32;
     }
     if events == 0 && slot.inward.way() == Way::Ring && slot.phase() == Phase::Attached {
         // A false alarm: nothing is different on TCP.

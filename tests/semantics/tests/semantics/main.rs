@@ -218,6 +218,22 @@ scenarios! {
     crowd
     idle
     warm_and_wait
+    // boundaries.c
+    all_in_one_read
+    peek_for_all
+    recvmmsg_ends
+    send_to_shut_down
+    send_after_shutdown_read
+    shutdown_again
+    error_before_broken_pipe
+    reset_after_end
+    waitall_before_reset
+    sendfile_after_end
+    peer_ran_another
+    peer_ran_another_then_fork
+    peer_ran_another_then_end
+    peer_ran_another_then_file
+    read_across_programs
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.

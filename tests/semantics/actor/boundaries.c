@@ -1,0 +1,353 @@
+/* Where a stream goes over from one way of travelling to another, or ends: things that random programs have found. */
+#include "actor.h"
+
+#include <sys/sendfile.h>
+
+static volatile sig_atomic_t broken_pipes;
+
+static void count_broken_pipe(int number) {
+    (void)number;
+    broken_pipes++;
+}
+
+static void catch_broken_pipes(void) {
+    struct sigaction action = {.sa_handler = count_broken_pipe, .sa_flags = SA_RESTART};
+    sigaction(SIGPIPE, &action, NULL);
+}
+
+/* Whatever a program started inherits has to be whole in the kernel. */
+static void run_another_program(void) {
+    say_status("system", system(":"));
+}
+
+static void say_error(int fd) {
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    say("SO_ERROR %s", error ? strerrorname_np(error) : "none");
+}
+
+static void say_ready(const char *label, int fd) {
+    struct pollfd item = {.fd = fd, .events = POLLIN | POLLOUT | POLLRDHUP};
+    poll(&item, 1, 0);
+    say_poll(label, item.revents);
+}
+
+/* More than the smallest buffer holds, unread: one call looks at all of it, one takes all of it. */
+void scenario_all_in_one_read(void) {
+    static char buffer[65536];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 100, 1);
+        put_pattern(fd, 100, 12000, 1);
+        meet();
+        meet();
+        put_pattern(fd, 0, 20000, 2);
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 12100);
+    say_bytes("peek", buffer, T(recv(fd, buffer, sizeof buffer, MSG_PEEK)));
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    meet();
+    await_readable(fd, 20000);
+    T(recv(fd, buffer, sizeof buffer, MSG_TRUNC));
+    meet();
+}
+
+/* A peek that waits until there is as much as it wants. */
+void scenario_peek_for_all(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "half");
+        meet();
+        await_asleep(me.peer);
+        put_text(fd, "half");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 4);
+    say_bytes("peek", buffer, T(recv(fd, buffer, 8, MSG_PEEK | MSG_WAITALL)));
+    say_bytes("recv", buffer, T(recv(fd, buffer, 8, 0)));
+    meet();
+}
+
+/* Several messages at once: at the end of the stream each is one of no bytes; an error comes before any. */
+void scenario_recvmmsg_ends(void) {
+    char room[3][8];
+    struct iovec pieces[3];
+    struct mmsghdr messages[3] = {0};
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "ten bytes.");
+        close(fd);
+        meet();
+        return;
+    }
+    meet();
+    await_bits(fd, POLLRDHUP);
+    for (int i = 0; i < 3; i++) {
+        pieces[i] = (struct iovec){room[i], sizeof room[i]};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &pieces[i], .msg_iovlen = 1};
+    }
+    T(recvmmsg(fd, messages, 3, MSG_DONTWAIT, NULL));
+    for (int i = 0; i < 3; i++)
+        say("message %d: %u", i, messages[i].msg_len);
+    T(send(fd, "to nobody", 9, MSG_NOSIGNAL));
+    await_bits(fd, POLLHUP);
+    T(recvmmsg(fd, messages, 3, MSG_DONTWAIT, NULL));
+    T(recvmmsg(fd, messages, 3, MSG_DONTWAIT, NULL));
+}
+
+/* What comes after both directions were shut down is answered with a reset, and both see it. */
+void scenario_send_to_shut_down(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.client) {
+        T(shutdown(fd, SHUT_RDWR));
+        say_ready("after shutdown", fd);
+        meet();
+        meet();
+        await_bits(fd, POLLERR);
+        T(send(fd, "x", 1, MSG_NOSIGNAL));
+        T(send(fd, "x", 1, MSG_NOSIGNAL));
+        T(recv(fd, buffer, sizeof buffer, 0));
+        return;
+    }
+    meet();
+    await_bits(fd, POLLRDHUP);
+    T(send(fd, "unwanted", 8, MSG_NOSIGNAL));
+    await_bits(fd, POLLHUP);
+    T(send(fd, "unwanted", 8, MSG_NOSIGNAL));
+    meet();
+}
+
+/* A program that does not listen any more still sends as before. */
+void scenario_send_after_shutdown_read(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        T(shutdown(fd, SHUT_RD));
+        put_text(fd, "still here");
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 10);
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT)));
+    meet();
+}
+
+/* When both directions have ended there is no connection to shut down. */
+void scenario_shutdown_again(void) {
+    int fd = connection();
+    if (me.client)
+        meet();
+    T(shutdown(fd, SHUT_WR));
+    if (me.server)
+        meet();
+    await_bits(fd, POLLHUP);
+    meet();
+    T(shutdown(fd, SHUT_WR));
+    T(shutdown(fd, SHUT_RDWR));
+    meet();
+}
+
+/* An error that waits comes before the broken pipe of a direction that was shut down. */
+void scenario_error_before_broken_pipe(void) {
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.client) {
+        struct linger linger = {.l_onoff = 1};
+        T(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
+        close(fd);
+        meet();
+        return;
+    }
+    meet();
+    await_bits(fd, POLLERR);
+    T(shutdown(fd, SHUT_WR));
+    T(send(fd, "x", 1, 0));
+    T(send(fd, "x", 1, 0));
+    say("SIGPIPE %d", (int)broken_pipes);
+}
+
+/* A reset that comes after the peer's end breaks a pipe. */
+void scenario_reset_after_end(void) {
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        await_readable(fd, 11);
+        T(shutdown(fd, SHUT_WR));
+        close(fd);
+        meet();
+        return;
+    }
+    put_text(fd, "unread, too");
+    meet();
+    meet();
+    await_readable(fd, 6);
+    await_bits(fd, POLLERR);
+    T(send(fd, "x", 1, 0));
+    say_error(fd);
+    T(send(fd, "x", 1, 0));
+    say("SIGPIPE %d", (int)broken_pipes);
+}
+
+/* A call that got less than it waits for, because of a reset, leaves the error to the next. */
+void scenario_waitall_before_reset(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "all there is");
+        await_readable(fd, 6);
+        close(fd);
+        meet();
+        return;
+    }
+    put_text(fd, "unread");
+    meet();
+    meet();
+    await_bits(fd, POLLERR);
+    T(recv(fd, buffer, 20, MSG_WAITALL));
+    T(recv(fd, buffer, 20, 0));
+    T(recv(fd, buffer, 20, 0));
+}
+
+/* A file sent into a direction that was shut down, to a peer that is gone. */
+void scenario_sendfile_after_end(void) {
+    int fd = connection();
+    catch_broken_pipes();
+    if (me.client) {
+        meet();
+        close(fd);
+        meet();
+        return;
+    }
+    T(shutdown(fd, SHUT_WR));
+    meet();
+    meet();
+    await_bits(fd, POLLHUP);
+    FILE *file = tmpfile();
+    fputs("contents", file);
+    fflush(file);
+    off_t at = 0;
+    T(sendfile(fd, fileno(file), &at, 8));
+    say("SIGPIPE %d", (int)broken_pipes);
+}
+
+/* The other side has just run another program, with bytes unread: nothing of that shows here, not even in a program that
+ * never waits. */
+void scenario_peer_ran_another(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        meet();
+        fcntl(fd, F_SETFL, O_NONBLOCK);
+        say_ready("after the other's program", fd);
+        T(recv(fd, buffer, sizeof buffer, 0));
+        T(send(fd, "more", 4, 0));
+        say_ready("after sending", fd);
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    run_another_program();
+    meet();
+    meet();
+    expect_text(fd, "unreadmore");
+    meet();
+}
+
+/* The same, and a child of the other side is the first to send. */
+void scenario_peer_ran_another_then_fork(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        meet();
+        pid_t child = fork();
+        if (child == 0) {
+            put_text(fd, " from the child");
+            _exit(0);
+        }
+        int status;
+        waitpid(child, &status, 0);
+        say_status("child", status);
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    run_another_program();
+    meet();
+    expect_text(fd, "unread from the child");
+    meet();
+}
+
+/* The same, and the first that it hears is the end. */
+void scenario_peer_ran_another_then_end(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        T(shutdown(fd, SHUT_WR));
+        meet();
+        expect_text(fd, "heard");
+        return;
+    }
+    run_another_program();
+    meet();
+    expect_end(fd);
+    put_text(fd, "heard");
+    meet();
+}
+
+/* The same, and the first that it sends is a file. */
+void scenario_peer_ran_another_then_file(void) {
+    int fd = connection();
+    if (me.client) {
+        FILE *file = tmpfile();
+        fputs("contents", file);
+        fflush(file);
+        off_t at = 0;
+        meet();
+        T(sendfile(fd, fileno(file), &at, 8));
+        meet();
+        return;
+    }
+    run_another_program();
+    meet();
+    expect_text(fd, "contents");
+    meet();
+}
+
+/* Bytes from before and after this side ran another program come in one read. */
+void scenario_read_across_programs(void) {
+    static char buffer[4096];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 31, 1);
+        run_another_program();
+        put_pattern(fd, 31, 2000, 1);
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 2031);
+    say_bytes("peek", buffer, T(recv(fd, buffer, sizeof buffer, MSG_PEEK)));
+    say_bytes("read", buffer, T(read(fd, buffer, 1500)));
+    say_bytes("read", buffer, T(read(fd, buffer, sizeof buffer)));
+    meet();
+}
