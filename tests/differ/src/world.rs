@@ -1,0 +1,542 @@
+//! What the kernel would know while a program runs: as much of it as decides whether a step's answer can be told in
+//! advance from the steps before it. The answers themselves are nobody's business here; the kernel gives them.
+
+use crate::step::{Action, Actor, NAMES, PLACES, Place, Step};
+
+/// Bytes that may lie unread in a direction, so that no sending call ever waits for room.
+const ROOM: usize = 48_000;
+
+/// What a descriptor refers to: one end of a connection (its peer is the number with the last bit flipped), or an
+/// epoll object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Object {
+    End(usize),
+    Set(usize),
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct End {
+    pub(crate) unread: usize,
+    /// The peer's direction has ended.
+    pub(crate) ended: bool,
+    /// This end's own sending direction was shut down.
+    finished: bool,
+    /// This end's receiving direction was shut down.
+    deaf: bool,
+    pub(crate) reset: bool,
+    closed: bool,
+    pub(crate) nonblocking: bool,
+    lingers_zero: bool,
+    /// Both directions were shut down while bytes were unread: documented, what the peer sends then is not refused.
+    mute: bool,
+    /// Lay unread when the peer lowered the connection: documented, that cannot come to TCP any more.
+    stranded: bool,
+    /// The peer did something that may not have arrived yet.
+    pub(crate) news: bool,
+}
+
+impl End {
+    /// What is sent to it is answered with a reset.
+    fn refuses(&self) -> bool {
+        self.closed || self.deaf && self.finished
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Registration {
+    set: usize,
+    end: usize,
+    place: Place,
+    by: Actor,
+    input: bool,
+    output: bool,
+    oneshot: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) ends: Vec<End>,
+    sets: usize,
+    registrations: Vec<Registration>,
+    tables: [Option<[Option<Object>; PLACES]>; NAMES.len()],
+    pub(crate) parents: [Option<Actor>; NAMES.len()],
+    restarts: bool,
+}
+
+/// What has to be seen at an end before a step that looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    pub(crate) place: Place,
+    pub(crate) unread: usize,
+    pub(crate) events: &'static str,
+}
+
+impl World {
+    /// `a` and `b` hold the two ends of each connection, at the place of the connection's number.
+    pub(crate) fn new(connections: usize, restarts: bool) -> Self {
+        let mut tables = [const { None }; NAMES.len()];
+        for (side, table) in tables.iter_mut().enumerate().take(2) {
+            let mut places = [None; PLACES];
+            for (n, place) in places.iter_mut().enumerate().take(connections) {
+                *place = Some(Object::End(2 * n + side));
+            }
+            *table = Some(places);
+        }
+        World {
+            ends: vec![End::default(); 2 * connections],
+            sets: 0,
+            registrations: Vec::new(),
+            tables,
+            parents: [None; NAMES.len()],
+            restarts,
+        }
+    }
+
+    pub(crate) fn lives(&self, actor: Actor) -> bool {
+        self.tables[actor].is_some()
+    }
+
+    pub(crate) fn at(&self, actor: Actor, place: Place) -> Option<Object> {
+        self.tables[actor].and_then(|table| table[place])
+    }
+
+    pub(crate) fn end_at(&self, actor: Actor, place: Place) -> Option<usize> {
+        match self.at(actor, place) {
+            Some(Object::End(end)) => Some(end),
+            _ => None,
+        }
+    }
+
+    fn set_at(&self, actor: Actor, place: Place) -> Option<usize> {
+        match self.at(actor, place) {
+            Some(Object::Set(set)) => Some(set),
+            _ => None,
+        }
+    }
+
+    fn place_of(&self, actor: Actor, object: Object) -> Option<Place> {
+        self.tables[actor].and_then(|table| table.iter().position(|held| *held == Some(object)))
+    }
+
+    fn holders(&self, object: Object) -> usize {
+        self.tables.iter().flatten().flatten().filter(|held| **held == Some(object)).count()
+    }
+
+    fn held_by(&self, actor: Actor, object: Object) -> usize {
+        self.tables[actor].iter().flatten().filter(|held| **held == Some(object)).count()
+    }
+
+    /// Nothing to read, no end, no error: whoever waits for that sleeps.
+    fn quiet(&self, end: usize) -> bool {
+        let end = &self.ends[end];
+        end.unread == 0 && !end.ended && !end.deaf && !end.reset
+    }
+
+    /// The arrivals that `step` depends on; they count as seen from then on.
+    pub(crate) fn arrivals(&mut self, step: &Step) -> Vec<Arrival> {
+        let by = step.by;
+        let mut places: Vec<Place> = match &step.action {
+            Action::Send { place, .. }
+            | Action::Receive { place, .. }
+            | Action::Stream { place, .. }
+            | Action::Shutdown { place, .. }
+            | Action::Ask { place, .. }
+            | Action::Close { place }
+            | Action::Linger { place, .. }
+            | Action::Pass { place, .. }
+            | Action::EpollCtl { place, .. } => vec![*place],
+            Action::Dup { from, to, .. } => vec![*from, *to],
+            Action::Poll { wanted, .. } => wanted.iter().map(|(place, _)| *place).collect(),
+            Action::EpollWait { set, .. } => self.registered_places(by, *set),
+            Action::Leave { .. } | Action::Exec | Action::Spawn => (0..PLACES).collect(),
+            Action::Sleep { call, .. } => {
+                return self.arrivals(&Step { by, action: (**call).clone() });
+            }
+            Action::EpollCreate { .. }
+            | Action::Nonblocking { .. }
+            | Action::Fork { .. }
+            | Action::Signal { .. } => Vec::new(),
+        };
+        places.dedup();
+        let mut arrivals = Vec::new();
+        for place in places {
+            let Some(end) = self.end_at(by, place) else { continue };
+            let end = &mut self.ends[end];
+            if std::mem::take(&mut end.news) {
+                let events = match () {
+                    () if end.reset || end.ended && end.finished => "HUP",
+                    () if end.ended => "RDHUP",
+                    () => "0",
+                };
+                arrivals.push(Arrival { place, unread: end.unread, events });
+            }
+        }
+        arrivals
+    }
+
+    fn registered_places(&self, by: Actor, set: Place) -> Vec<Place> {
+        let Some(set) = self.set_at(by, set) else { return Vec::new() };
+        let ends = self.registrations.iter().filter(|one| one.set == set).map(|one| one.end);
+        ends.filter_map(|end| self.place_of(by, Object::End(end))).collect()
+    }
+
+    /// Whether the step can be taken now, and its answer depends on the steps before it alone.
+    pub(crate) fn admits(&self, step: &Step) -> bool {
+        self.lives(step.by) && self.admits_action(step.by, &step.action)
+    }
+
+    fn admits_action(&self, by: Actor, action: &Action) -> bool {
+        let is_end = |place: &Place| self.end_at(by, *place).is_some();
+        match action {
+            Action::Send { place, call, count, .. } => {
+                self.end_at(by, *place).is_some_and(|end| self.can_send(end, call, *count))
+            }
+            Action::Receive { place, .. } => is_end(place) && !self.sleeps(by, action),
+            Action::Stream { place, to, into, .. } => self.can_stream(by, *place, *to, *into),
+            Action::Poll { wait, wanted, .. } => {
+                !wait && wanted.iter().all(|(place, _)| is_end(place))
+            }
+            Action::EpollCreate { place } => self.at(by, *place).is_none() && self.sets < 3,
+            Action::EpollCtl { set, place, .. } => {
+                self.can_look_at(by, *set)
+                    && self.end_at(by, *place).is_some_and(|end| self.can_go_to_others(end))
+            }
+            Action::EpollWait { set, wait, .. } => !wait && self.can_look_at(by, *set),
+            Action::Shutdown { place, .. }
+            | Action::Ask { place, .. }
+            | Action::Linger { place, .. }
+            | Action::Nonblocking { place, .. } => is_end(place),
+            Action::Close { place } => self.at(by, *place).is_some() && self.can_close(by, *place),
+            Action::Dup { call, from, to } => {
+                from != to
+                    && self.at(by, *from).is_some()
+                    && (self.at(by, *to).is_none() || matches!(*call, "dup2" | "dup3"))
+                    && self.can_close(by, *to)
+            }
+            Action::Pass { place, to, into } => {
+                self.end_at(by, *place).is_some_and(|end| self.can_go_to_others(end))
+                    && self.lives(*to)
+                    && self.at(*to, *into).is_none()
+            }
+            Action::Fork { child } => *child >= 2 && !self.lives(*child),
+            Action::Exec | Action::Spawn => (0..PLACES)
+                .filter_map(|place| self.end_at(by, place))
+                .all(|end| self.can_go_to_others(end)),
+            // Documented: of `_exit` the layer learns as of a death.
+            Action::Leave { how } => {
+                by >= 2
+                    && self.can_leave(by)
+                    && (*how == "exit" || (0..PLACES).all(|place| self.end_at(by, place).is_none()))
+            }
+            Action::Signal { .. } => false,
+            Action::Sleep { call, wakers } => self.can_be_woken(by, call, wakers),
+        }
+    }
+
+    fn can_send(&self, number: usize, call: &str, count: usize) -> bool {
+        let (end, peer) = (&self.ends[number], &self.ends[number ^ 1]);
+        // The second message may or may not meet the answer to the first.
+        let in_time = call != "sendmmsg" || !peer.refuses();
+        // To an end that does not listen any more the peer's end cannot be seen to arrive.
+        let seen = !(end.deaf && peer.closed);
+        end.finished || end.reset || in_time && seen && !peer.mute && peer.unread + count <= ROOM
+    }
+
+    /// Documented: what is unread when the peer is gone, and its socket with it, cannot come back to TCP.
+    fn can_be_lowered(&self, end: usize) -> bool {
+        let end = &self.ends[end];
+        end.unread == 0 || !end.reset && !end.stranded
+    }
+
+    /// Documented: the kernel does not know of an end as long as the peer has bytes to read before it, and so cannot keep
+    /// another program from sending behind it.
+    fn can_go_to_others(&self, number: usize) -> bool {
+        let (end, peer) = (&self.ends[number], &self.ends[number ^ 1]);
+        let withheld = end.finished && (peer.unread > 0 || end.deaf && end.unread > 0);
+        // Documented: what a one-shot registration that has shot still reports is an end of everything.
+        let one_shot = self.registrations.iter().any(|one| one.end == number && one.oneshot);
+        self.can_be_lowered(number) && !withheld && !one_shot
+    }
+
+    /// Whether a receiving call would find less than it waits for.
+    fn sleeps(&self, by: Actor, action: &Action) -> bool {
+        let Action::Receive { place, count, flags, .. } = action else { return false };
+        let Some(number) = self.end_at(by, *place) else { return false };
+        let end = &self.ends[number];
+        let over = end.ended || end.deaf || end.reset;
+        let wanted = if flags.has("WAITALL") { *count } else { 1 };
+        !over && end.unread < wanted && !end.nonblocking && !flags.has("DONTWAIT")
+    }
+
+    fn can_stream(&self, by: Actor, place: Place, to: Actor, into: Place) -> bool {
+        let (Some(from), Some(end)) = (self.end_at(by, place), self.end_at(to, into)) else {
+            return false;
+        };
+        let free = |end: &End| !end.finished && !end.deaf && !end.reset && !end.ended;
+        from ^ 1 == end
+            && by != to
+            && free(&self.ends[from])
+            && free(&self.ends[end])
+            && self.ends[end].unread == 0
+            // How often room is short, and so how often it is news that there is some, depends on time.
+            && !self.registrations.iter().any(|one| one.end == from && one.output)
+    }
+
+    /// Everything in the set has to be held by who looks, who has to wait for its arrival. And documented: a set that
+    /// several processes have is not the same to all of them.
+    fn can_look_at(&self, by: Actor, place: Place) -> bool {
+        self.set_at(by, place).is_some_and(|set| {
+            let object = Object::Set(set);
+            let mut inside = self.registrations.iter().filter(|one| one.set == set);
+            self.holders(object) == self.held_by(by, object)
+                && inside.all(|one| self.held_by(by, Object::End(one.end)) > 0)
+        })
+    }
+
+    /// Documented: an entry of an epoll object is gone with the last descriptor of the process, though another process
+    /// still holds the connection.
+    fn can_close(&self, by: Actor, place: Place) -> bool {
+        let Some(end) = self.end_at(by, place) else { return true };
+        let object = Object::End(end);
+        let peer = &self.ends[end ^ 1];
+        // Of a reset nothing can be seen at once where everything has ended already.
+        if self.holders(object) == 1 && peer.deaf && peer.finished && self.aborts(end) {
+            return false;
+        }
+        let outlives = self.held_by(by, object) == 1 && self.holders(object) > 1;
+        !(outlives && self.registrations.iter().any(|one| one.end == end))
+    }
+
+    fn can_leave(&self, by: Actor) -> bool {
+        (0..PLACES).all(|place| self.can_close(by, place))
+            && !self.registrations.iter().any(|one| {
+                let (end, set) = (Object::End(one.end), Object::Set(one.set));
+                one.by == by
+                    && self.holders(end) > self.held_by(by, end)
+                    && self.holders(set) > self.held_by(by, set)
+            })
+    }
+
+    fn can_be_woken(&self, by: Actor, call: &Action, wakers: &[Step]) -> bool {
+        let watched: Vec<usize> = match call {
+            Action::Receive { place, .. } if self.sleeps(by, call) => {
+                self.end_at(by, *place).into_iter().collect()
+            }
+            Action::Poll { wait: true, wanted, .. } => {
+                wanted.iter().filter_map(|(place, _)| self.end_at(by, *place)).collect()
+            }
+            Action::EpollWait { set, wait: true, .. } => {
+                let Some(set) = self.set_at(by, *set).filter(|_| self.can_look_at(by, *set)) else {
+                    return false;
+                };
+                let mut inside = self.registrations.iter().filter(|one| one.set == set);
+                if !inside.all(|one| one.input && !one.output && !one.oneshot) {
+                    return false;
+                }
+                let inside = self.registrations.iter().filter(|one| one.set == set);
+                inside.map(|one| one.end).collect()
+            }
+            _ => return false,
+        };
+        let receives = matches!(call, Action::Receive { .. });
+        if watched.is_empty() || !receives && !watched.iter().all(|end| self.quiet(*end)) {
+            return false;
+        }
+        let mut after = self.clone();
+        for (n, waker) in wakers.iter().enumerate() {
+            let woken = match (call, &waker.action) {
+                // A signal ends the call, unless handlers restart it.
+                (_, Action::Signal { to }) if *to == by => {
+                    if !(receives && self.restarts) {
+                        return n + 1 == wakers.len();
+                    }
+                    continue;
+                }
+                _ if waker.by == by || !after.admits(waker) => return false,
+                (Action::Receive { .. }, _) => {
+                    after.apply(waker);
+                    !after.sleeps(by, call)
+                }
+                _ => {
+                    after.apply(waker);
+                    watched.iter().any(|end| !after.quiet(*end))
+                }
+            };
+            if woken {
+                return n + 1 == wakers.len();
+            }
+        }
+        false
+    }
+
+    /// The step may lower connections; what lies unread at their other ends stays in rings then.
+    fn lower(&mut self, by: Actor, action: &Action) {
+        let lowered: Vec<Place> = match action {
+            Action::Pass { place, .. } | Action::EpollCtl { place, .. } => vec![*place],
+            Action::Receive { place, flags, .. } if flags.has("PEEK") && flags.has("WAITALL") => {
+                vec![*place]
+            }
+            Action::Exec | Action::Spawn => (0..PLACES).collect(),
+            Action::EpollWait { set, .. } => self.registered_places(by, *set),
+            _ => return,
+        };
+        for place in lowered {
+            let Some(end) = self.end_at(by, place) else { continue };
+            let peer = &mut self.ends[end ^ 1];
+            peer.stranded |= peer.unread > 0;
+        }
+    }
+
+    /// Takes the step.
+    pub(crate) fn apply(&mut self, step: &Step) {
+        let by = step.by;
+        self.lower(by, &step.action);
+        match &step.action {
+            Action::Send { place, count, .. } => self.send(by, *place, *count),
+            Action::Receive { place, count, flags, .. } => {
+                if let Some(end) = self.end_at(by, *place).filter(|_| !flags.has("PEEK")) {
+                    let end = &mut self.ends[end];
+                    end.unread -= end.unread.min(*count);
+                    end.stranded &= end.unread > 0;
+                }
+            }
+            Action::EpollCreate { place } => {
+                let set = Object::Set(self.sets);
+                self.sets += 1;
+                self.put(by, *place, Some(set));
+            }
+            Action::EpollCtl { set, what, place, events } => {
+                let (Some(set), Some(end)) = (self.set_at(by, *set), self.end_at(by, *place))
+                else {
+                    return;
+                };
+                let new = Registration {
+                    set,
+                    end,
+                    place: *place,
+                    by,
+                    input: events.has("IN"),
+                    output: events.has("OUT"),
+                    oneshot: events.has("ONESHOT"),
+                };
+                let same =
+                    |one: &Registration| one.set == set && one.end == end && one.place == *place;
+                let there = self.registrations.iter().position(same);
+                match (*what, there) {
+                    ("add", None) => self.registrations.push(new),
+                    ("mod", Some(n)) => self.registrations[n] = new,
+                    ("del", Some(n)) => {
+                        self.registrations.remove(n);
+                    }
+                    _ => {}
+                }
+            }
+            Action::Shutdown { place, what } => self.shutdown(by, *place, what),
+            Action::Linger { place, on } => {
+                if let Some(end) = self.end_at(by, *place) {
+                    self.ends[end].lingers_zero = *on;
+                }
+            }
+            Action::Nonblocking { place, on, .. } => {
+                if let Some(end) = self.end_at(by, *place) {
+                    self.ends[end].nonblocking = *on;
+                }
+            }
+            Action::Close { place } => self.put(by, *place, None),
+            Action::Dup { from, to, .. } => self.put(by, *to, self.at(by, *from)),
+            Action::Pass { place, to, into } => self.put(*to, *into, self.at(by, *place)),
+            Action::Fork { child } => {
+                self.tables[*child] = self.tables[by];
+                self.parents[*child] = Some(by);
+            }
+            Action::Leave { .. } => {
+                for place in 0..PLACES {
+                    self.put(by, place, None);
+                }
+                self.tables[by] = None;
+                self.parents.iter_mut().filter(|one| **one == Some(by)).for_each(|one| *one = None);
+            }
+            Action::Sleep { call, wakers } => {
+                wakers.iter().for_each(|waker| self.apply(waker));
+                self.apply(&Step { by, action: (**call).clone() });
+            }
+            Action::Stream { place, .. } => {
+                // Nothing of it is left, but it was news.
+                if let Some(end) = self.end_at(by, *place) {
+                    self.ends[end ^ 1].news = true;
+                }
+            }
+            Action::Poll { .. }
+            | Action::EpollWait { .. }
+            | Action::Ask { .. }
+            | Action::Exec
+            | Action::Spawn
+            | Action::Signal { .. } => {}
+        }
+    }
+
+    fn send(&mut self, by: Actor, place: Place, count: usize) {
+        let Some(end) = self.end_at(by, place) else { return };
+        let peer = end ^ 1;
+        if self.ends[end].finished || self.ends[end].reset {
+            return;
+        }
+        if self.ends[peer].refuses() {
+            for end in [end, peer] {
+                self.ends[end].reset = true;
+                self.ends[end].news = true;
+            }
+        } else {
+            self.ends[peer].unread += count;
+            self.ends[peer].news = true;
+        }
+    }
+
+    fn shutdown(&mut self, by: Actor, place: Place, what: &str) {
+        let Some(end) = self.end_at(by, place) else { return };
+        if what != "write" {
+            self.ends[end].deaf = true;
+        }
+        if what != "read" && !self.ends[end].finished && !self.ends[end].reset {
+            self.ends[end].finished = true;
+            self.ends[end ^ 1].ended = true;
+            self.ends[end ^ 1].news = true;
+        }
+        let unread = self.ends[end].unread + self.ends[end ^ 1].unread > 0;
+        self.ends[end].mute |= unread && self.ends[end].refuses();
+    }
+
+    /// Puts something, or nothing, in the place of what is there, which is closed.
+    fn put(&mut self, actor: Actor, place: Place, object: Option<Object>) {
+        let Some(table) = &mut self.tables[actor] else { return };
+        let old = std::mem::replace(&mut table[place], object);
+        match old {
+            Some(gone) if self.holders(gone) == 0 => match gone {
+                Object::End(end) => self.close(end),
+                Object::Set(set) => self.registrations.retain(|one| one.set != set),
+            },
+            _ => {}
+        }
+    }
+
+    /// Whether closing the end resets the connection.
+    fn aborts(&self, number: usize) -> bool {
+        let end = &self.ends[number];
+        let over = end.reset || end.finished && end.ended;
+        !over && (end.unread > 0 || end.lingers_zero)
+    }
+
+    fn close(&mut self, number: usize) {
+        self.registrations.retain(|one| one.end != number);
+        let abortive = self.aborts(number);
+        let end = &mut self.ends[number];
+        end.closed = true;
+        if end.reset || end.finished && end.ended {
+            return;
+        }
+        let peer = &mut self.ends[number ^ 1];
+        peer.news = true;
+        peer.reset |= abortive;
+        peer.ended |= !abortive;
+    }
+}
