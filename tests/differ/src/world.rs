@@ -51,6 +51,7 @@ struct Registration {
     input: bool,
     output: bool,
     oneshot: bool,
+    edge: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -202,8 +203,10 @@ impl World {
                     && self.end_at(by, *place).is_some_and(|end| self.can_go_to_others(end))
             }
             Action::EpollWait { set, wait, .. } => !wait && self.can_look_at(by, *set),
-            Action::Shutdown { place, .. }
-            | Action::Ask { place, .. }
+            Action::Shutdown { place, .. } => {
+                self.end_at(by, *place).is_some_and(|end| self.can_shut_down(end))
+            }
+            Action::Ask { place, .. }
             | Action::Linger { place, .. }
             | Action::Nonblocking { place, .. } => is_end(place),
             Action::Close { place } => self.at(by, *place).is_some() && self.can_close(by, *place),
@@ -253,9 +256,10 @@ impl World {
     fn can_go_to_others(&self, number: usize) -> bool {
         let (end, peer) = (&self.ends[number], &self.ends[number ^ 1]);
         let withheld = end.finished && (peer.unread > 0 || end.deaf && end.unread > 0);
-        // Documented: what a one-shot registration that has shot still reports is an end of everything.
-        let one_shot = self.registrations.iter().any(|one| one.end == number && one.oneshot);
-        self.can_be_lowered(number) && !withheld && !one_shot
+        // Documented: edge-triggered and one-shot registrations do not survive as they were.
+        let delicate =
+            self.registrations.iter().any(|one| one.end == number && (one.oneshot || one.edge));
+        self.can_be_lowered(number) && !withheld && !delicate
     }
 
     /// Whether a receiving call would find less than it waits for.
@@ -294,7 +298,7 @@ impl World {
     }
 
     /// Documented: an entry of an epoll object is gone with the last descriptor of the process, though another process
-    /// still holds the connection.
+    /// still holds the connection; and it tells nothing of TCP when its own number is closed.
     fn can_close(&self, by: Actor, place: Place) -> bool {
         let Some(end) = self.end_at(by, place) else { return true };
         let object = Object::End(end);
@@ -303,8 +307,21 @@ impl World {
         if self.holders(object) == 1 && peer.deaf && peer.finished && self.aborts(end) {
             return false;
         }
-        let outlives = self.held_by(by, object) == 1 && self.holders(object) > 1;
-        !(outlives && self.registrations.iter().any(|one| one.end == end))
+        // Documented: the end of a connection that was shut down before may be reported as one more edge.
+        let edge = self.registrations.iter().any(|one| one.end == end ^ 1 && one.edge);
+        if self.holders(object) == 1 && self.ends[end].finished && edge {
+            return false;
+        }
+        let last = self.held_by(by, object) == 1;
+        !self
+            .registrations
+            .iter()
+            .any(|one| one.end == end && self.holders(object) > 1 && (last || one.place == place))
+    }
+
+    /// Documented: a program's own shutdown is no edge to it.
+    fn can_shut_down(&self, end: usize) -> bool {
+        !self.registrations.iter().any(|one| one.end == end && one.edge)
     }
 
     fn can_leave(&self, by: Actor) -> bool {
@@ -393,8 +410,12 @@ impl World {
         self.lower(by, &step.action);
         match &step.action {
             Action::Send { place, count, .. } => self.send(by, *place, *count),
-            Action::Receive { place, count, flags, .. } => {
+            Action::Receive { place, call, count, flags } => {
                 if let Some(end) = self.end_at(by, *place).filter(|_| !flags.has("PEEK")) {
+                    // An error may have come first.
+                    if *call == "recvmmsg" && self.ends[end].reset {
+                        return;
+                    }
                     let end = &mut self.ends[end];
                     end.unread -= end.unread.min(*count);
                     end.stranded &= end.unread > 0;
@@ -418,6 +439,7 @@ impl World {
                     input: events.has("IN"),
                     output: events.has("OUT"),
                     oneshot: events.has("ONESHOT"),
+                    edge: events.has("ET"),
                 };
                 let same =
                     |one: &Registration| one.set == set && one.end == end && one.place == *place;
