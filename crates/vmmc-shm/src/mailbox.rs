@@ -1,20 +1,25 @@
 //! The mailbox of an export: who was notified of what, in memory that every notifier may write.
 //!
 //! Senders push, the exporter takes. Nobody waits for anybody: a sender that dies half-way, or that writes nonsense on
-//! purpose, costs at most the slot it had claimed.
+//! purpose, costs at most the slot it had claimed, and that one only for a while.
 //!
 //! ```text
 //! lost        how many notifications found no free slot
 //! ticket      order of arrival
 //! bell        whether the exporter may sleep: generation << 1 | AWAKE
-//! states[64]  of each slot: EMPTY -> WRITING (claimed by a sender) -> ticket<<2|FULL (published) -> EMPTY (taken);
+//! states[64]  of each slot: EMPTY -> ticket<<2|WRITING (claimed by a sender) -> ticket<<2|FULL (published) -> EMPTY (taken);
 //!             together, so that a look at all of them is a look at eight cache lines
-//! slots[64]   offset, len, last word
+//! slots[64]   offset, len, last word, and a check of them and the ticket
 //! ```
 //!
 //! **Overflow** is never silent: a notification that finds no slot is counted in `lost`, and the exporter takes the count
 //! as one [`Taken::Lost`] after the slots. **Order**: the notifications of one sender are taken in the order in which
 //! it pushed them. What is taken was written by a stranger: check it against the export before use.
+//!
+//! **Death of a sender.** A slot that is claimed and not published belongs to a sender that is dead, or only slow. When slots are short and a
+//! claim is older than 1024 tickets, the exporter takes it back and counts it as lost. A sender that was only slow then finds its claim
+//! gone and publishes nothing. What it had stored meanwhile may have mixed with what another published there: the check tells, and
+//! the exporter counts that as lost too.
 //!
 //! **Waking.** The exporter sleeps on an event beside the mailbox. It clears the event and announces a new generation of sleep
 //! ([`Mailbox::announce_sleep`]), then looks again. A sender that finds a sleep announced signals the event and then notes
@@ -35,6 +40,12 @@ const SLOTS: usize = 64;
 #[cfg(loom)]
 const SLOTS: usize = 2;
 
+/// Notifications since a claim, after which its sender is taken for dead if slots are short.
+#[cfg(not(loom))]
+const STALE: u64 = 1024;
+#[cfg(loom)]
+const STALE: u64 = 1;
+
 const EMPTY: u64 = 0;
 const WRITING: u64 = 1;
 const FULL: u64 = 2;
@@ -52,6 +63,15 @@ pub struct Note {
     pub len: u64,
     /// The last 8 of them.
     pub last_word: u64,
+}
+
+impl Note {
+    /// Differs for another state of the slot, and for a mixture of two notes. Not against malice, which needs no mixture.
+    fn check(&self, state: u64) -> u64 {
+        [self.offset, self.len, self.last_word].into_iter().fold(state, |sum, word| {
+            (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        })
+    }
 }
 
 /// What the exporter finds.
@@ -83,6 +103,7 @@ struct Slot {
     offset: AtomicU64,
     len: AtomicU64,
     last_word: AtomicU64,
+    check: AtomicU64,
 }
 
 impl Mailbox {
@@ -111,6 +132,7 @@ impl Mailbox {
                 offset: AtomicU64::new(0),
                 len: AtomicU64::new(0),
                 last_word: AtomicU64::new(0),
+                check: AtomicU64::new(0),
             }),
         }
     }
@@ -133,14 +155,18 @@ impl Mailbox {
             let index = (first + index) % SLOTS;
             let (state, slot) = (&self.states[index], &self.slots[index]);
             // Acquire: pairs with "taken" below, so that our stores come after the exporter's loads.
+            let (claim, published) = (ticket << 2 | WRITING, ticket << 2 | FULL);
             let claimed =
-                state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed);
+                state.compare_exchange(EMPTY, claim, Ordering::Acquire, Ordering::Relaxed);
             if claimed.is_ok() {
                 slot.offset.store(note.offset, Ordering::Relaxed);
                 slot.len.store(note.len, Ordering::Relaxed);
                 slot.last_word.store(note.last_word, Ordering::Relaxed);
-                // Release: "published", pairs with the acquire load in `take`.
-                state.store(ticket << 2 | FULL, Ordering::Release);
+                slot.check.store(note.check(published), Ordering::Relaxed);
+                // Release: "published", pairs with the acquire load in `take`. It fails when the exporter took us for dead: then this
+                // notification is counted already.
+                let _ =
+                    state.compare_exchange(claim, published, Ordering::Release, Ordering::Relaxed);
                 return;
             }
         }
@@ -179,23 +205,39 @@ impl Mailbox {
                 break;
             }
         }
-        if let Some((_, index)) = oldest {
+        if let Some((state, index)) = oldest {
             let slot = &self.slots[index];
             let note = Note {
                 offset: slot.offset.load(Ordering::Relaxed),
                 len: slot.len.load(Ordering::Relaxed),
                 last_word: slot.last_word.load(Ordering::Relaxed),
             };
+            let whole = slot.check.load(Ordering::Relaxed) == note.check(state);
             // Release: "taken".
             self.states[index].store(EMPTY, Ordering::Release);
-            return Some(Taken::Note(note));
+            return Some(if whole { Taken::Note(note) } else { Taken::Lost(1) });
         }
         // Acquire: pairs with "overflow". The load first: most calls find nothing and need not write.
         if self.lost.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let lost = self.lost.swap(0, Ordering::Acquire);
+        let lost = self.lost.swap(0, Ordering::Acquire).saturating_add(self.take_back_claims());
         (lost != 0).then_some(Taken::Lost(lost))
+    }
+
+    /// Frees the slots of senders that are taken for dead. How many there were.
+    fn take_back_claims(&self) -> u64 {
+        let now = self.ticket.load(Ordering::Relaxed);
+        let stale = |state: u64| {
+            state & STATE == WRITING && (now << 2).wrapping_sub(state & !STATE) >> 2 > STALE
+        };
+        let take_back = |slot: &&AtomicU64| {
+            let state = slot.load(Ordering::Relaxed);
+            // Relaxed: nothing of it was read.
+            stale(state)
+                && slot.compare_exchange(state, EMPTY, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        self.states.iter().filter(take_back).count() as u64
     }
 
     /// The published slot with the lowest ticket, as far as one look can tell.
@@ -258,14 +300,66 @@ mod tests {
         assert!(mailbox.push(note(4)).is_some(), "a ring for the last sleep ended this one");
     }
 
+    /// As a sender leaves it that is killed, or stopped, between claim and publication.
+    fn claim_and_stop(mailbox: &Mailbox) {
+        let ticket = mailbox.ticket.fetch_add(1, Ordering::Relaxed);
+        let slot = mailbox.states.iter().find(|state| state.load(Ordering::Relaxed) == EMPTY);
+        slot.expect("a free slot").store(ticket << 2 | WRITING, Ordering::Relaxed);
+    }
+
     #[test]
-    fn a_sender_that_died_costs_a_slot_and_nothing_is_lost_silently() {
+    fn senders_that_died_cost_their_slots_only_for_a_while() {
         let mailbox = Mailbox::new();
-        for state in &mailbox.states {
-            state.store(WRITING, Ordering::Relaxed);
+        (0..SLOTS).for_each(|_| claim_and_stop(&mailbox));
+        // No slot is left: all come as counts, and none silently.
+        for offset in 0..STALE - SLOTS as u64 {
+            let _ = mailbox.push(note(offset));
+            assert_eq!(mailbox.take(), Some(Taken::Lost(1)));
         }
-        let _ = mailbox.push(note(1));
+        // Further ones find the first slots that come back, and the dead are counted, each once.
+        let (mut notes, mut lost) = (0, 0);
+        let mut take_all = || {
+            while let Some(taken) = mailbox.take() {
+                match taken {
+                    Taken::Note(_) => notes += 1,
+                    Taken::Lost(count) => lost += count,
+                }
+            }
+        };
+        for offset in 0..STALE {
+            let _ = mailbox.push(note(offset));
+            take_all();
+        }
+        // Slots come back when they are wanted.
+        (0..=SLOTS as u64).for_each(|offset| drop(mailbox.push(note(offset))));
+        take_all();
+        assert_eq!(notes + lost, STALE + SLOTS as u64 + 1 + SLOTS as u64);
+        let taken = |state: &&AtomicU64| state.load(Ordering::Relaxed) != EMPTY;
+        assert_eq!(mailbox.states.iter().filter(taken).count(), 0);
+        (0..SLOTS as u64).for_each(|offset| drop(mailbox.push(note(offset))));
+        for offset in 0..SLOTS as u64 {
+            assert_eq!(mailbox.take(), Some(Taken::Note(note(offset))));
+        }
+    }
+
+    #[test]
+    fn a_claim_is_left_alone_as_long_as_there_are_slots() {
+        let mailbox = Mailbox::new();
+        claim_and_stop(&mailbox);
+        for offset in 0..4 * STALE {
+            let _ = mailbox.push(note(offset));
+            assert_eq!(mailbox.take(), Some(Taken::Note(note(offset))));
+        }
+        assert_eq!(mailbox.states.iter().filter(|s| s.load(Ordering::Relaxed) != EMPTY).count(), 1);
+    }
+
+    #[test]
+    fn what_a_slow_sender_stored_over_another_is_told_as_lost() {
+        let mailbox = Mailbox::new();
+        let _ = mailbox.push(note(7));
+        mailbox.slots[0].len.store(1, Ordering::Relaxed);
         assert_eq!(mailbox.take(), Some(Taken::Lost(1)));
+        assert_eq!(mailbox.take(), None);
     }
 
     #[test]
