@@ -350,7 +350,8 @@ fn by_waiting(
         if order.way == Way::Awake {
             return spin.until(|| export.take_notification().is_some());
         }
-        match export.wait(Duration::from_secs(10)) {
+        // For ever, as the bare waits beside it: a time limit is a timer to arm.
+        match export.wait(Duration::MAX) {
             Ok(_) => Ok(()),
             Err(WaitError::Timeout) => Err(BenchError::Stalled),
             Err(cause) => Err(BenchError::vmmc("wait on an export", cause)),

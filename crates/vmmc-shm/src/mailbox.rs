@@ -331,12 +331,12 @@ mod tests {
             take_all();
         }
         // Slots come back when they are wanted.
-        (0..=SLOTS as u64).for_each(|offset| drop(mailbox.push(note(offset))));
+        (0..=SLOTS as u64).for_each(|offset| _ = mailbox.push(note(offset)));
         take_all();
         assert_eq!(notes + lost, STALE + SLOTS as u64 + 1 + SLOTS as u64);
         let taken = |state: &&AtomicU64| state.load(Ordering::Relaxed) != EMPTY;
         assert_eq!(mailbox.states.iter().filter(taken).count(), 0);
-        (0..SLOTS as u64).for_each(|offset| drop(mailbox.push(note(offset))));
+        (0..SLOTS as u64).for_each(|offset| _ = mailbox.push(note(offset)));
         for offset in 0..SLOTS as u64 {
             assert_eq!(mailbox.take(), Some(Taken::Note(note(offset))));
         }

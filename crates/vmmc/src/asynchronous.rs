@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use vmmc_proto::Rights;
 
 use crate::Process;
+use crate::by_engine::AtTheQueue;
 use crate::import::Import;
-use crate::operation::{Job, Operation, Stop, Transfer};
+use crate::local_engine::LocalEngine;
+use crate::operation::{Job, Operation, Order, Ran, Step, Stop, Transfer};
 use crate::process::Inner;
 use crate::route::Route;
 use crate::transfer::TransferError;
@@ -30,8 +32,25 @@ const AT_THE_CALL: usize = 256 * 1024;
 /// there everything is done at the call. They start in polled mode ([`OpenOptions::watcher`](crate::OpenOptions::watcher)) too. A program
 /// that ends does not wait for what is under way: flush before.
 ///
-/// **Back-pressure.** There is room for any number of operations whose handles are kept; 64 of them can be posted without a lock. So posting neither
-/// fails nor waits; who wants to bound what is under way waits for an earlier transfer first.
+/// **Back-pressure.** The engine's queue has 64 places, and posting to it takes no lock. An operation that finds it full stays with its
+/// handle: it is pending, it is neither an error nor does the call wait, and it takes the next place in the order of posting. So what is
+/// under way is bounded by the queue, and what waits by the handles that the program keeps; one that is dropped gives its buffer back at once. A
+/// producer that is faster than the engine waits for an earlier transfer, and thereby for room:
+///
+/// ```no_run
+/// # fn produce() -> Option<Vec<u8>> { None }
+/// # fn example(import: vmmc::Import) -> Result<(), vmmc::TransferError> {
+/// let mut under_way = std::collections::VecDeque::new();
+/// while let Some(block) = produce() {
+///     if under_way.len() == 16 {
+///         let oldest: vmmc::Transfer<Vec<u8>> = under_way.pop_front().unwrap();
+///         oldest.wait().result?; // or `.await`
+///     }
+///     under_way.push_back(import.send_async(0, block));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 impl Import {
     /// Posts a write of `buffer` at `offset`.
     ///
@@ -68,8 +87,10 @@ impl Import {
         if self.route.is_immediate(8) {
             return Transfer::over(self.route.send(offset, &[], Some((offset, value))), ());
         }
+        let mut flying = None;
         self.post((), move |route, (), stop| {
-            route.send_pieces([(offset, &[][..])].into_iter(), Some((offset, value)), stop)
+            let piece = [(offset, &[][..])].into_iter();
+            route.send_in_steps(&mut flying, piece, Some((offset, value)), stop)
         })
     }
 
@@ -85,12 +106,13 @@ impl Import {
         if self.route.is_immediate(bytes.len()) {
             return Transfer::over(self.route.fetch(offset, bytes), buffer);
         }
-        match self.route.check(offset, bytes.len(), Rights::READ) {
-            Ok(()) => self.post(buffer, move |route, buffer, stop| {
-                route.fetch_piece(offset, buffer.as_mut(), stop)
-            }),
-            Err(error) => Transfer::over(Err(error), buffer),
+        if let Err(error) = self.route.check(offset, bytes.len(), Rights::READ) {
+            return Transfer::over(Err(error), buffer);
         }
+        let mut flying = None;
+        self.post(buffer, move |route, buffer, stop| {
+            route.fetch_in_steps(&mut flying, offset, buffer.as_mut(), stop)
+        })
     }
 
     /// Posts a gathering write: each buffer at its own offset, as [`Import::send_vectored`].
@@ -98,18 +120,19 @@ impl Import {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        fn send<B: AsRef<[u8]>>(
-            route: &Route,
+        fn slices<B: AsRef<[u8]>>(
             pieces: &[(usize, B)],
-            stop: &Stop,
-        ) -> Result<(), TransferError> {
-            let pieces = pieces.iter().map(|(offset, buffer)| (*offset, buffer.as_ref()));
-            route.send_pieces(pieces, None, stop)
+        ) -> impl Iterator<Item = (usize, &[u8])> + Clone {
+            pieces.iter().map(|(offset, buffer)| (*offset, buffer.as_ref()))
         }
-        if self.route.is_immediate(total(pieces.iter().map(|(_, buffer)| buffer.as_ref().len()))) {
-            return Transfer::over(send(&self.route, &pieces, &Stop::never()), pieces);
+        if self.route.is_immediate(total(slices(&pieces).map(|(_, bytes)| bytes.len()))) {
+            let sent = self.route.send_pieces(slices(&pieces), None, &Stop::never());
+            return Transfer::over(sent, pieces);
         }
-        self.post(pieces, |route, pieces, stop| send(route, pieces, stop))
+        let mut flying = None;
+        self.post(pieces, move |route, pieces, stop| {
+            route.send_in_steps(&mut flying, slices(pieces), None, stop)
+        })
     }
 
     /// Posts a scattering read: each buffer from its own offset, as [`Import::fetch_vectored`].
@@ -117,24 +140,34 @@ impl Import {
     where
         B: AsMut<[u8]> + Send + 'static,
     {
-        fn fetch<B: AsMut<[u8]>>(
-            route: &Route,
-            pieces: &mut [(usize, B)],
-            stop: &Stop,
-        ) -> Result<(), TransferError> {
-            route.live()?;
-            for (offset, buffer) in &mut *pieces {
-                route.check(*offset, buffer.as_mut().len(), Rights::READ)?;
+        let route = &self.route;
+        let mut checked = route.live();
+        let mut bytes = 0usize;
+        for (offset, buffer) in &mut pieces {
+            let len = buffer.as_mut().len();
+            checked = checked.and_then(|()| route.check(*offset, len, Rights::READ));
+            bytes = bytes.saturating_add(len);
+        }
+        if checked.is_err() {
+            return Transfer::over(checked, pieces);
+        }
+        if route.is_immediate(bytes) {
+            let mut each = pieces.iter_mut();
+            let fetched =
+                each.try_for_each(|(offset, buffer)| route.fetch(*offset, buffer.as_mut()));
+            return Transfer::over(fetched, pieces);
+        }
+        let (mut done, mut flying) = (0, None);
+        self.post(pieces, move |route, pieces, stop| {
+            while let Some((offset, buffer)) = pieces.get_mut(done) {
+                match route.fetch_in_steps(&mut flying, *offset, buffer.as_mut(), stop) {
+                    Step::Over(Ok(())) => (done, flying) = (done + 1, None),
+                    Step::Posted => return Step::Posting,
+                    step => return step,
+                }
             }
-            let mut pieces = pieces.iter_mut();
-            pieces
-                .try_for_each(|(offset, buffer)| route.fetch_piece(*offset, buffer.as_mut(), stop))
-        }
-        let len = total(pieces.iter_mut().map(|(_, buffer)| buffer.as_mut().len()));
-        if self.route.is_immediate(len) {
-            return Transfer::over(fetch(&self.route, &mut pieces, &Stop::never()), pieces);
-        }
-        self.post(pieces, |route, pieces, stop| fetch(route, pieces, stop))
+            Step::Over(Ok(()))
+        })
     }
 
     /// Returns when every asynchronous operation posted before on this import is over: what they sent is in the exporter's memory.
@@ -151,7 +184,7 @@ impl Import {
         if self.route.pending.load(Ordering::Acquire) == 0 {
             return Transfer::over(self.route.live(), ());
         }
-        self.post((), |route, (), _| route.live())
+        self.post_in_order(true, (), |route, (), _| Step::Over(route.live()))
     }
 
     #[inline]
@@ -163,23 +196,38 @@ impl Import {
         if self.route.is_immediate(bytes.len()) {
             return Transfer::over(self.route.send(offset, bytes, signal), buffer);
         }
-        match self.route.check(offset, bytes.len(), Rights::WRITE) {
-            Ok(()) => self.post(buffer, move |route, buffer, stop| {
-                route.send_pieces([(offset, buffer.as_ref())].into_iter(), signal, stop)
-            }),
-            Err(error) => Transfer::over(Err(error), buffer),
+        if let Err(error) = self.route.check(offset, bytes.len(), Rights::WRITE) {
+            return Transfer::over(Err(error), buffer);
         }
+        let mut flying = None;
+        self.post(buffer, move |route, buffer, stop| {
+            let piece = [(offset, buffer.as_ref())].into_iter();
+            route.send_in_steps(&mut flying, piece, signal, stop)
+        })
+    }
+
+    fn post<B: Send + 'static>(
+        &self,
+        buffer: B,
+        work: impl FnMut(&Route, &mut B, &Stop) -> Step + Send + 'static,
+    ) -> Transfer<B> {
+        // This node's engine does an import's commands one after the other. Between nodes bytes arrive in any order, so there one
+        // operation waits for the other.
+        self.post_in_order(self.route.standing.is_elsewhere(), buffer, work)
     }
 
     /// Hands an operation to the engine of this import's path.
     #[cold]
-    fn post<B: Send + 'static>(
+    fn post_in_order<B: Send + 'static>(
         &self,
+        alone: bool,
         buffer: B,
-        work: impl FnOnce(&Route, &mut B, &Stop) -> Result<(), TransferError> + Send + 'static,
+        mut work: impl FnMut(&Route, &mut B, &Stop) -> Step + Send + 'static,
     ) -> Transfer<B> {
+        let order = Order { import: Arc::as_ptr(&self.route).addr(), alone };
         let pending = Pending::new(&self.route);
-        let operation = Operation::new(buffer, move |buffer, stop| work(&pending.0, buffer, stop));
+        let operation =
+            Operation::new(order, buffer, move |buffer, stop| work(&pending.0, buffer, stop));
         let process = &self.route.process;
         process.execute(self.route.start.is_null(), Arc::clone(&operation) as Arc<dyn Job>);
         Transfer::posted(operation)
@@ -193,7 +241,8 @@ impl Process {
             if self.inner.engine(by_service).get().is_none() {
                 continue;
             }
-            let marker = Operation::new((), |(), _| Ok(()));
+            let order = Order { import: 0, alone: true };
+            let marker = Operation::new(order, (), |(), _| Step::Over(Ok(())));
             self.inner.execute(by_service, Arc::clone(&marker) as Arc<dyn Job>);
             let _ = Transfer::posted(marker).wait();
         }
@@ -202,13 +251,15 @@ impl Process {
 
 impl Inner {
     /// Has a job done, behind all that were given before for the same path.
-    fn execute(&self, by_service: bool, job: Arc<dyn Job>) {
-        let name = if by_service { "vmmc-commands" } else { "vmmc-copies" };
-        let start = || crate::local_engine::LocalEngine::start(name);
+    fn execute(self: &Arc<Self>, by_service: bool, job: Arc<dyn Job>) {
+        let start = || match by_service {
+            true => LocalEngine::start("vmmc-commands", Some(AtTheQueue(Arc::downgrade(self)))),
+            false => LocalEngine::start("vmmc-copies", None::<AtTheQueue>),
+        };
         // A forked child has its parent's engines, but not their threads.
         match (!self.is_forked()).then(|| self.engine(by_service).get_or_init(start)) {
             Some(Some(engine)) => engine.post(job),
-            _ => job.run(),
+            _ => while job.run() != Ran::Over {},
         }
     }
 }

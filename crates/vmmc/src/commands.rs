@@ -45,15 +45,6 @@ pub(crate) struct Flight {
     bytes: Mutex<Vec<u8>>,
 }
 
-/// Why a flight did not come to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stalled {
-    /// The service is gone.
-    Lost,
-    /// It did nothing for as long as it may take.
-    Timeout,
-}
-
 impl Flight {
     /// For commands that fetch `len` bytes.
     pub(crate) fn fetching(len: usize) -> Self {
@@ -73,7 +64,8 @@ impl Flight {
         self.left.fetch_sub(1, Ordering::Release);
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether all posted commands are over.
+    pub(crate) fn is_over(&self) -> bool {
         self.left.load(Ordering::Acquire) == 0
     }
 
@@ -91,32 +83,30 @@ impl Commands {
         Ok((Self { mapping, owners, spinning: AtomicBool::new(false) }, memory))
     }
 
-    /// Posts a command that fetches at most [`PIECE`] bytes to this place in its flight's. Waits for room while the service works.
+    /// Posts a command that fetches at most [`PIECE`] bytes to this place in its flight's; `false` if there is no room now.
     pub(crate) fn post_fetch(
         &self,
         connection: &Connection,
-        patience: Duration,
         flight: &Arc<Flight>,
         command: &Command,
         place: Range<usize>,
-    ) -> Result<(), Stalled> {
+    ) -> bool {
         debug_assert!(place.len() <= PIECE && place.len() as u64 == command.len);
-        let claim = self.wait(connection, patience, || self.queue().claim())?;
+        let Some(claim) = self.queue().claim() else { return false };
         self.hand_over(connection, flight, claim, command, Some(place));
-        Ok(())
+        true
     }
 
-    /// Posts one command with at most [`PIECE`] bytes of payload. Waits for room while the service works.
+    /// Posts one command with at most [`PIECE`] bytes of payload; `false` if there is no room now.
     pub(crate) fn post(
         &self,
         connection: &Connection,
-        patience: Duration,
         flight: &Arc<Flight>,
         command: &Command,
         payload: &[u8],
-    ) -> Result<(), Stalled> {
+    ) -> bool {
         debug_assert!(payload.len() <= PIECE);
-        let claim = self.wait(connection, patience, || self.queue().claim())?;
+        let Some(claim) = self.queue().claim() else { return false };
         let slot = claim.slot();
         // SAFETY: the slot's payload lies in the mapping (`MEMORY` bytes), and is ours from the claim to the post; `payload` is
         // memory of its own.
@@ -125,7 +115,7 @@ impl Commands {
             vmmc_shm::copy(payload.as_ptr(), place, payload.len().min(PIECE));
         }
         self.hand_over(connection, flight, claim, command, None);
-        Ok(())
+        true
     }
 
     fn hand_over(
@@ -145,72 +135,51 @@ impl Commands {
         }
     }
 
-    /// Waits until all posted commands of a flight are over.
-    pub(crate) fn finish(
-        &self,
-        connection: &Connection,
-        patience: Duration,
-        flight: &Flight,
-    ) -> Result<(), Stalled> {
-        self.wait(connection, patience, || flight.is_over().then_some(()))
+    /// Sleeps until `found` says so or something may have changed: a command is over, the service may be gone. Spurious returns are part of it.
+    pub(crate) fn pause(&self, mut found: impl FnMut() -> bool) {
+        if self.spin(&mut found) {
+            return;
+        }
+        let expected = self.queue().announce_wait();
+        // Behind the announcement: whatever is over later wakes us.
+        self.reap();
+        if !found() {
+            let _ = futex_wait(self.queue().completed(), expected, Some(LOOK));
+        }
+        self.queue().awake();
+        self.reap();
     }
 
-    /// Waits until `look` finds something; `patience` is how long the service may do nothing at all.
-    fn wait<R>(
-        &self,
-        connection: &Connection,
-        patience: Duration,
-        mut look: impl FnMut() -> Option<R>,
-    ) -> Result<R, Stalled> {
-        if let Some(found) = look() {
-            return Ok(found);
+    /// Ends a pause of other threads.
+    pub(crate) fn nudge(&self) {
+        if self.queue().announce_completions() {
+            futex_wake(self.queue().completed(), u32::MAX >> 1);
         }
-        if let Some(found) = self.spin(&mut look) {
-            return Ok(found);
-        }
-        let word = self.queue().completed();
-        let mut seen = word.load(Ordering::Relaxed);
-        let mut deadline = Instant::now() + patience;
-        loop {
-            self.reap();
-            let expected = self.queue().announce_wait();
-            let found = look();
-            if found.is_none() {
-                let _ = futex_wait(word, expected, Some(LOOK));
-            }
-            self.queue().awake();
-            if let Some(found) = found {
-                return Ok(found);
-            }
-            let now = word.load(Ordering::Relaxed);
-            if now != seen {
-                (seen, deadline) = (now, Instant::now() + patience);
-            } else if connection.is_lost() {
-                return Err(Stalled::Lost);
-            } else if Instant::now() >= deadline {
-                return Err(Stalled::Timeout);
-            }
-        }
+    }
+
+    /// Changes when anything was completed.
+    pub(crate) fn completions(&self) -> u32 {
+        self.queue().completed().load(Ordering::Relaxed)
     }
 
     /// Looks for a while without sleeping, unless another thread does so already: many would only take the processor from the engine.
-    fn spin<R>(&self, look: &mut impl FnMut() -> Option<R>) -> Option<R> {
+    fn spin(&self, found: &mut impl FnMut() -> bool) -> bool {
         if self.spinning.swap(true, Ordering::Relaxed) {
-            return None;
+            return false;
         }
         let start = Instant::now();
-        let mut found = None;
-        while found.is_none() && start.elapsed() < SPIN {
+        let mut done = false;
+        while !done && start.elapsed() < SPIN {
             std::thread::yield_now();
             self.reap();
-            found = look();
+            done = found();
         }
         self.spinning.store(false, Ordering::Relaxed);
-        found
+        done
     }
 
     /// Takes what was done, for whomever.
-    fn reap(&self) {
+    pub(crate) fn reap(&self) {
         let mut reaped = false;
         for (slot, owner) in self.owners.iter().enumerate() {
             reaped |= self
@@ -232,8 +201,8 @@ impl Commands {
                 .is_some();
         }
         // Somebody else may sleep over what we have just taken.
-        if reaped && self.queue().announce_completions() {
-            futex_wake(self.queue().completed(), u32::MAX >> 1);
+        if reaped {
+            self.nudge();
         }
     }
 

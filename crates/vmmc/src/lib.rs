@@ -95,6 +95,7 @@
 //! An export is at most 1 TiB, a process has at most 65536 exports and as many imports. Linux 5.14 or later.
 
 mod asynchronous;
+mod by_engine;
 mod commands;
 mod connection;
 mod export;

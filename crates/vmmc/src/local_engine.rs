@@ -1,27 +1,30 @@
 //! The process's own engine: a thread that executes what a caller does not want to wait for.
 //!
 //! ```text
-//! callers --post--> ring[64] --> engine thread, one operation after the other
+//! callers --post--> ring[64] --> engine thread: begun[64], each goes on in steps
 //!            \                ^
 //!             +--> line ------+   only while the ring is full, in the same order
 //! ```
 //!
-//! Posting is lock-free while the ring has room. When it has none, operations stand in a line, in the order in which they were posted,
-//! and the engine moves them up. The line holds only operations whose handles are alive or were dropped since, so it is bounded by what callers
-//! keep: a caller who waits for some before he posts more never makes it long.
+//! Posting is lock-free while the ring has room. An operation that finds it full stays with its handle: it stands in a line, in the order of
+//! posting, and the engine moves it up. Those that were ended meanwhile leave the line, so it is no longer than the
+//! handles that callers keep make it (and a ring more).
+//!
+//! A copy is over in one step. What an engine elsewhere does takes several, and the thread begins others meanwhile: their commands are in its
+//! queue together.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_queue::ArrayQueue;
 use vmmc_os::{futex_wait, futex_wake, start_thread};
 
-use crate::operation::Job;
+use crate::operation::{Job, Ran};
 use crate::process::lock;
 
-/// Operations in the ring.
+/// Operations in the ring, and operations that have begun.
 const RING: usize = 64;
 
 /// A thread with its queue; the thread ends when this is dropped.
@@ -30,20 +33,43 @@ pub(crate) struct LocalEngine {
     queue: Arc<Queue>,
 }
 
-struct Queue {
-    ring: ArrayQueue<Arc<dyn Job>>,
-    line: Mutex<VecDeque<Arc<dyn Job>>>,
-    /// Length of the line.
-    lined: AtomicUsize,
-    /// 1: the thread sleeps, and whoever posts wakes it.
-    asleep: AtomicU32,
-    stop: AtomicBool,
+/// Where the thread waits when all that it could do has begun.
+pub(crate) trait Pause: Send + Sync + UnwindSafe + RefUnwindSafe {
+    /// Changes when an operation may go on.
+    fn changes(&self) -> u32;
+
+    /// Sleeps until that changes, somebody nudges, or `found`.
+    fn pause(&self, found: &mut dyn FnMut() -> bool);
+
+    /// Ends a pause.
+    fn nudge(&self);
 }
 
+struct Queue {
+    ring: ArrayQueue<Arc<dyn Job>>,
+    line: Mutex<Line>,
+    /// Length of the line.
+    lined: AtomicUsize,
+    /// [`ASLEEP`] or [`PAUSING`]: whoever posts wakes the thread.
+    rest: AtomicU32,
+    stop: AtomicBool,
+    pause: Option<Box<dyn Pause>>,
+}
+
+/// Those that found no room.
+struct Line {
+    jobs: VecDeque<Arc<dyn Job>>,
+    /// The length at which those that were ended are looked for.
+    sweep: usize,
+}
+
+const ASLEEP: u32 = 1;
+const PAUSING: u32 = 2;
+
 impl LocalEngine {
-    /// Starts the thread; `None` when the system has no room for one.
-    pub(crate) fn start(name: &str) -> Option<Self> {
-        let queue = Arc::new(Queue::new());
+    /// Starts the thread; `None` when the system has no room for one. Without a `pause` every job has to be over in one step.
+    pub(crate) fn start(name: &str, pause: Option<impl Pause + 'static>) -> Option<Self> {
+        let queue = Arc::new(Queue::new(pause.map(|pause| Box::new(pause) as Box<dyn Pause>)));
         let own = Arc::clone(&queue);
         start_thread(name, move || own.serve()).ok()?;
         Some(Self { queue })
@@ -65,13 +91,14 @@ impl Drop for LocalEngine {
 }
 
 impl Queue {
-    fn new() -> Self {
+    fn new(pause: Option<Box<dyn Pause>>) -> Self {
         Self {
             ring: ArrayQueue::new(RING),
-            line: Mutex::default(),
+            line: Mutex::new(Line { jobs: VecDeque::new(), sweep: RING }),
             lined: AtomicUsize::new(0),
-            asleep: AtomicU32::new(0),
+            rest: AtomicU32::new(0),
             stop: AtomicBool::new(false),
+            pause,
         }
     }
 
@@ -83,36 +110,60 @@ impl Queue {
         };
         if let Some(job) = refused {
             let mut line = lock(&self.line);
-            line.push_back(job);
-            self.lined.store(line.len(), Ordering::Relaxed);
+            line.jobs.push_back(job);
+            if line.jobs.len() >= line.sweep {
+                line.jobs.retain(|job| !job.is_over());
+                line.sweep = RING.max(2 * line.jobs.len());
+            }
+            self.lined.store(line.jobs.len(), Ordering::Relaxed);
         }
     }
 
     fn wake(&self) {
         // Either we see the announcement, or the engine, which looks again behind its fence, sees what we have stored.
         fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) != 0 && self.asleep.swap(0, Ordering::Relaxed) != 0 {
-            futex_wake(&self.asleep, 1);
+        if self.rest.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        match (self.rest.swap(0, Ordering::Relaxed), &self.pause) {
+            (ASLEEP, _) => drop(futex_wake(&self.rest, 1)),
+            (PAUSING, Some(pause)) => pause.nudge(),
+            _ => {}
         }
     }
 
     /// The engine thread.
     fn serve(&self) {
+        let mut begun = Begun::default();
         loop {
-            while let Some(job) = self.next() {
-                // Wakers and buffers are the program's code. A panic there is not the next operation's fault.
-                let _ = catch_unwind(AssertUnwindSafe(move || job.run()));
+            let changes = self.pause.as_ref().map_or(0, |pause| pause.changes());
+            begun.go_on();
+            while begun.has_room()
+                && let Some(job) = self.next()
+            {
+                begun.begin(job);
             }
-            if self.stop.load(Ordering::Relaxed) {
-                return;
+            match &self.pause {
+                Some(pause) if !begun.is_empty() => self.rest(PAUSING, || {
+                    pause.pause(&mut || {
+                        pause.changes() != changes || begun.has_room() && !self.is_empty()
+                    });
+                }),
+                _ if self.stop.load(Ordering::Relaxed) => return,
+                _ => self.rest(ASLEEP, || {
+                    if self.is_empty() && !self.stop.load(Ordering::Relaxed) {
+                        let _ = futex_wait(&self.rest, ASLEEP, None);
+                    }
+                }),
             }
-            self.asleep.store(1, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            if self.is_empty() && !self.stop.load(Ordering::Relaxed) {
-                let _ = futex_wait(&self.asleep, 1, None);
-            }
-            self.asleep.store(0, Ordering::Relaxed);
         }
+    }
+
+    fn rest(&self, how: u32, sleep: impl FnOnce()) {
+        self.rest.store(how, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        sleep();
+        self.rest.store(0, Ordering::Relaxed);
     }
 
     fn next(&self) -> Option<Arc<dyn Job>> {
@@ -126,19 +177,80 @@ impl Queue {
 
     fn move_up(&self) {
         let mut line = lock(&self.line);
-        while let Some(job) = line.pop_front() {
+        while let Some(job) = line.jobs.pop_front() {
             if let Err(job) = self.ring.push(job) {
-                line.push_front(job);
+                line.jobs.push_front(job);
                 break;
             }
         }
         // Release: "moved up".
-        self.lined.store(line.len(), Ordering::Release);
+        self.lined.store(line.jobs.len(), Ordering::Release);
     }
 
     fn is_empty(&self) -> bool {
         self.ring.is_empty() && self.lined.load(Ordering::Relaxed) == 0
     }
+}
+
+/// What the thread has begun, in the order of posting.
+#[derive(Default)]
+struct Begun {
+    jobs: Vec<Held>,
+    /// The last of them has more to post.
+    posting: bool,
+    /// It has to wait for some of them.
+    waits: Option<Arc<dyn Job>>,
+}
+
+impl Begun {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.waits.is_none()
+    }
+
+    fn has_room(&self) -> bool {
+        self.jobs.len() < RING && !self.posting && self.waits.is_none()
+    }
+
+    fn begin(&mut self, job: Arc<dyn Job>) {
+        let order = job.order();
+        if self.jobs.iter().flatten().any(|earlier| order.waits_for(earlier.order())) {
+            self.waits = Some(job);
+            return;
+        }
+        let mut job = Some(job);
+        let ran = run(&mut job);
+        if ran != Ran::Over {
+            self.posting = ran == Ran::Posting;
+            self.jobs.push(job);
+        }
+    }
+
+    /// A step of each.
+    fn go_on(&mut self) {
+        self.posting = false;
+        self.jobs.retain_mut(|job| {
+            let ran = run(job);
+            self.posting |= ran == Ran::Posting;
+            ran != Ran::Over
+        });
+        if let Some(job) = self.waits.take() {
+            self.begin(job);
+        }
+    }
+}
+
+/// A job; `None` when it is over.
+type Held = Option<Arc<dyn Job>>;
+
+/// Wakers and buffers are the program's code, what runs when they are dropped too. A panic there is not the next operation's fault.
+fn run(job: &mut Held) -> Ran {
+    let step = || {
+        let Some(own) = job.take() else { return Ran::Over };
+        let ran = own.run();
+        *job = (ran != Ran::Over).then_some(own);
+        ran
+    };
+    catch_unwind(AssertUnwindSafe(step)).unwrap_or(Ran::Over)
 }
 
 impl std::fmt::Debug for Queue {
@@ -149,62 +261,113 @@ impl std::fmt::Debug for Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
 
     use super::*;
+    use crate::operation::Order;
 
     /// Longer than anything takes; only to end a test that hangs.
     const FOREVER: Duration = Duration::from_secs(30);
 
-    /// Says its number when it is run.
-    struct Number(usize, Sender<usize>);
+    /// Its steps, whether it was ended, its order.
+    struct Steps<F>(F, bool, Order);
 
-    impl Job for Number {
-        fn run(&self) {
-            let _ = self.1.send(self.0);
+    impl<F: Fn() -> Ran + Send + Sync> Job for Steps<F> {
+        fn run(&self) -> Ran {
+            (self.0)()
         }
+
+        fn is_over(&self) -> bool {
+            self.1
+        }
+
+        fn order(&self) -> Order {
+            self.2
+        }
+    }
+
+    const ORDER: Order = Order { import: 1, alone: false };
+
+    fn once(act: impl Fn() + Send + Sync + 'static) -> Arc<dyn Job> {
+        let step = move || {
+            act();
+            Ran::Over
+        };
+        Arc::new(Steps(step, false, ORDER))
     }
 
     /// Runs until the other end of the channel is gone.
-    struct Held(Mutex<Receiver<()>>);
-
-    impl Job for Held {
-        fn run(&self) {
-            let _ = lock(&self.0).recv();
-        }
+    fn held(until: Receiver<()>) -> Arc<dyn Job> {
+        let until = Mutex::new(until);
+        once(move || _ = lock(&until).recv())
     }
 
-    struct Panics;
+    /// Says a number when it is run.
+    fn number(number: usize, said: &std::sync::mpsc::Sender<usize>) -> Arc<dyn Job> {
+        let said = said.clone();
+        once(move || _ = said.send(number))
+    }
 
-    impl Job for Panics {
-        fn run(&self) {
-            panic!("a job's own");
+    struct NoPause;
+
+    impl Pause for NoPause {
+        fn changes(&self) -> u32 {
+            0
         }
+
+        fn pause(&self, _: &mut dyn FnMut() -> bool) {
+            std::thread::yield_now();
+        }
+
+        fn nudge(&self) {}
+    }
+
+    fn start() -> LocalEngine {
+        LocalEngine::start("vmmc-test", None::<NoPause>).unwrap()
     }
 
     #[test]
     fn jobs_beyond_the_ring_stand_in_line_and_run_in_order() {
-        let engine = LocalEngine::start("vmmc-test").unwrap();
-        let (release, held) = channel();
+        let engine = start();
+        let (release, until) = channel();
         let (said, heard) = channel();
-        engine.post(Arc::new(Held(Mutex::new(held))));
-        for number in 0..10 * RING {
-            engine.post(Arc::new(Number(number, said.clone())));
+        engine.post(held(until));
+        for each in 0..10 * RING {
+            engine.post(number(each, &said));
         }
         assert!(engine.queue.lined.load(Ordering::Relaxed) > 0);
         assert!(heard.try_recv().is_err(), "the first is not over");
         drop(release);
-        for number in 0..10 * RING {
-            assert_eq!(heard.recv_timeout(FOREVER), Ok(number));
+        for each in 0..10 * RING {
+            assert_eq!(heard.recv_timeout(FOREVER), Ok(each));
         }
     }
 
     #[test]
-    fn nobody_overtakes_the_line() {
-        let queue = Queue::new();
+    fn the_line_is_as_long_as_the_handles_that_are_kept() {
+        let queue = Queue::new(None);
         let (said, heard) = channel();
-        let post = |number| queue.push(Arc::new(Number(number, said.clone())));
+        for each in 0..100 * RING {
+            if each % 50 == 0 {
+                queue.push(number(each, &said));
+            }
+            queue.push(Arc::new(Steps(|| Ran::Over, true, ORDER)));
+            let kept = each / 50 + 1;
+            assert!(queue.lined.load(Ordering::Relaxed) <= 2 * kept + RING);
+        }
+        while let Some(job) = queue.next() {
+            job.run();
+        }
+        let expected: Vec<_> = (0..100 * RING).step_by(50).collect();
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn nobody_overtakes_the_line() {
+        let queue = Queue::new(None);
+        let (said, heard) = channel();
+        let post = |each| queue.push(number(each, &said));
         (0..=RING).for_each(post);
         // There is room again, but the line has not moved up yet.
         queue.ring.pop().unwrap().run();
@@ -218,33 +381,33 @@ mod tests {
 
     #[test]
     fn each_threads_jobs_stay_in_order_while_others_post() {
-        let engine = LocalEngine::start("vmmc-test").unwrap();
+        let engine = start();
         let (said, heard) = channel();
         const EACH: usize = 5000;
         std::thread::scope(|scope| {
             for thread in 0..3 {
                 let (engine, said) = (&engine, said.clone());
                 scope.spawn(move || {
-                    for number in 0..EACH {
-                        engine.post(Arc::new(Number(thread * EACH + number, said.clone())));
+                    for each in 0..EACH {
+                        engine.post(number(thread * EACH + each, &said));
                     }
                 });
             }
         });
         let mut next = [0; 3];
         for _ in 0..3 * EACH {
-            let number = heard.recv_timeout(FOREVER).unwrap();
-            assert_eq!(next[number / EACH], number % EACH);
-            next[number / EACH] += 1;
+            let each = heard.recv_timeout(FOREVER).unwrap();
+            assert_eq!(next[each / EACH], each % EACH);
+            next[each / EACH] += 1;
         }
     }
 
     #[test]
     fn the_thread_survives_a_panic_and_ends_with_the_engine() {
-        let engine = LocalEngine::start("vmmc-test").unwrap();
+        let engine = start();
         let (said, heard) = channel();
-        engine.post(Arc::new(Panics));
-        engine.post(Arc::new(Number(1, said)));
+        engine.post(once(|| panic!("a job's own")));
+        engine.post(number(1, &said));
         assert_eq!(heard.recv_timeout(FOREVER), Ok(1));
         let queue = Arc::downgrade(&engine.queue);
         drop(engine);
@@ -252,6 +415,46 @@ mod tests {
         while queue.strong_count() > 0 {
             assert!(std::time::Instant::now() < deadline, "the thread does not end");
             std::thread::yield_now();
+        }
+    }
+
+    /// A job that stands as the cell says.
+    fn standing(order: Order, stands: &Arc<Mutex<Ran>>) -> Arc<dyn Job> {
+        let stands = Arc::clone(stands);
+        Arc::new(Steps(move || *lock(&stands), false, order))
+    }
+
+    #[test]
+    fn posted_jobs_are_under_way_together_and_one_that_posts_holds_the_others_back() {
+        let cells = [Ran::Posted, Ran::Posting].map(|ran| Arc::new(Mutex::new(ran)));
+        let mut begun = Begun::default();
+        begun.begin(standing(ORDER, &cells[0]));
+        assert!(begun.has_room());
+        begun.begin(standing(ORDER, &cells[1]));
+        assert!(!begun.has_room());
+        *lock(&cells[1]) = Ran::Posted;
+        begun.go_on();
+        assert_eq!((begun.jobs.len(), begun.has_room()), (2, true));
+        *lock(&cells[0]) = Ran::Over;
+        begun.go_on();
+        assert_eq!(begun.jobs.len(), 1);
+        (1..RING).for_each(|_| begun.begin(standing(ORDER, &cells[1])));
+        assert!(!begun.has_room(), "there is a bound");
+    }
+
+    #[test]
+    fn one_that_comes_alone_waits_for_the_earlier_ones_of_its_import() {
+        let alone = |import| Order { import, alone: true };
+        let [first, later] = [Ran::Posted; 2].map(|ran| Arc::new(Mutex::new(ran)));
+        for (order, waits) in [(alone(1), true), (alone(2), false), (alone(0), true)] {
+            *lock(&first) = Ran::Posted;
+            let mut begun = Begun::default();
+            begun.begin(standing(ORDER, &first));
+            begun.begin(standing(order, &later));
+            assert_eq!((begun.waits.is_some(), begun.has_room()), (waits, !waits));
+            *lock(&first) = Ran::Over;
+            begun.go_on();
+            assert_eq!((begun.waits.is_some(), begun.jobs.len()), (false, 1));
         }
     }
 }

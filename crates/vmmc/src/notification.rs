@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use vmmc_os::{Access, Descriptor, Event, Mapping, OsError, create_memory, wait_readable};
+use vmmc_os::{Access, Descriptor, Event, Mapping, OsError, Signals, create_memory, wait_readable};
 use vmmc_proto::{ExportId, PAGE_SIZE};
 use vmmc_shm::mailbox::{Mailbox, Note, Taken};
 
@@ -85,7 +86,20 @@ pub(crate) struct Doorbell {
     mailbox: Mapping,
     /// Held by whoever takes: the last announced sleep.
     sleep: Mutex<u64>,
+    floor: i32,
+    /// For the one thread that waits by the event's edges.
+    signals: OnceLock<Option<Signals>>,
+    edges_taken: AtomicBool,
     pub(crate) wakers: Wakers,
+}
+
+/// The right to be the one that waits by the event's edges.
+struct Edges<'d>(&'d Doorbell);
+
+impl Drop for Edges<'_> {
+    fn drop(&mut self) {
+        self.0.edges_taken.store(false, Ordering::Release);
+    }
 }
 
 /// The futures that wait for a notification.
@@ -102,8 +116,18 @@ impl Doorbell {
         let memory = create_memory(PAGE_SIZE)?.raise(floor)?;
         let mailbox = Mapping::new(&memory, 0, PAGE_SIZE, Access::ReadWrite)?;
         let event = Event::new()?.raise(floor)?;
-        let (sleep, wakers) = (Mutex::default(), Wakers::default());
-        Ok((Self { export, len, event, mailbox, sleep, wakers }, memory))
+        let doorbell = Self {
+            export,
+            len,
+            event,
+            mailbox,
+            sleep: Mutex::default(),
+            floor,
+            signals: OnceLock::new(),
+            edges_taken: AtomicBool::new(false),
+            wakers: Wakers::default(),
+        };
+        Ok((doorbell, memory))
     }
 
     pub(crate) fn event_fd(&self) -> BorrowedFd<'_> {
@@ -151,18 +175,45 @@ impl Doorbell {
     }
 
     /// Waits for the next notification.
+    ///
+    /// One thread waits by edges, and clears the event only when its time is over: that saves a system call before each sleep. It
+    /// may be one only, as an edge is for one: those beside it see by the event's level whether there may be something left.
     pub(crate) fn wait(&self, timeout: Duration) -> Result<Notification, WaitError> {
+        if let Some(notification) = self.take() {
+            return Ok(notification);
+        }
+        let edges = if timeout.is_zero() { None } else { self.edges() };
         let deadline = Instant::now().checked_add(timeout);
         loop {
-            if let Some(notification) = self.take_or_sleep() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let over = left == Some(Duration::ZERO);
+            let by_edges = edges.as_ref().filter(|_| !over);
+            let taken = match by_edges {
+                Some(_) => self.take_or_await_edge(),
+                None => self.take_or_sleep(),
+            };
+            if let Some(notification) = taken {
                 return Ok(notification);
             }
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
+            if over {
                 return Err(WaitError::Timeout);
             }
-            wait_readable(&[self.event.as_fd()], left).map_err(|_| WaitError::Exhausted)?;
+            match by_edges {
+                Some((_, signals)) => signals.wait(left),
+                None => wait_readable(&[self.event.as_fd()], left).map(drop),
+            }
+            .map_err(|_| WaitError::Exhausted)?;
         }
+    }
+
+    /// For one thread at a time; `None` too when there was no descriptor for it.
+    fn edges(&self) -> Option<(Edges<'_>, &Signals)> {
+        if self.edges_taken.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        let edges = Edges(self);
+        let signals = || Signals::of(&self.event).and_then(|all| all.raise(self.floor)).ok();
+        Some((edges, self.signals.get_or_init(signals).as_ref()?))
     }
 
     /// A range that is not inside the export says nothing: then anything may have changed.

@@ -5,12 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use vmmc_os::Mapping;
 use vmmc_proto::{Request, Rights};
-use vmmc_shm::command::{Command, Direction, Outcome, PIECE};
 use vmmc_shm::copy;
 use vmmc_shm::table::ExportState;
 
-use crate::commands::{Flight, Stalled};
-use crate::connection::RequestError;
+use crate::by_engine::Finish;
 use crate::operation::Stop;
 use crate::process::{Inner, lock};
 use crate::redirection::Redirection;
@@ -56,7 +54,8 @@ impl Route {
             self.check_word(offset)?;
         }
         if self.start.is_null() {
-            return self.send_by_engine([(offset, bytes)], signal, None, &Stop::never());
+            let finish = Finish { signal, notify: None };
+            return self.send_by_engine([(offset, bytes)].into_iter(), finish, &Stop::never());
         }
         // SAFETY: `check` saw that the range is inside the mapping and writable.
         unsafe { self.place(offset, bytes) };
@@ -85,15 +84,9 @@ impl Route {
         signal: Option<(usize, u64)>,
         stop: &Stop,
     ) -> Result<(), TransferError> {
-        self.live()?;
-        for (offset, bytes) in pieces.clone() {
-            self.check(offset, bytes.len(), Rights::WRITE)?;
-        }
-        if let Some((offset, _)) = signal {
-            self.check_word(offset)?;
-        }
+        self.check_pieces(pieces.clone(), signal)?;
         if self.start.is_null() {
-            return self.send_by_engine(pieces, signal, None, stop);
+            return self.send_by_engine(pieces, Finish { signal, notify: None }, stop);
         }
         for (offset, bytes) in pieces {
             for (step, bytes) in bytes.chunks(STEP).enumerate() {
@@ -141,6 +134,17 @@ impl Route {
         self.live()
     }
 
+    /// All pieces of a send, and its signal word.
+    pub(crate) fn check_pieces<'b>(
+        &self,
+        mut pieces: impl Iterator<Item = (usize, &'b [u8])>,
+        signal: Option<(usize, u64)>,
+    ) -> Result<(), TransferError> {
+        self.live()?;
+        pieces.try_for_each(|(offset, bytes)| self.check(offset, bytes.len(), Rights::WRITE))?;
+        signal.map_or(Ok(()), |(offset, _)| self.check_word(offset))
+    }
+
     #[inline]
     pub(crate) fn live(&self) -> Result<(), TransferError> {
         match self.standing.state() {
@@ -184,96 +188,6 @@ impl Route {
         // SAFETY: inside the mapping and aligned (`check_word`; the mapping is page-aligned), writable (`check`).
         unsafe { &*self.start.add(offset).cast::<AtomicU64>() }.store(value, Ordering::Release);
     }
-
-    /// Write-only imports: the service's engine writes. The commands are in its queue together; signal and notification go with the
-    /// last, and only when those before it have arrived.
-    #[cold]
-    pub(crate) fn send_by_engine<'b>(
-        &self,
-        pieces: impl IntoIterator<Item = (usize, &'b [u8])>,
-        signal: Option<(usize, u64)>,
-        notify: Option<(u64, u64)>,
-        stop: &Stop,
-    ) -> Result<(), TransferError> {
-        let (connection, commands) = self.process.commands().map_err(TransferError::from)?;
-        let patience = self.process.options.patience();
-        let flight = Arc::new(Flight::default());
-        let arrived = || {
-            commands.finish(&connection, patience, &flight).map_err(TransferError::from)?;
-            flight.failure().map_or(Ok(()), |outcome| Err(self.engine_failure(outcome)))
-        };
-        let post = |(offset, bytes): (usize, &[u8]), signal: Option<(usize, u64)>, notify| {
-            let command = Command {
-                direction: Direction::Send,
-                handle: self.standing.handle(),
-                offset: offset as u64,
-                len: bytes.len() as u64,
-                local: 0,
-                signal: signal.map(|(offset, value)| (offset as u64, value)),
-                notify,
-            };
-            commands
-                .post(&connection, patience, &flight, &command, bytes)
-                .map_err(TransferError::from)
-        };
-        let mut last = None;
-        let mut several = false;
-        for next in pieces.into_iter().flat_map(in_commands) {
-            if let Some(previous) = last.replace(next) {
-                if let Err(ended) = stop.check().and_then(|()| self.live()) {
-                    // What is in the queue already will still be written: it must not come after the end.
-                    return arrived().and(Err(ended));
-                }
-                post(previous, None, None)?;
-                several = true;
-            }
-        }
-        if several && (signal.is_some() || notify.is_some()) {
-            arrived()?;
-        }
-        // Without any piece there may still be a word to write.
-        post(last.unwrap_or((0, &[])), signal, notify)?;
-        arrived()
-    }
-
-    /// Imports from other nodes: the engine fetches. The commands are in its queue together.
-    #[cold]
-    fn fetch_by_engine(&self, offset: usize, bytes: &mut [u8]) -> Result<(), TransferError> {
-        let (connection, commands) = self.process.commands().map_err(TransferError::from)?;
-        let patience = self.process.options.patience();
-        let flight = Arc::new(Flight::fetching(bytes.len()));
-        for start in (0..bytes.len()).step_by(PIECE) {
-            let place = start..bytes.len().min(start + PIECE);
-            let command = Command {
-                direction: Direction::Fetch,
-                handle: self.standing.handle(),
-                offset: (offset + start) as u64,
-                len: place.len() as u64,
-                local: 0,
-                signal: None,
-                notify: None,
-            };
-            commands.post_fetch(&connection, patience, &flight, &command, place)?;
-        }
-        commands.finish(&connection, patience, &flight)?;
-        if let Some(outcome) = flight.failure() {
-            return Err(self.engine_failure(outcome));
-        }
-        bytes.copy_from_slice(&flight.fetched());
-        Ok(())
-    }
-
-    fn engine_failure(&self, outcome: Outcome) -> TransferError {
-        match (outcome, self.standing.state()) {
-            (Outcome::Rights, _) => TransferError::Rights,
-            (Outcome::Range, _) => TransferError::Range,
-            (Outcome::Gone | Outcome::Unknown, ExportState::Dead) => TransferError::Dead,
-            // A new service that has not been asked for this import yet.
-            (Outcome::Unknown, ExportState::Live) => TransferError::ServiceLost,
-            (Outcome::Gone | Outcome::Unknown, _) => TransferError::Revoked,
-            (Outcome::Done | Outcome::Memory, _) => TransferError::Exhausted,
-        }
-    }
 }
 
 impl Drop for Route {
@@ -287,32 +201,5 @@ impl Drop for Route {
         let handle = self.standing.handle();
         // If the service is too busy to be told, it keeps one entry until this process ends.
         let _ = self.process.connection().post(&Request::Unimport { handle }, &[]);
-    }
-}
-
-/// A piece as commands can carry it: no bytes are one command too, which checks the state.
-fn in_commands((offset, bytes): (usize, &[u8])) -> impl Iterator<Item = (usize, &[u8])> {
-    let last = bytes.len().saturating_sub(1) / PIECE * PIECE;
-    (0..=last)
-        .step_by(PIECE)
-        .map(move |start| (offset + start, &bytes[start..bytes.len().min(start + PIECE)]))
-}
-
-impl From<RequestError> for TransferError {
-    fn from(error: RequestError) -> Self {
-        match error {
-            RequestError::Lost => Self::ServiceLost,
-            RequestError::Timeout => Self::Timeout,
-            RequestError::Refused(_) | RequestError::Unsendable => Self::Exhausted,
-        }
-    }
-}
-
-impl From<Stalled> for TransferError {
-    fn from(stalled: Stalled) -> Self {
-        match stalled {
-            Stalled::Lost => Self::ServiceLost,
-            Stalled::Timeout => Self::Timeout,
-        }
     }
 }

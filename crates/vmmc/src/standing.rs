@@ -77,6 +77,11 @@ impl Standing {
         state_of(live, found)
     }
 
+    /// Whether the export is on another node.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.terms.node.is_some()
+    }
+
     /// Names the import in requests to the current service.
     pub(crate) fn handle(&self) -> u64 {
         self.handle.load(Ordering::Relaxed)

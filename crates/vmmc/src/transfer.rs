@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmmc_proto::Rights;
 
+use crate::by_engine::Finish;
 use crate::import::Import;
 use crate::operation::Stop;
 
@@ -82,7 +83,8 @@ impl Import {
         }
         if self.route.start.is_null() {
             let notify = Some((offset as u64, bytes.len() as u64));
-            return self.route.send_by_engine([(offset, bytes)], None, notify, &Stop::never());
+            let (piece, finish) = ([(offset, bytes)], Finish { signal: None, notify });
+            return self.route.send_by_engine(piece.into_iter(), finish, &Stop::never());
         }
         // SAFETY: `check` saw that the range is inside the mapping and writable.
         unsafe { self.route.place(offset, bytes) };

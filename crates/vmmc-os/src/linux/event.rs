@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
 use crate::{Descriptor, OsError};
 
@@ -60,6 +60,45 @@ impl Event {
 impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// The signals of one event, told one by one: to wait for the next, nobody has to drain the event.
+#[derive(Debug)]
+pub struct Signals(Descriptor);
+
+impl Signals {
+    /// Watches `event` from now on. If it is readable already, that is the first signal.
+    ///
+    /// # Errors
+    /// When descriptors or kernel memory are exhausted.
+    pub fn of(event: &Event) -> Result<Self, OsError> {
+        let set = Descriptor::from(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&set, event, epoll::EventData::new_u64(0), flags)?;
+        Ok(Self(set))
+    }
+
+    /// As [`Descriptor::raise`].
+    ///
+    /// # Errors
+    /// When there is no number left above `floor`.
+    pub fn raise(self, floor: i32) -> Result<Self, OsError> {
+        self.0.raise(floor).map(Self)
+    }
+
+    /// Sleeps until there was a signal since the last wait, or the time is over (for ever with `None`). Signals that nobody waited for
+    /// count as one. A signal of the operating system's ends the sleep too.
+    ///
+    /// # Errors
+    /// When the kernel is out of memory.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<(), OsError> {
+        let timeout = timeout.map(timespec);
+        let mut events = [std::mem::MaybeUninit::uninit(); 1];
+        match epoll::wait(&self.0, &mut events, timeout.as_ref()) {
+            Ok(_) | Err(OsError::INTR) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -119,19 +158,20 @@ pub fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> Result<(), OsErro
 
 /// How many are ready; none also after a signal.
 fn wait(polled: &mut [PollFd<'_>], timeout: Option<Duration>) -> Result<usize, OsError> {
-    let timeout = timeout.map(|timeout| Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    });
+    let timeout = timeout.map(timespec);
     match poll(polled, timeout.as_ref()) {
         Err(OsError::INTR) => Ok(0),
         ready => ready,
     }
 }
 
+fn timespec(duration: Duration) -> Timespec {
+    let tv_sec = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    Timespec { tv_sec, tv_nsec: duration.subsec_nanos().into() }
+}
+
 #[cfg(test)]
 mod tests {
-    use rustix::event::epoll;
     use rustix::fs::inotify;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};

@@ -26,7 +26,7 @@ pub use connection::{
 pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
 pub use datagram::enlarge_socket_buffers;
 pub use descriptor::Descriptor;
-pub use event::{Event, is_event, wait_readable, wait_writable};
+pub use event::{Event, Signals, is_event, wait_readable, wait_writable};
 pub use futex::{futex_wait, futex_wake};
 pub use life::{LIFE_LOST, announce_life};
 pub use lock::{LockFile, remove_file};
