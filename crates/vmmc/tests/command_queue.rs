@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::{FOREVER, Node, kill, role, say, until};
+use harness::{FOREVER, Node, kill, listen, role, say, until};
 use vmmc::{Export, Import, ImportSource, Process, Rights, TransferError};
 use vmmc_os::{
     Access, Descriptor, Mapping, OsError, connect_packets, create_memory, receive, send,
@@ -391,14 +391,48 @@ fn a_killed_service_fails_the_send_and_the_next_one_serves() {
 
 #[test]
 fn actor() {
-    let Some((_, argument)) = role() else { return };
+    let Some((role, argument)) = role() else { return };
     let process = Process::options().open().unwrap();
     let source = ImportSource::Id(argument.parse().unwrap());
     let import = process.import(source).rights(Rights::WRITE).open().unwrap();
+    // The service knows the queue.
+    import.signal(0, 0).unwrap();
     say("ready");
+    if role == "asynchronous poster" {
+        listen();
+        let post = |number: usize| import.signal_async(number * 8, number as u64 + 1);
+        let transfers: Vec<_> = (0..TOGETHER).map(post).collect();
+        assert!(transfers.iter().all(|transfer| !transfer.is_over()), "the service is stopped");
+        listen();
+    }
     let bytes = vec![1; 300_000];
     loop {
         import.send_signal(8, &bytes, 0, 1).unwrap();
+    }
+}
+
+/// Operations that one poster has under way.
+const TOGETHER: usize = 40;
+
+/// None waits for the end of another: all are done for a poster that is gone, as all were in the queue.
+#[test]
+fn asynchronous_operations_are_in_the_queue_together() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(4096).create().unwrap();
+    let mut actor = node.actor("asynchronous poster", &export.id().to_string());
+    assert_eq!(actor.hear(), "ready");
+    let service = node.service_pid().unwrap();
+    kill(service, libc::SIGSTOP);
+    actor.tell("post");
+    // Its thread has posted what it has room for long before.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(export.load_signal(0), Ok(0));
+    actor.kill();
+    kill(service, libc::SIGCONT);
+    until("the last is done", || export.load_signal((TOGETHER - 1) * 8) == Ok(TOGETHER as u64));
+    for number in 0..TOGETHER {
+        assert_eq!(export.load_signal(number * 8), Ok(number as u64 + 1));
     }
 }
 
