@@ -16,6 +16,7 @@ use vmmc_os::default_runtime_dir;
 Environment:
   VMMC_DISABLE=1      run the program plainly
   VMMC_SPIN=MICROS    how long a waiting call looks before it sleeps (default 50; 0: sleeps at once)
+  VMMC_LIFT_AFTER=CALLS  lift a connection after so many calls that moved data (default 4; 0: before its first byte)
   VMMC_RUNTIME_DIR    where the node service's socket is
 
 Exit status: the program's own; 127 if it does not exist, 126 if it cannot be executed, 125 for an error of vmmc's own.

@@ -114,6 +114,9 @@ pub fn start() {
     {
         spin::set_budget(microseconds);
     }
+    if let Some(calls) = std::env::var("VMMC_LIFT_AFTER").ok().and_then(|value| value.parse().ok()) {
+        lift::set_calls(calls);
+    }
     service::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
     ENABLED.store(true, Ordering::Release);
@@ -152,6 +155,9 @@ pub fn track(fd: i32, nonblocking: Option<bool>) {
     match descriptor::connection(fd) {
         Some(index) => board::open(index, fd),
         None => track_as(fd, nonblocking, true),
+    }
+    if let Some(index) = descriptor::connection(fd) {
+        lift::made(fd, index, slot::get(index));
     }
 }
 

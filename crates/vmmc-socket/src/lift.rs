@@ -8,7 +8,7 @@
 //! has been told switches its direction at the offset it has reached, at its next call.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmmc::stream::{CLOSED, FROZEN, LINGERS, READY, Tier, take_announcement};
 use vmmc::{BrokenReason, PairError, PairMemory, PairingEvent, Process};
@@ -17,22 +17,62 @@ use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::thread::{self, MICROSECOND};
 use crate::{board, epoll, kernel, service, tcp};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
-const CALLS: u32 = 4;
+static CALLS: AtomicU32 = AtomicU32::new(4);
+
+/// How long a call waits for the next step of lifting, where every connection shall be lifted from its first byte.
+const PATIENCE: u64 = 1000 * MICROSECOND;
+/// The calls that do so.
+const EAGER: u32 = 8;
+
+/// Sets after how many calls that moved data a connection is lifted. 0: when it is made, and the first calls wait for that.
+pub(crate) fn set_calls(calls: u32) {
+    CALLS.store(calls, Ordering::Relaxed);
+}
+
+/// The connection `fd` was made just now.
+pub(crate) fn made(fd: i32, index: u32, slot: &'static Slot) {
+    if CALLS.load(Ordering::Relaxed) == 0 {
+        moved(fd, index, slot);
+    }
+}
 
 /// A call moved data over TCP on the tracked connection `fd`; goes on with lifting where that is due.
 #[inline]
 pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
     slot.calls.store(calls, Ordering::Relaxed);
+    let enough = CALLS.load(Ordering::Relaxed);
     match slot.phase() {
-        Phase::Tcp if calls >= CALLS => offer(fd, index, slot),
+        Phase::Tcp if calls >= enough => {
+            offer(fd, index, slot);
+            if enough == 0 {
+                wait_for_lifting(slot);
+            }
+        }
+        Phase::Offered | Phase::Exchanged if enough == 0 && calls <= EAGER => wait_for_lifting(slot),
         Phase::Offered | Phase::Exchanged if layer::process().is_some_and(Process::has_mail) => {
             progress();
         }
         _ => {}
+    }
+}
+
+/// Gives the other end a moment to be shown too, and takes the answers.
+#[cold]
+fn wait_for_lifting(slot: &Slot) {
+    let start = thread::ticks();
+    while matches!(slot.phase(), Phase::Offered | Phase::Exchanged)
+        && thread::ticks().wrapping_sub(start) < PATIENCE
+    {
+        if layer::process().is_some_and(Process::has_mail) {
+            progress();
+        } else {
+            kernel::give_way();
+        }
     }
 }
 

@@ -141,7 +141,7 @@ impl Polling<'_> {
                 IN
             };
         }
-        now |= epoll::ended(slot, ends) as i16;
+        now |= epoll::ended(fd, slot, ends) as i16;
         if wanted & OUT != 0 {
             let out = match slot.outward.way() {
                 _ if slot.finished.load(Ordering::Relaxed) => true,

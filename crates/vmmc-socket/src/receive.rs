@@ -361,6 +361,16 @@ fn give_up(slot: &Slot) -> Errno {
     Errno(libc::ECONNRESET)
 }
 
+/// Whether what stands in the ring comes next, but for bytes that have arrived on TCP. Until the direction has switched TCP
+/// may still be on its way with some: the peer's kernel holds small ones back until earlier ones are acknowledged.
+pub(crate) fn reaches_ring(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    match slot.inward.way() {
+        Way::Ring => true,
+        Way::Tcp => ends.mine.switch_offset().is_some_and(|offset| tcp::arrived(fd) == Some(offset)),
+        Way::Handover | Way::Lowered => false,
+    }
+}
+
 /// Bytes that could be read from `fd` at once, if the layer has to say (`FIONREAD`).
 pub fn unread(fd: i32) -> Option<usize> {
     let index = descriptor::connection(fd)?;
@@ -371,11 +381,9 @@ pub fn unread(fd: i32) -> Option<usize> {
     let local = local::get(index);
     let _held = slot.inward.lock.hold();
     let ends = local.ends()?;
-    // What TCP holds comes first; the ring counts where this direction has switched.
-    let ring = match ends.mine.switch_offset() {
-        Some(_) if slot.inward.way() != Way::Lowered => slot.inward.stream.unread(ends.mine),
-        _ => 0,
-    };
+    // Asked first, as between the two more may come.
+    let reached = reaches_ring(fd, slot, ends);
+    let ring = if reached { slot.inward.stream.unread(ends.mine) } else { 0 };
     Some(kernel::unread(fd) + ring)
 }
 

@@ -27,6 +27,12 @@ impl Info {
         self.long(128)
     }
 
+    fn arrived(&self) -> Option<u64> {
+        // The received FIN counts as a byte, for the kernel and not for us.
+        let fin = matches!(self.state(), TIME_WAIT | CLOSE | CLOSE_WAIT | LAST_ACK | CLOSING);
+        self.received().checked_sub(u64::from(fin))
+    }
+
     fn written(&self) -> u64 {
         let (sent, again, waiting) = (self.long(200), self.long(208), self.word(144));
         sent - again + waiting
@@ -66,15 +72,18 @@ pub(crate) fn written(fd: i32) -> Option<u64> {
     matches!(info.state(), ESTABLISHED | CLOSE_WAIT).then(|| info.written())
 }
 
+/// Bytes that have come, read or not.
+pub(crate) fn arrived(fd: i32) -> Option<u64> {
+    Info::of(fd)?.arrived()
+}
+
 /// Bytes that were taken from the connection by reading.
 pub(crate) fn consumed(fd: i32) -> Option<u64> {
     loop {
         let before = Info::of(fd)?;
         let unread = kernel::unread(fd) as u64;
-        // The received FIN counts as a byte, for the kernel and not for us.
-        let fin = matches!(before.state(), TIME_WAIT | CLOSE | CLOSE_WAIT | LAST_ACK | CLOSING);
         if Info::of(fd)?.received() == before.received() {
-            return before.received().checked_sub(unread + u64::from(fin));
+            return before.arrived()?.checked_sub(unread);
         }
     }
 }
@@ -98,6 +107,7 @@ mod tests {
         let mut some = [0; 12_345];
         passive.read_exact(&mut some).unwrap();
         assert_eq!(consumed(passive.as_raw_fd()), Some(12_345));
+        assert!((12_345..=100_000).contains(&arrived(passive.as_raw_fd()).unwrap()));
         passive.write_all(b"hello").unwrap();
         assert_eq!(written(passive.as_raw_fd()), Some(5));
         active.shutdown(Shutdown::Write).unwrap();
@@ -109,6 +119,7 @@ mod tests {
         passive.read_to_end(&mut rest).unwrap();
         assert_eq!(rest.len(), 100_000 - 12_345);
         assert_eq!(consumed(passive.as_raw_fd()), Some(100_000));
+        assert_eq!(arrived(passive.as_raw_fd()), Some(100_000));
         assert!(!established(passive.as_raw_fd()));
     }
 }

@@ -241,3 +241,6 @@ SCENARIO(peer_ran_another_then_fork)
 SCENARIO(peer_ran_another_then_end)
 SCENARIO(peer_ran_another_then_file)
 SCENARIO(read_across_programs)
+
+/* switching.c */
+SCENARIO(readable_while_lifted)

@@ -254,4 +254,6 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "peer_ran_another_then_end", warm_up: Warm, expectation: Equal },
     Scenario { name: "peer_ran_another_then_file", warm_up: Warm, expectation: Equal },
     Scenario { name: "read_across_programs", warm_up: Warm, expectation: Equal },
+    // switching.c
+    Scenario { name: "readable_while_lifted", warm_up: Cold, expectation: Equal },
 ];

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{BELL_EVENTS, Phase, Slot, TCP_EVENTS, Way, kernel, local, marked, slot};
 use crate::kernel::{Errno, Outcome};
 use crate::local::Ends;
-use crate::{thread, wait};
+use crate::{receive, thread, wait};
 use vmmc::stream::announce;
 
 const EDGE: u32 = libc::EPOLLET as u32;
@@ -582,7 +582,7 @@ impl Registration {
                 IN
             };
         }
-        now |= ended(slot, ends);
+        now |= ended(self.fd, slot, ends);
         if self.events & OUT != 0 {
             let out = match slot.outward.way() {
                 _ if slot.finished.load(Ordering::Relaxed) => true,
@@ -640,7 +640,7 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
     if now & libc::EPOLLIN as u32 != 0 {
         now |= IN;
     }
-    if slot.inward.way() != Way::Lowered && slot.inward.stream.unread(ends.mine) > 0 {
+    if slot.inward.stream.unread(ends.mine) > 0 && receive::reaches_ring(fd, slot, ends) {
         now |= IN;
     }
     if slot.deaf.load(Ordering::Relaxed) {
@@ -661,9 +661,9 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
 
 /// What ends that stand in the rings mean for readiness: the kernel may not know of them.
 #[inline]
-pub(crate) fn ended(slot: &Slot, ends: Ends) -> u32 {
+pub(crate) fn ended(fd: i32, slot: &Slot, ends: Ends) -> u32 {
     let word = ends.mine.tail.load(Ordering::Acquire);
-    if word & vmmc::stream::FIN == 0 || slot.inward.way() == Way::Lowered {
+    if word & vmmc::stream::FIN == 0 || !receive::reaches_ring(fd, slot, ends) {
         return 0;
     }
     let both = slot.finished.load(Ordering::Relaxed);

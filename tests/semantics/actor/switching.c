@@ -1,0 +1,67 @@
+/* The moment at which a connection is lifted, under traffic. */
+#include "actor.h"
+
+#include <sys/select.h>
+
+enum { TURNS = 6, PIECE = 7, MILLISECONDS = 60 };
+
+/* Whether fd becomes readable within the time, each turn by another call. */
+static bool is_readable(int fd, int set, int turn, int milliseconds) {
+    struct epoll_event event;
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    struct timeval limit = {milliseconds / 1000, milliseconds % 1000 * 1000};
+    fd_set readable;
+    FD_ZERO(&readable);
+    FD_SET(fd, &readable);
+    switch (turn % 3) {
+    case 0: return select(fd + 1, &readable, NULL, NULL, &limit) == 1;
+    case 1: return poll(&item, 1, milliseconds) == 1;
+    default: return epoll_wait(set, &event, 1, milliseconds) == 1;
+    }
+}
+
+/* What was reported as readable must be there. Returns what a read gave: 0 at the end of the stream, -1 after a failure. */
+static ssize_t read_what_is_there(int fd, long got, unsigned seed) {
+    char bytes[512], expected[sizeof bytes];
+    int count = -1;
+    ioctl(fd, FIONREAD, &count);
+    ssize_t n = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n < 0)
+        say("! readable after %ld bytes, but: %s", got, strerrorname_np(errno));
+    if (n >= 0 && n < count && n < (ssize_t)sizeof bytes)
+        say("! FIONREAD gave %d after %ld bytes, recv %zd", count, got, n);
+    if (n > 0) {
+        fill_pattern(expected, got, n, seed);
+        if (memcmp(bytes, expected, n) != 0)
+            say("! other bytes than were written, after %ld", got);
+    }
+    return n;
+}
+
+/* Both sides send pieces so small that TCP holds some back until the peer acknowledges those before (Nagle), and ask
+ * before each read. The ring may have bytes then while TCP still has some that come before them. */
+void scenario_readable_while_lifted(void) {
+    for (int turn = 0; turn < TURNS; turn++) {
+        int fd = cold_connection();
+        int set = epoll_create1(0);
+        struct epoll_event interest = {.events = EPOLLIN};
+        epoll_ctl(set, EPOLL_CTL_ADD, fd, &interest);
+        struct timespec start = now();
+        long sent = 0, got = 0, n = 1;
+        while (elapsed_ms(&start) < MILLISECONDS && n > 0) {
+            char piece[PIECE];
+            fill_pattern(piece, sent, sizeof piece, me.client);
+            sent += put(fd, piece, sizeof piece) ? sizeof piece : 0;
+            if (is_readable(fd, set, turn, 0))
+                got += n = read_what_is_there(fd, got, me.server);
+        }
+        shutdown(fd, SHUT_WR);
+        while (n > 0 && is_readable(fd, set, turn, 5000))
+            got += n = read_what_is_there(fd, got, me.server);
+        tell(sent);
+        say(n == 0 && got == told() ? "all came" : "! not all came");
+        close(set);
+        close(fd);
+    }
+    meet();
+}
