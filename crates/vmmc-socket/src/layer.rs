@@ -114,7 +114,8 @@ pub fn start() {
     {
         spin::set_budget(microseconds);
     }
-    if let Some(calls) = std::env::var("VMMC_LIFT_AFTER").ok().and_then(|value| value.parse().ok()) {
+    if let Some(calls) = std::env::var("VMMC_LIFT_AFTER").ok().and_then(|value| value.parse().ok())
+    {
         lift::set_calls(calls);
     }
     service::remember();

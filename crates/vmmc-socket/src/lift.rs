@@ -53,7 +53,9 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
                 wait_for_lifting(slot);
             }
         }
-        Phase::Offered | Phase::Exchanged if enough == 0 && calls <= EAGER => wait_for_lifting(slot),
+        Phase::Offered | Phase::Exchanged if enough == 0 && calls <= EAGER => {
+            wait_for_lifting(slot)
+        }
         Phase::Offered | Phase::Exchanged if layer::process().is_some_and(Process::has_mail) => {
             progress();
         }
@@ -367,6 +369,9 @@ pub(crate) fn close(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
     let pair = slot.pair.load(Ordering::Relaxed);
     epoll::leave(index, local, pair != 0);
+    if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
+        end_on_tcp(fd, slot);
+    }
     if pair == 0 {
         return;
     }
@@ -465,6 +470,32 @@ fn set_reset_at_close(fd: i32, on: bool) {
     let _ = kernel::call!(SYS_setsockopt, fd, libc::SOL_SOCKET, option, &raw const linger, size);
 }
 
+/// Ends a connection that is being lifted, as its last close does: the service may have the socket too, for a moment, which
+/// the peer must not notice.
+fn end_on_tcp(fd: i32, slot: &Slot) {
+    if slot.holders.load(Ordering::Acquire) != 1 {
+        return;
+    }
+    if kernel::unread(fd) > 0 || wants_reset(fd) {
+        reset(fd);
+    } else {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+    }
+}
+
+/// Whether the program has asked for a reset in place of an end.
+fn wants_reset(fd: i32) -> bool {
+    kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER)
+        .is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
+}
+
+/// Resets the connection now, whoever else has a descriptor of it.
+fn reset(fd: i32) {
+    let nobody =
+        libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let _ = kernel::call!(SYS_connect, fd, &raw const nobody, size_of::<libc::sockaddr>());
+}
+
 /// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
 /// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
 fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
@@ -481,8 +512,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     let unread = switched && slot.inward.stream.unread(ends.mine) > 0;
     // Of these the kernel makes a reset by itself, unless somebody who is not of this family goes on with the connection.
     let unread_on_tcp = kernel::unread(fd) > 0;
-    let wanted = kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER)
-        .is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0);
+    let wanted = wants_reset(fd);
     if over && wanted {
         set_reset_at_close(fd, false);
     } else if unread && !over {
@@ -493,6 +523,10 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         if slot.finished.load(Ordering::Relaxed) && outward == Way::Ring {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
+        // Never lowered, so nobody has it but this process and, a moment longer, the service.
+        if inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) {
+            reset(fd);
+        }
     } else if outward == Way::Ring {
         if slot.outward.stream.unread(ends.mine) > 0 {
             goodbye = Goodbye::Linger;
@@ -502,6 +536,8 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
         slot.outward.stream.finish(ends.theirs);
+    } else if outward == Way::Tcp && inward != Way::Lowered {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
     }
     if inward != Way::Lowered {
         ends.theirs.tell(CLOSED);

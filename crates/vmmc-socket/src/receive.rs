@@ -366,7 +366,9 @@ fn give_up(slot: &Slot) -> Errno {
 pub(crate) fn reaches_ring(fd: i32, slot: &Slot, ends: Ends) -> bool {
     match slot.inward.way() {
         Way::Ring => true,
-        Way::Tcp => ends.mine.switch_offset().is_some_and(|offset| tcp::arrived(fd) == Some(offset)),
+        Way::Tcp => {
+            ends.mine.switch_offset().is_some_and(|offset| tcp::arrived(fd) == Some(offset))
+        }
         Way::Handover | Way::Lowered => false,
     }
 }

@@ -67,6 +67,10 @@ int connection(void);      /* accepted or connected, and warmed up: over VMMC it
 int cold_connection(void); /* the same without the warm-up */
 void warm(int fd);         /* small round trips until lifting has had its chance; both sides call it */
 void hello(int fd);        /* one byte each way: the connection is accepted */
+/* The same where this process has both ends. */
+void both_ends(int ends[2]);
+void cold_ends(int ends[2]);
+void round_trip(const int ends[2]); /* one byte each way */
 struct sockaddr_in server_address(void);
 bool put(int fd, const void *bytes, size_t count); /* writes all; false and a '!' line if it cannot */
 bool put_text(int fd, const char *text);

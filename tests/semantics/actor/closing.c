@@ -250,6 +250,34 @@ void scenario_linger_zero(void) {
     meet();
 }
 
+/* When close() has returned, the peer's kernel knows how: what a process with both ends sees at once. */
+void scenario_close_is_known_at_once(void) {
+    enum { END, RESET_WANTED, RESET_FOR_UNREAD, WAYS };
+    for (int way = 0; way < WAYS && me.client; way++) {
+        char buffer[32];
+        int ends[2];
+        struct linger hard = {1, 0};
+        struct sockaddr_in peer;
+        socklen_t length = sizeof peer;
+        both_ends(ends);
+        put_text(ends[0], "arrived before");
+        if (way == RESET_WANTED)
+            setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+        if (way == RESET_FOR_UNREAD)
+            put_text(ends[1], "unread");
+        T(close(ends[0]));
+        T(getpeername(ends[1], (struct sockaddr *)&peer, &length));
+        struct pollfd item = {.fd = ends[1], .events = POLLIN | POLLOUT | POLLRDHUP};
+        T(poll(&item, 1, 0));
+        say_poll("closed", item.revents);
+        say_bytes("read", buffer, T(recv(ends[1], buffer, sizeof buffer, MSG_DONTWAIT)));
+        T(recv(ends[1], buffer, sizeof buffer, MSG_DONTWAIT));
+        T(recv(ends[1], buffer, sizeof buffer, MSG_DONTWAIT));
+        close(ends[1]);
+    }
+    meet();
+}
+
 /* SO_LINGER with time: close() returns when the peer has the bytes. */
 void scenario_linger_waits(void) {
     int fd = connection();

@@ -101,27 +101,12 @@ void scenario_written_before_accept(void) {
 
 /* Both ends in one process. */
 void scenario_connected_to_itself(void) {
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    socklen_t length = sizeof address;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    bind(listener, (struct sockaddr *)&address, sizeof address);
-    listen(listener, 5);
-    getsockname(listener, (struct sockaddr *)&address, &length);
-    int near = socket(AF_INET, SOCK_STREAM, 0);
-    T(connect(near, (struct sockaddr *)&address, sizeof address));
-    int far = accept(listener, NULL, NULL);
-    for (int i = 0; i < 500; i++) {
-        char byte = i;
-        put(near, &byte, 1);
-        get(far, &byte, 1);
-        put(far, &byte, 1);
-        get(near, &byte, 1);
-    }
-    put_pattern(near, 0, 30000, 1);
-    get_pattern(far, 0, 30000, 1);
-    T(close(near));
-    expect_end(far);
+    int ends[2];
+    both_ends(ends);
+    put_pattern(ends[0], 0, 30000, 1);
+    get_pattern(ends[1], 0, 30000, 1);
+    T(close(ends[0]));
+    expect_end(ends[1]);
     meet();
 }
 

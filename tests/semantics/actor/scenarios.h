@@ -80,6 +80,7 @@ SCENARIO(write_after_peer_closed)
 SCENARIO(killed_by_broken_pipe)
 SCENARIO(so_error_after_reset)
 SCENARIO(linger_zero)
+SCENARIO(close_is_known_at_once)
 SCENARIO(linger_waits)
 SCENARIO(close_right_after_writing)
 SCENARIO(exit_right_after_writing)
@@ -244,3 +245,4 @@ SCENARIO(read_across_programs)
 
 /* switching.c */
 SCENARIO(readable_while_lifted)
+SCENARIO(closed_while_lifted)

@@ -65,3 +65,24 @@ void scenario_readable_while_lifted(void) {
     }
     meet();
 }
+
+/* However far lifting has come when a program closes, the peer knows of it at once. */
+void scenario_closed_while_lifted(void) {
+    for (int turn = 0; turn < 60 && me.client; turn++) {
+        char byte;
+        int ends[2];
+        struct linger hard = {1, 0};
+        cold_ends(ends);
+        for (int round = 0; round < turn / 2; round++)
+            round_trip(ends);
+        if (turn % 2)
+            setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+        T(close(ends[0]));
+        struct pollfd item = {.fd = ends[1], .events = POLLIN | POLLOUT | POLLRDHUP};
+        T(poll(&item, 1, 0));
+        say_poll("closed", item.revents);
+        T(recv(ends[1], &byte, 1, MSG_DONTWAIT));
+        close(ends[1]);
+    }
+    meet();
+}

@@ -110,6 +110,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "killed_by_broken_pipe", warm_up: Warm, expectation: Equal },
     Scenario { name: "so_error_after_reset", warm_up: Warm, expectation: Equal },
     Scenario { name: "linger_zero", warm_up: Warm, expectation: Equal },
+    Scenario { name: "close_is_known_at_once", warm_up: Warm, expectation: Equal },
     Scenario { name: "linger_waits", warm_up: Warm, expectation: Equal },
     Scenario { name: "close_right_after_writing", warm_up: Warm, expectation: Equal },
     Scenario { name: "exit_right_after_writing", warm_up: Warm, expectation: Equal },
@@ -136,7 +137,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "connect_refused", warm_up: Cold, expectation: Equal },
     Scenario { name: "gone_before_accept", warm_up: Cold, expectation: Equal },
     Scenario { name: "written_before_accept", warm_up: Warm, expectation: Equal },
-    Scenario { name: "connected_to_itself", warm_up: Cold, expectation: Equal },
+    Scenario { name: "connected_to_itself", warm_up: Warm, expectation: Equal },
     Scenario { name: "self_connect", warm_up: Cold, expectation: Equal },
     Scenario { name: "ipv6", warm_up: Warm, expectation: Equal },
     Scenario { name: "many_short_connections", warm_up: Cold, expectation: Equal },
@@ -256,4 +257,5 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "read_across_programs", warm_up: Warm, expectation: Equal },
     // switching.c
     Scenario { name: "readable_while_lifted", warm_up: Cold, expectation: Equal },
+    Scenario { name: "closed_while_lifted", warm_up: Cold, expectation: Equal },
 ];
