@@ -24,7 +24,7 @@ mod receiver;
 mod ring;
 mod transmitter;
 
-pub use receiver::{Arrived, Corrupt, Receiver};
+pub use receiver::{Arrived, Corrupt, Receiver, Repeat};
 pub use ring::{Ring, Tier};
 pub use transmitter::{Piece, Publish, Transmitter};
 
@@ -73,7 +73,12 @@ pub struct Words {
     line_4: [u8; 4],
     /// One more than the count of bytes that the peer sent over TCP before its stream goes on in the ring; 0: not yet.
     pub switch: AtomicU64,
-    line_5: [u8; 48],
+    /// One more than the stream offset from which the peer, which freezes its stream, repeats on TCP what is unread; 0: it
+    /// does not. Written before the freeze; void if the owner was faster with it.
+    pub repeats_from: AtomicU64,
+    /// One more than the stream offset up to which it did; 0: it is still at it, and has written nothing else to TCP.
+    pub repeats_until: AtomicU64,
+    line_5: [u8; 32],
 }
 
 impl Words {

@@ -143,6 +143,18 @@ pub fn option<T: Copy>(fd: i32, level: i32, name: i32) -> Option<T> {
     Some(unsafe { value.assume_init() })
 }
 
+/// Has TCP send what it holds back because it is little (Nagle's algorithm, `TCP_CORK`).
+pub fn push(fd: i32) {
+    let set =
+        |on: i32| call!(SYS_setsockopt, fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &raw const on, 4);
+    // Setting the option sends what is there, also where it is set already.
+    let on = option::<i32>(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY);
+    let _ = set(1);
+    if on == Some(0) {
+        let _ = set(0);
+    }
+}
+
 /// Bytes that wait in the kernel's receive queue.
 pub fn unread(fd: i32) -> usize {
     let mut count = 0i32;

@@ -29,6 +29,7 @@ mod lock;
 mod lower;
 mod message;
 mod receive;
+mod repeat;
 mod route;
 mod service;
 mod slot;

@@ -18,7 +18,7 @@ use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{board, epoll, kernel, service, tcp};
+use crate::{board, epoll, kernel, repeat, service, tcp};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -500,6 +500,8 @@ fn reset(fd: i32) {
 /// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
 fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
     let mut goodbye = Goodbye::Plain;
+    // What TCP only repeats is not unread.
+    repeat::pass_over_all(fd, slot, ends);
     let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
     // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP.
     if outward == Way::Ring && ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 {

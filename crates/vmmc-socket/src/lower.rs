@@ -9,14 +9,15 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, take_announcement};
+use vmmc::stream::{FIN, HAND_YOURSELF, HANDED, take_announcement};
 
 use crate::descriptor;
-use crate::kernel::{self, Errno};
+use crate::kernel;
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
-use crate::slot::{self, Phase, Slot, Way, Why};
-use crate::{board, epoll, lift, transmit, wait};
+use crate::repeat::Written;
+use crate::slot::{self, Inward, Phase, Slot, Way, Why};
+use crate::{board, epoll, lift, repeat, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -31,16 +32,32 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     if !local.held.load(Ordering::Relaxed) {
         lift::hold(fd, slot, local);
     }
+    // Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service. Waits
+    // for that, but not for ever.
+    for left in (0..HANDOVER).rev() {
+        {
+            let _outward = slot.outward.lock.hold();
+            let Some(ends) = local.ends() else { return };
+            if slot.phase() != Phase::Attached {
+                return;
+            }
+            lower_outward(fd, slot, local, ends);
+            if slot.outward.way() == Way::Lowered {
+                break;
+            }
+            if left == 0 {
+                slot.outward.set_way(Way::Lowered);
+                break;
+            }
+        }
+        lift::progress();
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let on_their_way = {
         let _inward = slot.inward.lock.hold();
-        let _outward = slot.outward.lock.hold();
         let Some(ends) = local.ends() else { return };
-        if slot.phase() != Phase::Attached {
-            return;
-        }
         slot.set_why(why);
-        lower_outward(fd, slot, local, ends);
-        let on_their_way = lower_inward(slot, local, ends);
+        let on_their_way = lower_inward(fd, slot, local, ends);
         let reader = take_announcement(&ends.mine.reader_waiting);
         if take_announcement(&ends.mine.writer_waiting) || reader {
             kernel::ring(local.peer_bell.load(Ordering::Acquire));
@@ -51,8 +68,11 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
         await_arrival(fd, slot, arrival);
     }
-    retire(index);
+    retire(fd, index);
 }
+
+/// Milliseconds that a peer's unread bytes may take to TCP.
+const HANDOVER: u32 = 500;
 
 /// Waits for what the service writes; `last` says whether that ends with bytes (`POLLIN`) or with the end (`POLLRDHUP`).
 fn await_arrival(fd: i32, slot: &Slot, last: i16) {
@@ -98,39 +118,32 @@ pub fn lower_passed(fd: i32) {
     lower_for(fd, Why::Passed);
 }
 
+/// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP.
 fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
-    if slot.finished.load(Ordering::Relaxed) && slot.outward.way() == Way::Ring {
-        // The end stands in the ring; whoever writes to the descriptor from now on must find it in the kernel. Unless the
-        // peer has not read all: then the kernel's end waits, because what the peer may still hand over comes before it. And
-        // unless this side has unread bytes and does not listen any more: to the kernel those would come too late.
-        let deaf = slot.deaf.load(Ordering::Relaxed) && slot.inward.stream.unread(ends.mine) > 0;
-        if slot.outward.stream.unread(ends.mine) == 0 && !deaf {
-            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
-        } else {
-            slot.mute.store(true, Ordering::Release);
+    if slot.outward.way() == Way::Tcp {
+        slot.outward.stream.freeze(ends.theirs);
+        slot.outward.set_way(Way::Lowered);
+    }
+    if slot.outward.way() == Way::Ring {
+        let Some(complete) = repeat::freeze_and_repeat(fd, slot, local, ends) else {
+            return slot.outward.set_way(Way::Handover);
+        };
+        slot.outward.set_way(Way::Lowered);
+        if slot.finished.load(Ordering::Relaxed) {
+            // The end stands in the ring; whoever writes to the descriptor from now on must find it in the kernel. Unless it
+            // cannot follow its bytes there. And unless this side has unread bytes and does not listen any more: to the
+            // kernel those would come too late.
+            let deaf =
+                slot.deaf.load(Ordering::Relaxed) && slot.inward.stream.unread(ends.mine) > 0;
+            if complete && !deaf {
+                let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+            } else {
+                slot.mute.store(true, Ordering::Release);
+            }
         }
     }
-    match slot.outward.way() {
-        Way::Handover => finish_handover(fd, slot, local, ends),
-        Way::Tcp | Way::Ring => slot.outward.stream.freeze(ends.theirs),
-        Way::Lowered => {}
-    }
-    slot.outward.set_way(Way::Lowered);
-}
-
-/// Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service.
-/// Waits for that, but not for ever.
-fn finish_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
-    for _ in 0..500 {
-        if ends.mine.told(HANDED)
-            || ends.mine.told(HAND_YOURSELF) && hand_over_myself(fd, slot, local, ends)
-        {
-            return;
-        }
-        if slot.outward.way() == Way::Lowered {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
+    if slot.outward.way() == Way::Handover {
+        transmit::settle_handover(fd, slot, local, ends);
     }
 }
 
@@ -151,14 +164,13 @@ pub(crate) fn await_handover(index: u32) -> bool {
 }
 
 /// What will be seen last of what the service now writes: unread bytes, or the end; nothing if it has nothing to write.
-fn lower_inward(slot: &Slot, local: &Local, ends: Ends) -> Option<i16> {
-    // Where the peer has lowered already, its later bytes may be on TCP: what is left in the ring is read from there.
-    let frozen =
-        ends.mine.tail.load(Ordering::Acquire) & FROZEN != 0 && slot.inward.way() == Way::Ring;
-    if frozen && slot.inward.stream.unread(ends.mine) > 0 || slot.inward.way() == Way::Lowered {
+fn lower_inward(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> Option<i16> {
+    // Where the peer was first, its later bytes may be on TCP, and its earlier ones before them.
+    if slot.inward.way() == Way::Lowered || !slot.inward.stream.freeze(ends.mine) {
+        repeat::leave_for_good(fd, slot, ends);
         return None;
     }
-    slot.inward.stream.freeze(ends.mine);
+    slot.inward.passed.store(Inward::NOTHING_REPEATED, Ordering::Relaxed);
     let unread = unread_bytes(slot, local, ends);
     // The kernel does not know of an end that stands in the ring.
     let finish = ends.mine.tail.load(Ordering::Acquire) & FIN != 0;
@@ -199,23 +211,12 @@ fn hand_over(slot: &Slot, unread: &[u8], finish: bool) -> u32 {
 /// The peer could not hand over what it had not read: writes it to TCP here. False: TCP is full, later.
 pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
-    for piece in stream.unread_pieces(ends.mine) {
-        let Some(ring) = local.ring_out(piece.tier) else { return false };
-        let (mut position, mut left) = (piece.position, piece.len);
-        while left > 0 {
-            let (from, len) = ring.span(position, left);
-            let list = [libc::iovec { iov_base: from.cast(), iov_len: len }];
-            match kernel::send(fd, &list, libc::MSG_DONTWAIT) {
-                Ok(sent) => {
-                    stream.settle(sent);
-                    position = ring.advance(position, sent);
-                    left -= sent;
-                }
-                Err(Errno::AGAIN) => return false,
-                // The connection is gone: nobody waits for the bytes.
-                Err(_) => return true,
-            }
-        }
+    let pieces = stream.unread_pieces(ends.mine);
+    match repeat::write_pieces(fd, local, pieces, |sent| stream.settle(sent)) {
+        Written::All => {}
+        Written::Full => return false,
+        // Nobody waits for the bytes.
+        Written::Gone => return true,
     }
     if slot.finished.load(Ordering::Relaxed) {
         let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
@@ -238,11 +239,11 @@ pub(crate) fn settle(fd: i32, index: u32) {
         }
         transmit::prepare(fd, index, slot, local, ends);
     }
-    retire(index);
+    retire(fd, index);
 }
 
 /// When both directions are back on TCP, and the ring is read, the connection is an ordinary one again.
-pub(crate) fn retire(index: u32) {
+pub(crate) fn retire(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
     if !layer::at_home() {
         return;
@@ -251,6 +252,7 @@ pub(crate) fn retire(index: u32) {
         if slot.phase() != Phase::Attached
             || slot.inward.way() != Way::Lowered
             || slot.outward.way() != Way::Lowered
+            || !repeat::is_over(fd, slot, local)
         {
             return;
         }

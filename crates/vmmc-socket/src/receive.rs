@@ -7,8 +7,9 @@ use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, take_announcement};
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::message::Pieces;
+use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
-use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
 use crate::{board, descriptor, lift, lower, tcp};
 
@@ -191,6 +192,9 @@ unsafe fn step(
                     Err(Corrupt) => return Err(give_up(slot)),
                 };
                 if arrived.len > 0 && flags & libc::MSG_PEEK != 0 {
+                    if arrived.frozen && repeat::leave_ring(fd, slot, ends) {
+                        continue;
+                    }
                     // SAFETY: as promised by the caller of `receive`.
                     match unsafe { peek(fd, slot, local, ends, pieces, flags) }? {
                         None => continue,
@@ -203,6 +207,10 @@ unsafe fn step(
                         None => continue,
                         Some(len) => {
                             board::received(index, len);
+                            if arrived.frozen {
+                                // What follows on TCP decides whether the call goes on there.
+                                repeat::pass_over(fd, slot, ends);
+                            }
                             let beyond = match arrived {
                                 _ if len < arrived.len => Beyond::Unknown,
                                 Arrived { more: true, .. } => Beyond::Ring,
@@ -214,6 +222,7 @@ unsafe fn step(
                     }
                 }
                 if arrived.fin {
+                    repeat::pass_over(fd, slot, ends);
                     lift::settle_peer(slot, ends);
                     return Ok(Step::End);
                 }
@@ -270,7 +279,12 @@ unsafe fn step(
                     }
                 }
             },
-            Way::Handover | Way::Lowered => return from_kernel(fd, pieces, flags, usize::MAX),
+            Way::Handover | Way::Lowered => {
+                return match repeat::pass_over(fd, slot, ends) {
+                    Passed::All => from_kernel(fd, pieces, flags, usize::MAX),
+                    Passed::Later => Ok(Step::Nothing),
+                };
+            }
         }
     }
 }
@@ -336,7 +350,7 @@ unsafe fn peek(
         rest.skip(len);
         got += len;
     }
-    if frozen && rest.left() > 0 {
+    if frozen && rest.left() > 0 && repeat::repeat(slot, ends).is_none() {
         let flags = flags & !libc::MSG_WAITALL | libc::MSG_DONTWAIT;
         got += rest.limited(usize::MAX, |list| kernel::receive(fd, list, flags)).unwrap_or(0);
     }
@@ -356,6 +370,7 @@ fn from_kernel(fd: i32, pieces: &Pieces<'_>, flags: i32, most: usize) -> Result<
 /// The peer broke the rules: its stream ends here, as after a reset.
 fn give_up(slot: &Slot) -> Errno {
     slot.set_why(Why::Broken);
+    slot.inward.passed.store(Inward::NOTHING_REPEATED, Ordering::Relaxed);
     slot.inward.set_way(Way::Lowered);
     slot.look.store(true, Ordering::Release);
     Errno(libc::ECONNRESET)
@@ -367,7 +382,8 @@ pub(crate) fn reaches_ring(fd: i32, slot: &Slot, ends: Ends) -> bool {
     match slot.inward.way() {
         Way::Ring => true,
         Way::Tcp => {
-            ends.mine.switch_offset().is_some_and(|offset| tcp::arrived(fd) == Some(offset))
+            let arrived = tcp::arrived(fd);
+            ends.mine.switch_offset().is_some_and(|offset| arrived >= Some(offset))
         }
         Way::Handover | Way::Lowered => false,
     }
@@ -386,7 +402,9 @@ pub fn unread(fd: i32) -> Option<usize> {
     // Asked first, as between the two more may come.
     let reached = reaches_ring(fd, slot, ends);
     let ring = if reached { slot.inward.stream.unread(ends.mine) } else { 0 };
-    Some(kernel::unread(fd) + ring)
+    let twice =
+        if reached || slot.inward.way() == Way::Lowered { repeat::twice(slot, ends) } else { 0 };
+    Some(ring + kernel::unread(fd).saturating_sub(twice))
 }
 
 /// Whether receiving from `fd` would give nothing but an error: a call that has received something leaves that to the next.

@@ -115,6 +115,9 @@ pub(crate) struct Inward {
     pub(crate) lock: Lock,
     way: AtomicU32,
     pub(crate) stream: Receiver,
+    /// Bytes passed over on TCP that the ring had given already ([`vmmc::stream::Repeat`]); [`Inward::NOTHING_REPEATED`]
+    /// if whatever the peer says of such is void.
+    pub(crate) passed: AtomicU64,
 }
 
 /// The sending direction; changed with its lock held.
@@ -144,6 +147,8 @@ macro_rules! word_of {
 }
 
 impl Inward {
+    pub(crate) const NOTHING_REPEATED: u64 = u64::MAX;
+
     word_of!(way, set_way, Way, [Tcp, Ring, Handover, Lowered]);
 }
 
@@ -200,6 +205,7 @@ impl Slot {
     pub(crate) fn begin_streams(&self) {
         self.inward.set_way(Way::Tcp);
         self.inward.stream.reset();
+        self.inward.passed.store(0, Ordering::Relaxed);
         self.outward.set_way(Way::Tcp);
         self.outward.collisions.store(0, Ordering::Relaxed);
         self.outward.stream.reset();

@@ -129,7 +129,7 @@ impl Transfer for Sending<'_> {
         loop {
             let step = self.step(slot);
             if slot.outward.way() == Way::Lowered {
-                lower::retire(self.index);
+                lower::retire(self.fd, self.index);
             }
             match step {
                 Ok(Step::Sent(len)) => {
@@ -345,7 +345,8 @@ pub(crate) fn say_where(ends: Ends) {
     }
 }
 
-fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+/// The peer froze the stream: goes over to TCP if its unread bytes are there.
+pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     if ends.mine.told(HANDED) {
         slot.outward.set_way(Way::Lowered);
         if slot.finished.load(Ordering::Relaxed) {

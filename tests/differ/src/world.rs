@@ -29,8 +29,6 @@ pub(crate) struct End {
     lingers_zero: bool,
     /// Both directions were shut down while bytes were unread: documented, what the peer sends then is not refused.
     mute: bool,
-    /// Lay unread when the peer lowered the connection: documented, that cannot come to TCP any more.
-    stranded: bool,
     /// The peer did something that may not have arrived yet.
     pub(crate) news: bool,
 }
@@ -198,9 +196,13 @@ impl World {
                 !wait && wanted.iter().all(|(place, _)| is_end(place))
             }
             Action::EpollCreate { place } => self.at(by, *place).is_none() && self.sets < 3,
-            Action::EpollCtl { set, place, .. } => {
+            Action::EpollCtl { set, place, events, .. } => {
+                // Documented: a program's own shutdown is no edge to it, nor is what the kernel makes of it later.
+                let told = |end: usize| !(self.ends[end].finished && events.has("ET"));
                 self.can_look_at(by, *set)
-                    && self.end_at(by, *place).is_some_and(|end| self.can_go_to_others(end))
+                    && self
+                        .end_at(by, *place)
+                        .is_some_and(|end| self.can_go_to_others(end) && told(end))
             }
             Action::EpollWait { set, wait, .. } => !wait && self.can_look_at(by, *set),
             Action::Shutdown { place, .. } => {
@@ -248,18 +250,18 @@ impl World {
     /// Documented: what is unread when the peer is gone, and its socket with it, cannot come back to TCP.
     fn can_be_lowered(&self, end: usize) -> bool {
         let end = &self.ends[end];
-        end.unread == 0 || !end.reset && !end.stranded
+        end.unread == 0 || !end.reset
     }
 
-    /// Documented: the kernel does not know of an end as long as the peer has bytes to read before it, and so cannot keep
-    /// another program from sending behind it.
+    /// Documented: the kernel does not know of an end as long as this side has bytes to read that it does not listen for any
+    /// more, and so cannot keep another program from sending behind it.
     fn can_go_to_others(&self, number: usize) -> bool {
-        let (end, peer) = (&self.ends[number], &self.ends[number ^ 1]);
-        let withheld = end.finished && (peer.unread > 0 || end.deaf && end.unread > 0);
+        let end = &self.ends[number];
+        let withheld = end.finished && end.deaf && end.unread > 0;
         // Documented: edge-triggered and one-shot registrations do not survive as they were.
         let delicate =
             self.registrations.iter().any(|one| one.end == number && (one.oneshot || one.edge));
-        self.can_be_lowered(number) && !withheld && !delicate
+        self.can_be_lowered(number) && !withheld && !delicate && !self.ends_once_more(number)
     }
 
     /// Whether a receiving call would find less than it waits for.
@@ -307,9 +309,7 @@ impl World {
         if self.holders(object) == 1 && peer.deaf && peer.finished && self.aborts(end) {
             return false;
         }
-        // Documented: the end of a connection that was shut down before may be reported as one more edge.
-        let edge = self.registrations.iter().any(|one| one.end == end ^ 1 && one.edge);
-        if self.holders(object) == 1 && self.ends[end].finished && edge {
+        if self.holders(object) == 1 && self.ends_once_more(end) {
             return false;
         }
         let last = self.held_by(by, object) == 1;
@@ -322,6 +322,13 @@ impl World {
     /// Documented: a program's own shutdown is no edge to it.
     fn can_shut_down(&self, end: usize) -> bool {
         !self.registrations.iter().any(|one| one.end == end && one.edge)
+    }
+
+    /// Documented: the end of a direction that was shut down before may be reported as one more edge, where the kernel learns
+    /// of it.
+    fn ends_once_more(&self, end: usize) -> bool {
+        self.ends[end].finished
+            && self.registrations.iter().any(|one| one.end == end ^ 1 && one.edge)
     }
 
     fn can_leave(&self, by: Actor) -> bool {
@@ -386,28 +393,9 @@ impl World {
         false
     }
 
-    /// The step may lower connections; what lies unread at their other ends stays in rings then.
-    fn lower(&mut self, by: Actor, action: &Action) {
-        let lowered: Vec<Place> = match action {
-            Action::Pass { place, .. } | Action::EpollCtl { place, .. } => vec![*place],
-            Action::Receive { place, flags, .. } if flags.has("PEEK") && flags.has("WAITALL") => {
-                vec![*place]
-            }
-            Action::Exec | Action::Spawn => (0..PLACES).collect(),
-            Action::EpollWait { set, .. } => self.registered_places(by, *set),
-            _ => return,
-        };
-        for place in lowered {
-            let Some(end) = self.end_at(by, place) else { continue };
-            let peer = &mut self.ends[end ^ 1];
-            peer.stranded |= peer.unread > 0;
-        }
-    }
-
     /// Takes the step.
     pub(crate) fn apply(&mut self, step: &Step) {
         let by = step.by;
-        self.lower(by, &step.action);
         match &step.action {
             Action::Send { place, count, .. } => self.send(by, *place, *count),
             Action::Receive { place, call, count, flags } => {
@@ -418,7 +406,6 @@ impl World {
                     }
                     let end = &mut self.ends[end];
                     end.unread -= end.unread.min(*count);
-                    end.stranded &= end.unread > 0;
                 }
             }
             Action::EpollCreate { place } => {

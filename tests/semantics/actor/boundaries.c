@@ -351,3 +351,153 @@ void scenario_read_across_programs(void) {
     say_bytes("read", buffer, T(read(fd, buffer, sizeof buffer)));
     meet();
 }
+
+/* Both sides run other programs, one after the other, before either has read anything: the programs find it all. */
+static void both_run_others(size_t unread, size_t read_before, size_t read_between) {
+    static char buffer[1 << 20];
+    char number[16], count[16];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, unread, 1);
+        meet();
+        meet();
+        run_another_program();
+        put_pattern(fd, unread, 2000, 1);
+        meet();
+        meet();
+        /* What the other program answers is the other direction, lowered twice as well. */
+        T(get(fd, buffer, 11));
+        say_bytes("answer", buffer, 11);
+        T(get(fd, buffer, 10));
+        say_bytes("answer", buffer, 10);
+        expect_end(fd);
+        return;
+    }
+    meet();
+    await_readable(fd, unread < 60000 ? unread : 60000); /* more the kernel does not show */
+    put_text(fd, "from server");
+    get_pattern(fd, 0, read_before, 1);
+    meet();
+    meet();
+    if (unread < 100000)
+        await_readable(fd, unread + 2000 - read_before);
+    get_pattern(fd, read_before, read_between, 1);
+    say_bytes("peek", buffer, T(recv(fd, buffer, 1000, MSG_PEEK)));
+    meet();
+    snprintf(number, sizeof number, "%d", fd);
+    snprintf(count, sizeof count, "%zu", unread + 2000 - read_before - read_between);
+    execl(me.bystander, "bystander", "answer", number, count, "that's all", NULL);
+    say("! exec failed");
+}
+
+void scenario_both_ran_another(void) {
+    both_run_others(1000, 0, 0);
+}
+
+void scenario_both_ran_another_half_read(void) {
+    both_run_others(60000, 12345, 0);
+}
+
+void scenario_both_ran_another_read_on(void) {
+    both_run_others(60000, 12345, 20000);
+}
+
+void scenario_both_ran_another_large(void) {
+    both_run_others(600000, 5, 0);
+}
+
+/* More than a program's first ring holds, and both at once. */
+void scenario_both_ran_another_at_once(void) {
+    char number[16];
+    int fd = connection();
+    put_pattern(fd, 0, 50000, me.client ? 1 : 2);
+    await_readable(fd, 50000);
+    meet();
+    snprintf(number, sizeof number, "%d", fd);
+    execl(me.bystander, "bystander", "answer", number, "50000", "!", NULL);
+    say("! exec failed");
+}
+
+/* After a side has run another program, everything in its ring and behind is read, or counted, once. */
+void scenario_read_behind_another_program(void) {
+    static char buffer[65536];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 30000, 1);
+        meet();
+        run_another_program();
+        put_pattern(fd, 30000, 10000, 1);
+        meet();
+        meet();
+        expect_end(fd);
+        say_error(fd);
+        meet();
+        return;
+    }
+    int count;
+    meet();
+    meet();
+    await_readable(fd, 40000);
+    T(ioctl(fd, FIONREAD, &count));
+    say("FIONREAD %d", count);
+    say_ready("before", fd);
+    say_bytes("read", buffer, T(read(fd, buffer, 29999)));
+    T(ioctl(fd, FIONREAD, &count));
+    say("FIONREAD %d", count);
+    say_bytes("peek", buffer, T(recv(fd, buffer, sizeof buffer, MSG_PEEK)));
+    say_bytes("read", buffer, T(read(fd, buffer, 1)));
+    say_bytes("read", buffer, T(read(fd, buffer, sizeof buffer)));
+    say_ready("after", fd);
+    T(recv(fd, buffer, 1, MSG_DONTWAIT));
+    close(fd);
+    meet();
+    meet();
+}
+
+/* Exactly what was unread is read, no more is asked for, and the close is an ordinary end. */
+void scenario_read_all_behind_another_program(void) {
+    static char buffer[65536];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 30000, 1);
+        meet();
+        run_another_program();
+        meet();
+        meet();
+        expect_end(fd);
+        say_error(fd);
+        meet();
+        return;
+    }
+    meet();
+    meet();
+    await_readable(fd, 30000);
+    say_bytes("read", buffer, T(get(fd, buffer, 30000)));
+    say_ready("after", fd);
+    close(fd);
+    meet();
+    meet();
+}
+
+/* A direction that was shut down, with bytes unread, is so in another program too. */
+void scenario_other_program_after_shutdown(void) {
+    static char buffer[65536];
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 5000, 1);
+        meet();
+        T(shutdown(fd, SHUT_WR));
+        char command[64];
+        snprintf(command, sizeof command, "trap '' PIPE; echo late 2>/dev/null >&%d", fd);
+        say("echo succeeds: %d", system(command) == 0);
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    meet();
+    await_readable(fd, 5000);
+    say_bytes("read", buffer, T(get(fd, buffer, sizeof buffer)));
+    say_ready("after", fd);
+    meet();
+}

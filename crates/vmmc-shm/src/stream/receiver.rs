@@ -17,6 +17,29 @@ pub struct Arrived {
     pub frozen: bool,
 }
 
+/// A part of the stream that the peer has written to TCP too, so that whoever cannot read the ring finds it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// Stream offset at which it begins.
+    pub from: u64,
+    /// Stream offset at which it ends, once that is certain; at most that of the freeze.
+    pub until: Option<u64>,
+    /// Stream offset of the freeze.
+    pub tail: u64,
+}
+
+impl Repeat {
+    /// Everything that was unread is there.
+    pub fn complete(&self) -> bool {
+        self.until == Some(self.tail)
+    }
+
+    /// How many of the repeated bytes lie before the stream offset `head`.
+    pub fn before(&self, head: u64) -> u64 {
+        head.min(self.until.unwrap_or(self.tail)).saturating_sub(self.from)
+    }
+}
+
 /// The peer wrote words that no honest peer writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Corrupt;
@@ -143,8 +166,22 @@ impl Receiver {
         self.head.store(self.head() + len as u64, Ordering::Relaxed);
     }
 
-    /// Freezes one's own incoming ring: no byte can be published after this.
-    pub fn freeze(&self, mine: &Words) {
-        mine.tail.fetch_or(FROZEN, Ordering::SeqCst);
+    /// Freezes one's own incoming ring: no byte can be published after this. False: the peer had frozen it.
+    pub fn freeze(&self, mine: &Words) -> bool {
+        mine.tail.fetch_or(FROZEN, Ordering::SeqCst) & FROZEN == 0
+    }
+
+    /// What the peer, which has frozen the stream, repeats on TCP. Whatever it wrote, the offsets are in order.
+    pub fn repeat(&self, mine: &Words) -> Option<Repeat> {
+        let tail = mine.tail.load(Ordering::Acquire);
+        let from = mine.repeats_from.load(Ordering::Acquire).checked_sub(1)?;
+        if tail & FROZEN == 0 {
+            return None;
+        }
+        let tail = tail & OFFSET;
+        let from = from.min(tail);
+        // SYNC repeat: acquire pairs with the release in `Transmitter::end_repeat`.
+        let until = mine.repeats_until.load(Ordering::Acquire).checked_sub(1);
+        Some(Repeat { from, until: until.map(|until| until.clamp(from, tail)), tail })
     }
 }

@@ -120,6 +120,41 @@ fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
 }
 
 #[test]
+fn what_was_unread_at_the_freeze_is_told_to_be_repeated() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    assert_eq!(pair.send(&[1; 1000]), 1000);
+    assert_eq!(pair.receive(300).unwrap().len(), 300);
+    assert_eq!(pair.rx.repeat(b), None);
+    assert_eq!(pair.tx.begin_repeat(a, b), Some(300));
+    assert_eq!(pair.rx.repeat(b), None, "before the freeze it means nothing");
+    assert!(pair.tx.freeze(b));
+    let begun = pair.rx.repeat(b).unwrap();
+    assert_eq!(begun, Repeat { from: 300, until: None, tail: 1000 });
+    assert_eq!(pair.tx.pieces_from(300).map(|piece| piece.len).sum::<usize>(), 700);
+    // The reader reads on in the meantime: so much of the repetition is old to it.
+    assert_eq!(pair.receive(200).unwrap().len(), 200);
+    assert_eq!(begun.before(pair.rx.head()), 200);
+    pair.tx.end_repeat(b, 450);
+    let part = pair.rx.repeat(b).unwrap();
+    assert_eq!((part.complete(), part.before(500)), (false, 150));
+    pair.tx.end_repeat(b, 1000);
+    assert!(pair.rx.repeat(b).unwrap().complete());
+}
+
+#[test]
+fn of_two_that_freeze_one_is_first_and_nothing_is_repeated_of_what_was_read() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    assert_eq!(pair.send(&[1; 10]), 10);
+    assert_eq!(pair.receive(10).unwrap().len(), 10);
+    assert_eq!(pair.tx.begin_repeat(a, b), None);
+    assert!(pair.rx.freeze(b));
+    assert!(!pair.tx.freeze(b));
+    assert!(!pair.rx.freeze(b));
+}
+
+#[test]
 fn a_lying_peer_is_found_out() {
     let mut pair = Pair::new();
     let (a, b) = pair.words();
@@ -142,7 +177,13 @@ fn a_lying_peer_is_found_out() {
 proptest::proptest! {
     /// Whatever stands in the words, a reader sees at most a ring full and a writer at most a ring free.
     #[test]
-    fn hostile_words_never_reach_outside(tail: u64, grown: [u64; 2], credit: u64, sent in 0usize..4000) {
+    fn hostile_words_never_reach_outside(
+        tail: u64,
+        grown: [u64; 2],
+        credit: u64,
+        repeats: [u64; 2],
+        sent in 0usize..4000,
+    ) {
         let mut pair = Pair::new();
         let sent = pair.send(&vec![0; sent]);
         let (a, b) = pair.words();
@@ -150,6 +191,13 @@ proptest::proptest! {
         b.grown[0].store(grown[0], Ordering::Relaxed);
         b.grown[1].store(grown[1], Ordering::Relaxed);
         a.credit.store(credit, Ordering::Relaxed);
+        b.repeats_from.store(repeats[0], Ordering::Relaxed);
+        b.repeats_until.store(repeats[1], Ordering::Relaxed);
+        if let Some(repeat) = pair.rx.repeat(b) {
+            let until = repeat.until.unwrap_or(repeat.tail);
+            proptest::prop_assert!(repeat.from <= until && until <= repeat.tail && repeat.tail <= OFFSET);
+            proptest::prop_assert!(repeat.before(pair.rx.head()) <= pair.rx.head());
+        }
         if let Ok(arrived) = pair.rx.arrived(b) {
             proptest::prop_assert!(arrived.len <= pair.rx.tier().capacity());
             proptest::prop_assert!(pair.rx.position() < pair.rx.tier().capacity());

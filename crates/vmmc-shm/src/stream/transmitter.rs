@@ -139,9 +139,26 @@ impl Transmitter {
         theirs.tail.fetch_or(FIN, Ordering::SeqCst);
     }
 
-    /// Says that the stream goes on elsewhere after what was published.
-    pub fn freeze(&self, theirs: &Words) {
-        theirs.tail.fetch_or(FROZEN, Ordering::SeqCst);
+    /// Says that the stream goes on elsewhere after what was published. False: the reader had frozen it.
+    pub fn freeze(&self, theirs: &Words) -> bool {
+        theirs.tail.fetch_or(FROZEN, Ordering::SeqCst) & FROZEN == 0
+    }
+
+    /// Before a freeze: tells the reader that what is unread now will be repeated on TCP. The stream offset from which on;
+    /// none if everything was read.
+    pub fn begin_repeat(&self, mine: &Words, theirs: &Words) -> Option<u64> {
+        let from = self.learn_credit(mine);
+        if from == self.tail() {
+            return None;
+        }
+        theirs.repeats_from.store(from + 1, Ordering::SeqCst);
+        Some(from)
+    }
+
+    /// The repetition ends at the stream offset `until`; whatever is written to TCP from now on is new.
+    pub fn end_repeat(&self, theirs: &Words, until: u64) {
+        // SYNC repeat: before anything else is written to TCP.
+        theirs.repeats_until.store(until + 1, Ordering::SeqCst);
     }
 
     /// Whether the reader (or this end) has frozen or finished the ring.
@@ -157,12 +174,18 @@ impl Transmitter {
 
     /// Where the bytes lie that were published and not consumed, in stream order.
     pub fn unread_pieces(&self, mine: &Words) -> impl Iterator<Item = Piece> + use<> {
-        let (credit, tail, last) = (self.learn_credit(mine), self.tail(), self.tier());
+        self.pieces_from(self.learn_credit(mine))
+    }
+
+    /// Where the bytes lie that were published, from the stream offset `start` on, which the reader had not passed when it
+    /// was learnt.
+    pub fn pieces_from(&self, start: u64) -> impl Iterator<Item = Piece> + use<> {
+        let (tail, last) = (self.tail(), self.tier());
         let begins = [0, 1, 2].map(|n| self.begins[n].load(Ordering::Relaxed));
         [Tier::Page, Tier::Medium, Tier::Bulk].into_iter().filter_map(move |tier| {
             let begin = begins[tier as usize];
             let end = if tier == last { tail } else { *begins.get(tier as usize + 1)? };
-            let from = credit.max(begin);
+            let from = start.max(begin);
             (tier <= last && from < end).then(|| Piece {
                 tier,
                 position: ((from - begin) % tier.capacity() as u64) as usize,

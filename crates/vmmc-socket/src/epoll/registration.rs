@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{BELL_EVENTS, Phase, Slot, TCP_EVENTS, Way, kernel, local, marked, slot};
 use crate::kernel::{Errno, Outcome};
 use crate::local::Ends;
-use crate::{receive, thread, wait};
+use crate::{receive, repeat, thread, wait};
 use vmmc::stream::announce;
 
 const EDGE: u32 = libc::EPOLLET as u32;
@@ -623,6 +623,11 @@ impl Registration {
 /// Readiness of a connection whose incoming bytes may come from TCP, or that TCP has something to say of.
 #[cold]
 pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32 {
+    if repeat::repeat(slot, ends).is_some() {
+        // What was read is no news.
+        let _held = slot.inward.lock.hold();
+        repeat::pass_over(fd, slot, ends);
+    }
     let wanted = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
     let mut events = kernel::pending(fd, wanted);
     for _ in 0..100 {

@@ -234,6 +234,14 @@ scenarios! {
     peer_ran_another_then_end
     peer_ran_another_then_file
     read_across_programs
+    both_ran_another
+    both_ran_another_half_read
+    both_ran_another_read_on
+    both_ran_another_large
+    both_ran_another_at_once
+    read_behind_another_program
+    read_all_behind_another_program
+    other_program_after_shutdown
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.
