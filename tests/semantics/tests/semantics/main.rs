@@ -90,6 +90,7 @@ scenarios! {
     killed_by_broken_pipe
     so_error_after_reset
     linger_zero
+    close_is_known_at_once
     linger_waits
     close_right_after_writing
     exit_right_after_writing
@@ -242,6 +243,8 @@ scenarios! {
     read_behind_another_program
     read_all_behind_another_program
     other_program_after_shutdown
+    readable_while_lifted
+    closed_while_lifted
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.
