@@ -5,6 +5,7 @@
 //! - [`Running`] is one program: its output is kept, waiting for it is bounded, it dies with its owner.
 //! - [`Way`] says which ends of a pair are lifted.
 //! - [`Site`] is the surroundings of one pair: a runtime directory of its own, and the `vmmc` that is tried.
+//! - [`cpython`] runs the interpreter's own tests.
 //! - [`Connection`] is a line of `vmmc stat`: the proof that a connection was lifted, or the reason why it was not.
 //!
 //! # Example
@@ -21,6 +22,7 @@
 //! ```
 
 mod build;
+pub mod cpython;
 mod interrupt;
 mod program;
 mod running;

@@ -1,12 +1,13 @@
 //! The project's own chores.
 //!
 //! `cargo xtask test` checks everything that a change must pass; `cargo xtask demo` shows unmodified programs over
-//! kernel TCP and over VMMC; `cargo xtask fuzz` looks for inputs that break something. All install the Debian packages that they need when they may, and say what they left out
-//! when they may not.
+//! kernel TCP and over VMMC; `cargo xtask suites` compares CPython's own tests on both; `cargo xtask fuzz` looks for inputs that
+//! break something. All install the Debian packages that they need when they may, and say what they left out when they may not.
 
 mod demo;
 mod fuzz;
 mod packages;
+mod suites;
 mod test;
 mod workspace;
 
@@ -25,6 +26,8 @@ struct Cli {
 enum Chore {
     /// Format, lints, build, tests, documentation: what a change must pass
     Test(test::Args),
+    /// CPython's own tests of sockets and processes, plain and lifted: the same verdicts
+    Suites(suites::Args),
     /// Every fuzzer for some seconds: what other processes and hosts can write
     Fuzz(fuzz::Args),
     /// Unmodified programs over kernel TCP, then over VMMC: same results, other figures
@@ -34,6 +37,7 @@ enum Chore {
 fn main() -> ExitCode {
     match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
+        Chore::Suites(args) => suites::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Demo(args) => demo::run(&args),
     }

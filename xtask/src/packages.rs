@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmmc_tests::{Running, find_program};
 
-/// A program, the package that brings it, and what is left out without it.
+/// A program (or `python3 -m MODULE`), the package that brings it, and what is left out without it.
 pub(crate) struct Wanted {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
@@ -32,11 +32,31 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("nginx", "nginx-light", "the nginx tests"),
     wanted("curl", "curl", "the tests of nginx with curl"),
     wanted("wrk", "wrk", "the test of nginx with wrk"),
-    wanted("python3", "python3", "the Python test"),
+    wanted("python3", "python3", "the Python tests"),
+    wanted("python3 -m test", "libpython3-testsuite", "CPython's own tests"),
+    wanted("apache2", "apache2", "the Apache tests"),
+    wanted("ab", "apache2-utils", "the tests with ab"),
+    wanted("haproxy", "haproxy", "the haproxy tests"),
+    wanted("sshd", "openssh-server", "the OpenSSH tests"),
+    wanted("ssh", "openssh-client", "the OpenSSH tests"),
+    wanted("rsync", "rsync", "the rsync test"),
+    wanted("git", "git", "the git test"),
+    wanted("openssl", "openssl", "the tests with TLS"),
+    wanted("h2load", "nghttp2-client", "the test of nginx with HTTP/2"),
+    wanted("node", "nodejs", "the node test"),
+    wanted("java", "default-jdk-headless", "the Java test"),
+    wanted("memcached", "memcached", "the memcached test"),
+    wanted("socat", "socat", "the socat test"),
     wanted("ip", "iproute2", "the tests between several hosts"),
     wanted("tc", "iproute2", "the tests between several hosts"),
     wanted("unshare", "util-linux", "the tests between several hosts"),
     wanted("cc", "gcc", "the tests that compile small C programs"),
+];
+
+/// What `cargo xtask suites` runs.
+pub(crate) const FOR_SUITES: &[Wanted] = &[
+    wanted("python3", "python3", "CPython's tests"),
+    wanted("python3 -m test", "libpython3-testsuite", "CPython's tests"),
 ];
 
 /// What `cargo xtask fuzz` builds the fuzzers with.
@@ -72,7 +92,14 @@ pub(crate) fn install(wanted: &'static [Wanted], say: &dyn Fn(&str)) -> Vec<&'st
 }
 
 fn missing(wanted: &'static [Wanted]) -> Vec<&'static Wanted> {
-    wanted.iter().filter(|wanted| find_program(wanted.program).is_none()).collect()
+    wanted.iter().filter(|wanted| !is_there(wanted.program)).collect()
+}
+
+fn is_there(program: &str) -> bool {
+    match program.strip_prefix("python3 -m ") {
+        Some("test") => vmmc_tests::cpython::tested_interpreter().is_some(),
+        _ => find_program(program).is_some(),
+    }
 }
 
 /// What to write before a command to run it as root.

@@ -4,6 +4,7 @@
 //! A program that is not installed skips its tests with a line on standard error; everything runs on the loopback
 //! interface, on free ports, with a runtime directory for each run.
 
+mod cpython;
 mod disabled;
 mod echo;
 mod in_every_way;
