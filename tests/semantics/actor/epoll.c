@@ -125,6 +125,30 @@ void scenario_epoll_edge_writable(void) {
     meet();
 }
 
+/* Bytes that came and were read between two waits are an edge of what is true by then; not for who wants none. */
+void scenario_epoll_edge_read_before(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "ab");
+        meet();
+        return;
+    }
+    int both = epoll_create1(0), output = epoll_create1(0);
+    add(both, fd, EPOLLIN | EPOLLOUT | EPOLLET, 1);
+    add(output, fd, EPOLLOUT | EPOLLET, 2);
+    look("added", both, 0);
+    look("added", output, 0);
+    meet();
+    await_readable(fd, 2);
+    T(read(fd, buffer, sizeof buffer));
+    look("read", both, 0);
+    look("read", output, 0);
+    look("again", both, 0);
+    meet();
+}
+
 void scenario_epoll_oneshot(void) {
     int fd = connection();
     if (me.client) {

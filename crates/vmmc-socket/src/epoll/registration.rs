@@ -558,7 +558,8 @@ impl Registration {
             ends.mine.tail.load(Ordering::Acquire),
             slot.outward.collisions.load(Ordering::Relaxed),
         );
-        let arrived = tail != self.seen_tail && now & (IN | RDHUP) != 0;
+        // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already.
+        let arrived = tail != self.seen_tail && (self.events | now) & (IN | RDHUP) != 0;
         let room = collisions != self.seen_collisions && now & OUT != 0;
         if !(self.fresh || arrived || room) {
             return 0;
