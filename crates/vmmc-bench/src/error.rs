@@ -48,6 +48,8 @@ pub enum BenchError {
     Size(String),
     /// {0} seconds is no time to measure in; give more than 0 and at most 3600
     Seconds(f64),
+    /// {0} is measured between two nodes: run `vmmc bench --serve` on the other, and name it with --node
+    OneNode(&'static str),
     /// {program} failed: {cause}
     Program {
         /// The program that was run beside VMMC.

@@ -28,6 +28,7 @@
 //! | `scale` | what goes through the node service, beside a crowd of processes and without | one operation | the same |
 //! | `utlb` | lookups in the translation table: hit, pin, unpin, miss | mean of 1000 (hit), one operation | the same |
 //! | `sockets` | round trips and streams of a `std::net` pair, plain and under `vmmc run` | one round trip, or one turn of 4 MiB | the same |
+//! | `congestion` | streams to another node beside kernel TCP, alone in turns and then at once | one round | |
 //! | `idle` | memory for each of many idle connections of a `std::net` pair, and their processor time | one round | the worst round |
 //!
 //! `p50` is the median over the rounds of each round's median; `p99` and `p999` are over the samples of all
@@ -39,6 +40,7 @@
 mod bandwidth;
 mod buffer;
 mod clock;
+mod congestion;
 mod control;
 mod error;
 mod exchange;

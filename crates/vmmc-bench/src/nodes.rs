@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::BenchError;
 use crate::buffer::Buffer;
 use crate::clock::Clock;
+use crate::congestion;
 use crate::exchange::{OverMemory, answer, ask};
 use crate::flow::{Flow, Timing};
 use crate::machine::Machine;
@@ -45,16 +46,16 @@ pub struct Between {
 }
 
 /// Everything the two processes are connected by.
-struct Wires {
-    line: Line,
-    vmmc: VmmcMemory,
+pub(crate) struct Wires {
+    pub(crate) line: Line,
+    pub(crate) vmmc: VmmcMemory,
     tcp: TcpStream,
     spin: Spin,
     numbers: u64,
 }
 
 /// Whole JSON messages, one a line.
-struct Line {
+pub(crate) struct Line {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
 }
@@ -92,6 +93,10 @@ fn serve(listener: &TcpListener) -> Result<(), BenchError> {
     let mut wires = Wires { line, vmmc, tcp, spin: Spin::new(true), numbers: 1 };
     loop {
         let order: Order = wires.line.hear()?;
+        if let Order::Swallow(order) = order {
+            wires.line.say(&order.carry_out(listener))?;
+            continue;
+        }
         let outcome = match carry_out(&order, &wires) {
             Ok(()) => Outcome::Done { cpu: 0 },
             Err(cause) => Outcome::Failed(cause.to_string()),
@@ -127,8 +132,8 @@ fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
     }
 }
 
-/// Runs one measurement against [`serve_nodes`] on another node; [`Bench::SendLatency`], [`Bench::FetchLatency`], [`Bench::SendBandwidth`] or
-/// [`Bench::FetchBandwidth`].
+/// Runs one measurement against [`serve_nodes`] on another node; [`Bench::SendLatency`], [`Bench::FetchLatency`], [`Bench::SendBandwidth`],
+/// [`Bench::FetchBandwidth`] or [`Bench::Congestion`].
 ///
 /// # Errors
 /// See [`BenchError`]; among others when the other node cannot be reached.
@@ -137,6 +142,11 @@ pub fn run_between(
     between: &Between,
     options: &Options,
 ) -> Result<Report, BenchError> {
+    if bench == Bench::Congestion {
+        let mut wires = Wires::connect(between)?;
+        let (rows, notes) = congestion::run(&mut wires, between, options)?;
+        return Ok(Report { bench, machine: Machine::look()?, rows, notes });
+    }
     let sizes = match options.sizes.is_empty() {
         true => SIZES.to_vec(),
         false => options.sizes_for(bench)?,
@@ -319,14 +329,14 @@ impl Line {
         Ok(Line { stream, reader: BufReader::new(reader) })
     }
 
-    fn say(&mut self, message: &impl Serialize) -> Result<(), BenchError> {
+    pub(crate) fn say(&mut self, message: &impl Serialize) -> Result<(), BenchError> {
         let mut text = serde_json::to_vec(message)
             .map_err(|cause| BenchError::OutOfStep(cause.to_string()))?;
         text.push(b'\n');
         self.stream.write_all(&text).map_err(|_| BenchError::PeerLost)
     }
 
-    fn hear<T: DeserializeOwned>(&mut self) -> Result<T, BenchError> {
+    pub(crate) fn hear<T: DeserializeOwned>(&mut self) -> Result<T, BenchError> {
         let mut text = String::new();
         match self.reader.read_line(&mut text) {
             Ok(0) => return Err(BenchError::PeerLost),

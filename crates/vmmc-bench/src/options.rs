@@ -35,6 +35,8 @@ pub enum Bench {
     Sockets,
     /// Idle connections of such programs, plain and under `vmmc run`.
     Idle,
+    /// Streams to another node and kernel TCP over the same wire: alone in turns, then at the same time.
+    Congestion,
 }
 
 impl Bench {
@@ -53,6 +55,7 @@ impl Bench {
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
             Bench::Sockets => &[8, 64, 1024, 16384, 65536],
             Bench::Idle => &[],
+            Bench::Congestion => &[LARGEST],
         }
     }
 
@@ -71,7 +74,7 @@ impl Bench {
     /// time: the distance of virtual cores changes within seconds.
     pub fn default_rounds(self) -> usize {
         match self {
-            Bench::Idle => 3,
+            Bench::Idle | Bench::Congestion => 3,
             Bench::Redirection => 9,
             Bench::SendRate
             | Bench::Notify
@@ -98,6 +101,7 @@ impl Bench {
             Bench::Utlb => "utlb",
             Bench::Sockets => "sockets",
             Bench::Idle => "idle",
+            Bench::Congestion => "congestion",
         }
     }
 }

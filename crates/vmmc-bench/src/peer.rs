@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
+use crate::congestion::Swallow;
 use crate::control::Control;
 use crate::exchange::{OverMemory, answer};
 use crate::fetching::{self, Refill};
@@ -35,6 +36,8 @@ pub(crate) enum Order {
     Redirection(RedirectionOrder),
     /// Take part in setting up.
     Setup(SetupOrder),
+    /// Receive a stream over a TCP connection of its own (between nodes only).
+    Swallow(Swallow),
 }
 
 /// How it went.
@@ -113,5 +116,8 @@ fn carry_out(order: &Order, links: &Links) -> Result<(), BenchError> {
         Order::Notify(ref order) => notify::be_notified(order, links),
         Order::Redirection(ref order) => redirection::receive(order, links),
         Order::Setup(ref order) => setup::take_part(order, links),
+        Order::Swallow(_) => {
+            Err(BenchError::OutOfStep("this is measured between nodes".to_owned()))
+        }
     }
 }

@@ -43,6 +43,7 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         Bench::Utlb => utlb::run(options, &machine, &mut notes)?,
         Bench::Sockets => sockets::run(options, &machine)?,
         Bench::Idle => idle::run(options, &mut notes)?,
+        Bench::Congestion => return Err(BenchError::OneNode(bench.name())),
     };
     Ok(Report { bench, machine, rows, notes })
 }

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// How many imports these processes have together (scale only)
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     imports: u32,
-    /// Measure to another node of node.toml, where `vmmc bench --serve` runs: send-latency, fetch-latency, send-bandwidth, fetch-bandwidth
+    /// Measure to another node of node.toml, where `vmmc bench --serve` runs: send-latency, fetch-latency, send-bandwidth, fetch-bandwidth, congestion
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
     /// Serve measurements of other nodes
@@ -71,6 +71,8 @@ enum Name {
     Sockets,
     /// Memory and processor time of idle connections, plain and under vmmc run
     Idle,
+    /// Streams to another node and kernel TCP over the same wire, alone in turns and then at the same time
+    Congestion,
 }
 
 impl From<Name> for Bench {
@@ -88,6 +90,7 @@ impl From<Name> for Bench {
             Name::Utlb => Bench::Utlb,
             Name::Sockets => Bench::Sockets,
             Name::Idle => Bench::Idle,
+            Name::Congestion => Bench::Congestion,
         }
     }
 }

@@ -172,6 +172,7 @@ fn measure(args: &Args, loss: f64) -> Result<Point, String> {
             delay: args.delay,
             loss,
             queue: (args.rate / 8.0 * args.delay.as_secs_f64() * 2.0) as u64 + 256 * 1024,
+            stalls: None,
             recovery,
             time: (args.delay * 400).max(Duration::from_millis(100)),
         };

@@ -226,4 +226,13 @@ fn measurements_run_between_nodes() {
         assert_eq!(paths, ["vmmc", "tcp-spinning", "tcp-blocking"].repeat(2), "{name}");
         assert!(rows.iter().all(|row| row["p50"].as_f64().unwrap() > 0.0));
     }
+    let words = ["congestion", "--node", "node2", "--json", "--rounds", "1", "--seconds", "1"];
+    let output = run("1", &words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let parts = |path: &str| rows.iter().filter(|row| row["path"] == path).count();
+    // Alone, and beside each kind of TCP that this kernel has.
+    assert_eq!((parts("vmmc") - 1) * 2, rows.len() - parts("vmmc"));
+    assert!(rows.iter().all(|row| row["p50"].as_f64().unwrap() > 0.0), "{rows:?}");
 }

@@ -1,5 +1,7 @@
 //! What a link tells its embedding, and what it answers to commands and packets.
 
+use std::time::Duration;
+
 use crate::memory::Refusal;
 use crate::wire::Malformed;
 
@@ -126,4 +128,23 @@ pub struct Stats {
     pub refused: u64,
     /// Changes of the key that protects what is sent.
     pub rotations: u64,
+}
+
+/// What is known of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathState {
+    /// It answers.
+    pub up: bool,
+    /// Round trip, smoothed.
+    pub round_trip: Duration,
+    /// The smallest round trip of late: the path's own, without queueing.
+    pub least_round_trip: Option<Duration>,
+    /// Bytes that may be in flight.
+    pub window: u64,
+    /// Bytes that are.
+    pub in_flight: u64,
+    /// Bytes of the largest datagram that is known to get through.
+    pub mtu: u16,
+    /// Somebody else keeps the queue full, and the window holds against it.
+    pub competing: bool,
 }

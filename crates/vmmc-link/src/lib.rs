@@ -29,7 +29,7 @@ mod transmit;
 pub mod wire;
 
 pub use config::{Config, Recovery};
-pub use event::{CommandError, Dropped, Event, ImportId, LinkError, Stats, Ticket};
+pub use event::{CommandError, Dropped, Event, ImportId, LinkError, PathState, Stats, Ticket};
 pub use link::{Link, MAX_IMPORTS};
 pub use memory::{Buffer, Memory, Refusal};
 pub use protect::{KeyError, Keys, Secret};

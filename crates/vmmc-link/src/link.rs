@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::config::Config;
-use crate::event::{CommandError, Event, ImportId, LinkError, Stats, Ticket};
+use crate::event::{CommandError, Event, ImportId, LinkError, PathState, Stats, Ticket};
 use crate::incoming::Incoming;
 use crate::memory::{Buffer, Refusal};
 use crate::outgoing::{Command, Outgoing, Shares};
@@ -298,6 +298,11 @@ impl Link {
     /// The datagram size, in bytes, that a path is known to carry.
     pub fn mtu(&self, path: u8) -> Option<u16> {
         self.paths.get(usize::from(path)).map(|path| path.mtu.current())
+    }
+
+    /// What is known of a path.
+    pub fn path(&self, path: u8) -> Option<PathState> {
+        self.paths.get(usize::from(path)).map(|path| path.state())
     }
 
     /// Whether everything accepted is complete and nothing waits to be answered.

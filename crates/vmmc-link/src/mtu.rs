@@ -8,8 +8,9 @@ use crate::time::Time;
 const CLOSE_ENOUGH: u16 = 16;
 /// So many probes of one size have to be lost before the size is believed not to fit.
 const PROBES: u8 = 3;
-/// So many large packets lost in a row, and none delivered, are a black hole.
+/// So many large packets lost in a row, and none delivered for so long, are a black hole. A queue without room takes dozens at a time.
 const BLACK_HOLE: u8 = 8;
+const BLACK_HOLE_AFTER: Duration = Duration::from_millis(50);
 /// How long after a search before looking whether the path grew.
 const AGAIN: Duration = Duration::from_secs(600);
 /// How long after a black hole.
@@ -26,6 +27,8 @@ pub(crate) struct Mtu {
     probing: Option<u16>,
     failed: u8,
     lost_in_row: u8,
+    /// When the first of them was.
+    lost_since: Time,
     next_search: Time,
 }
 
@@ -40,6 +43,7 @@ impl Mtu {
             probing: None,
             failed: 0,
             lost_in_row: 0,
+            lost_since: Time::ZERO,
             next_search: Time::ZERO,
         }
     }
@@ -98,8 +102,12 @@ impl Mtu {
         if size <= u32::from(self.least) {
             return false;
         }
-        self.lost_in_row += 1;
-        let black_hole = self.lost_in_row >= BLACK_HOLE;
+        if self.lost_in_row == 0 {
+            self.lost_since = now;
+        }
+        self.lost_in_row = self.lost_in_row.saturating_add(1);
+        let black_hole =
+            self.lost_in_row >= BLACK_HOLE && now - self.lost_since >= BLACK_HOLE_AFTER;
         if black_hole {
             self.lost_in_row = 0;
             self.current = self.least;

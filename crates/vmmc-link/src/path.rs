@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Recovery};
 use crate::congestion::Congestion;
+use crate::event::PathState;
 use crate::mtu::Mtu;
 use crate::rtt::Rtt;
 use crate::seen::Seen;
@@ -14,8 +15,10 @@ use crate::wire::{Ack, Malformed};
 /// A packet is lost when one sent this many later arrived. Grows when that proves wrong.
 const REORDERING: u64 = 3;
 const MOST_REORDERING: u64 = 256;
-/// Unanswered probes after which a path is down.
+/// Unanswered probes after which a path is down, and how long it has to be silent: a peer whose processor is busy is silent for some slices of the
+/// scheduler's.
 const DOWN_AFTER: u32 = 3;
+const DOWN_SILENCE: Duration = Duration::from_millis(50);
 /// How seldom a path that is down is asked, at the least.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Packets remembered, lost ones included: what the peer can tell apart.
@@ -49,6 +52,8 @@ pub(crate) struct Path {
     reordering: u64,
     loss_at: Option<Time>,
     probes: u32,
+    /// When the first of them went out.
+    asked_since: Time,
     timed_out: Option<Time>,
     last_eliciting: Time,
     last_heard: Time,
@@ -76,6 +81,7 @@ impl Path {
             reordering: REORDERING,
             loss_at: None,
             probes: 0,
+            asked_since: now,
             timed_out: None,
             last_eliciting: now,
             last_heard: now,
@@ -83,6 +89,18 @@ impl Path {
             unacked: 0,
             newest_at: now,
             ack_at: None,
+        }
+    }
+
+    pub(crate) fn state(&self) -> PathState {
+        PathState {
+            up: self.up,
+            round_trip: self.rtt.smoothed(),
+            least_round_trip: self.congestion.least_round_trip(),
+            window: self.congestion.window(),
+            in_flight: self.in_flight,
+            mtu: self.mtu.current(),
+            competing: self.congestion.is_competing(),
         }
     }
 
@@ -156,9 +174,12 @@ impl Path {
                 // The first window goes at once: there is nothing yet to pace by.
                 return;
             }
-            let rate = self.congestion.rate(self.rtt.smoothed()).max(1.0);
-            let time = Duration::from_secs_f64((f64::from(bytes) / rate).min(1.0));
-            self.pace_until = self.pace_until.max(now) + time;
+            let round_trip = self.congestion.paced_round_trip(self.rtt.smoothed());
+            let share = f64::from(bytes) / self.congestion.paced_window().max(1.0);
+            // Whoever had no processor for a while makes up for it, by a round trip at most: meanwhile the queue has emptied.
+            let late =
+                Time::from_nanos(now.as_nanos().saturating_sub(round_trip.as_nanos() as u64));
+            self.pace_until = self.pace_until.max(late) + round_trip.mul_f64(share.min(1e6));
         } else {
             self.sent.forget(Time::ZERO, MOST_REMEMBERED);
         }
@@ -180,7 +201,7 @@ impl Path {
         let first_time = self.largest_acked.is_none_or(|before| before < ack.largest);
         if let Some(packet) = self.sent.packet(ack.largest).filter(|_| first_time) {
             let (whole, held) = (now - packet.at, Duration::from_nanos(u64::from(ack.delay)));
-            self.rtt.sample(whole.checked_sub(held).unwrap_or(whole));
+            self.rtt.sample(whole, held);
         }
         let oldest = self.sent.oldest_in_flight();
         let (mut bytes, mut newest) = (0, None);
@@ -306,14 +327,18 @@ impl Path {
             self.probes = self.probes.saturating_add(1);
             self.probe_due = true;
             self.timed_out = Some(now);
-            if self.probes >= DOWN_AFTER {
+            let silence = now - self.last_heard.max(self.asked_since);
+            if self.probes == 1 {
+                self.asked_since = now;
+            } else if self.probes >= DOWN_AFTER && silence >= DOWN_SILENCE {
                 // Whatever is on its way can go another way; this path gets nothing but questions.
                 self.lose_all(now, fates);
                 if self.up {
                     self.up = false;
                     self.congestion.reset(self.sent.next());
                 }
-            } else if let Some(number) = self.sent.oldest_in_flight() {
+            }
+            if let Some(number) = self.sent.oldest_in_flight() {
                 match config.recovery {
                     Recovery::Selective => fates.extend(
                         self.sent.records(number).map(|record| (record.clone(), Fate::Lost)),

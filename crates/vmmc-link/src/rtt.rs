@@ -13,16 +13,26 @@ pub(crate) struct Rtt {
     smoothed: Duration,
     variation: Duration,
     latest: Duration,
+    /// The smallest there was, with whatever the peer held back.
+    least: Duration,
     sampled: bool,
 }
 
 impl Rtt {
     pub(crate) fn new() -> Rtt {
-        Rtt { smoothed: INITIAL, variation: INITIAL / 2, latest: INITIAL, sampled: false }
+        Rtt {
+            smoothed: INITIAL,
+            variation: INITIAL / 2,
+            latest: INITIAL,
+            least: Duration::MAX,
+            sampled: false,
+        }
     }
 
-    /// Takes a sample, free of the time that the peer held the acknowledgement back.
-    pub(crate) fn sample(&mut self, sample: Duration) {
+    /// Takes a sample, and frees it of the time that the peer says it held the acknowledgement back, as far as that can be true.
+    pub(crate) fn sample(&mut self, whole: Duration, held: Duration) {
+        self.least = self.least.min(whole);
+        let sample = if whole >= self.least.saturating_add(held) { whole - held } else { whole };
         self.latest = sample;
         if !self.sampled {
             self.sampled = true;

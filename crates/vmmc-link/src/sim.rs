@@ -8,6 +8,7 @@ mod goodput;
 mod memory;
 mod network;
 mod random;
+mod stalls;
 mod tcp;
 mod world;
 
@@ -15,3 +16,4 @@ pub use check::{Failure, Passed, check};
 pub use goodput::{Beside, Goodput, Transfer, beside_tcp, goodput};
 pub use network::{Burst, Network, Queue, Wire};
 pub use random::Random;
+pub use stalls::Stalls;

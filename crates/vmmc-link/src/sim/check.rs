@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::memory::{Executed, Export, Exports};
 use super::network::{Burst, Network, Queue, Wire};
 use super::random::Random;
+use super::stalls::{Stalled, Stalls};
 use super::world::{Side, World};
 use crate::config::{Config, Recovery};
 use crate::event::{Event, ImportId, LinkError, Ticket};
@@ -254,6 +255,11 @@ fn random_world(random: &mut Random, network: Network, paths: u8) -> Result<Worl
             memory,
             peer: 1 - side as usize,
             wires: (0..usize::from(paths)).map(|path| 2 * path + side as usize).collect(),
+            stalled: random.chance(0.2).then(|| {
+                let every = Duration::from_micros(50 + random.below(20_000));
+                let stalls = Stalls { every, long: every / 4 };
+                Stalled::new(stalls, Random::new(random.word()))
+            }),
         });
     }
     Ok(World::new(network, Random::new(random.word()), sides))

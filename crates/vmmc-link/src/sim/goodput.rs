@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::memory::{Export, Exports};
 use super::network::{Network, Queue, Wire};
 use super::random::Random;
+use super::stalls::{Stalled, Stalls};
 use super::tcp::Tcp;
 use super::world::{Side, World};
 use crate::config::{Config, Recovery};
@@ -28,6 +29,8 @@ pub struct Transfer {
     pub loss: f64,
     /// Bytes that the queue in front of the wire holds.
     pub queue: u64,
+    /// Both hosts lose their processor now and then.
+    pub stalls: Option<Stalls>,
     /// How lost packets are sent again.
     pub recovery: Recovery,
     /// How long is sent, in virtual time.
@@ -105,6 +108,9 @@ fn world(transfer: &Transfer) -> Result<World, KeyError> {
             },
             peer: 1 - side,
             wires: vec![side],
+            stalled: transfer
+                .stalls
+                .map(|stalls| Stalled::new(stalls, Random::new(transfer.seed + side as u64))),
         });
     }
     Ok(World::new(network, Random::new(transfer.seed), sides))

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use super::memory::Exports;
 use super::network::Network;
 use super::random::Random;
+use super::stalls::Stalled;
 use super::tcp::Tcp;
 use crate::event::Event;
 use crate::link::Link;
@@ -37,6 +38,15 @@ pub(super) struct Side {
     pub(super) peer: usize,
     /// The wire of each path.
     pub(super) wires: Vec<usize>,
+    /// It is busy elsewhere now and then.
+    pub(super) stalled: Option<Stalled>,
+}
+
+impl Side {
+    /// When it gets to what could be done at `at`, which is now.
+    fn awake_at(&mut self, at: Time) -> Time {
+        self.stalled.as_mut().map_or(at, |stalled| stalled.awake_at(at))
+    }
 }
 
 impl World {
@@ -58,6 +68,9 @@ impl World {
     /// Lets a side send whatever it may send now.
     pub(super) fn transmit(&mut self, index: usize) {
         let side = &mut self.sides[index];
+        if side.awake_at(self.now) > self.now {
+            return;
+        }
         while let Some(sent) =
             side.link.poll_transmit(self.now, &mut self.buffer, BATCH, &mut side.memory)
         {
@@ -90,7 +103,12 @@ impl World {
     /// Goes on to the next thing that happens, and lets it happen. `false` if nothing will, or not before `until`.
     pub(super) fn step(&mut self, until: Time) -> bool {
         let arrival = self.flights.peek().map(|Reverse((at, ..))| *at);
-        let timer = self.sides.iter().filter_map(|side| side.link.poll_timeout()).min();
+        let now = self.now;
+        let due = |side: &mut Side| {
+            let due = side.link.poll_timeout()?;
+            Some(if due <= now { side.awake_at(now) } else { due })
+        };
+        let timer = self.sides.iter_mut().filter_map(due).min();
         let tcp = self.tcp.as_ref().and_then(Tcp::deadline);
         let Some(next) =
             arrival.into_iter().chain(timer).chain(tcp).min().filter(|&next| next <= until)
@@ -110,13 +128,19 @@ impl World {
             self.flights.pop();
             let (to, datagram) = &mut self.datagrams[place];
             let side = &mut self.sides[*to];
+            let awake = side.awake_at(now);
+            if awake > now {
+                self.order += 1;
+                self.flights.push(Reverse((awake, self.order, place)));
+                continue;
+            }
             // Why a datagram was dropped does not matter here: what matters is that nothing is missing in the end.
             let _ = side.link.handle_datagram(now, datagram, &mut side.memory);
             touched |= 1 << (*to % 64);
             self.free.push(place);
         }
         for (index, side) in self.sides.iter_mut().enumerate() {
-            if side.link.poll_timeout().is_some_and(|at| at <= now) {
+            if side.link.poll_timeout().is_some_and(|at| at <= now) && side.awake_at(now) <= now {
                 side.link.handle_timeout(now);
                 touched |= 1 << (index % 64);
             }
