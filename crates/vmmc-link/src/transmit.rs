@@ -144,12 +144,15 @@ impl Link {
         let tag = self.sealer.tag_len();
         let body = room.len().checked_sub(HEADER_LEN + tag)?;
         let mut writer = Writer::new(&mut room[HEADER_LEN..HEADER_LEN + body]);
+        // Who only acknowledges is never told that his key was understood, and could not change it: now and then he asks.
+        let unsure = self.wants_rotation() && !self.phase_confirmed;
         let path = &mut self.paths[index];
+        let asks = unsure && path.in_flight == 0;
         if path.wants_ack() && writer.ack(path.id, path.ack_delay(now), path.seen.ranges()) {
             path.acknowledged();
         }
         let head = writer.len();
-        if occasion == Occasion::Probe {
+        if occasion == Occasion::Probe || asks {
             let _ = writer.ping();
         }
         if occasion != Occasion::Ack && self.paths[index].up {
@@ -286,15 +289,14 @@ impl Link {
         Some(packet.len())
     }
 
+    /// Whether this key has protected enough.
+    fn wants_rotation(&self) -> bool {
+        self.sealed >= self.config.packets_per_key && !self.sealer.is_plaintext()
+    }
+
     /// Goes on to the next key when this one has protected enough and the peer is known to have it.
     fn rotate_key(&mut self) {
-        if self.sealed < self.config.packets_per_key
-            || !self.phase_confirmed
-            || self.sealer.is_plaintext()
-        {
-            return;
-        }
-        if self.sealer.rotate().is_ok() {
+        if self.wants_rotation() && self.phase_confirmed && self.sealer.rotate().is_ok() {
             self.sealed = 0;
             self.phase_confirmed = false;
             self.stats.rotations += 1;

@@ -492,6 +492,7 @@ impl Cluster {
             incarnation: INCARNATION,
             peer_incarnation: INCARNATION,
             max_mtu: self.config.mtu - headers,
+            recovery: self.config.recovery,
             ..Config::default()
         };
         let keys = match self.config.encrypted {

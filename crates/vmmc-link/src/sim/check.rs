@@ -6,7 +6,7 @@ use super::memory::{Executed, Export, Exports};
 use super::network::{Burst, Network, Queue, Wire};
 use super::random::Random;
 use super::stalls::{Stalled, Stalls};
-use super::world::{Side, World};
+use super::world::{Clock, Side, World};
 use crate::config::{Config, Recovery};
 use crate::event::{Event, ImportId, LinkError, Ticket};
 use crate::link::Link;
@@ -26,6 +26,8 @@ const SIZE: u64 = CONSTANT + CONSTANT_LEN;
 
 /// Virtual time in which everything has to be over. Cuts, dead paths and their discovery are in it.
 const LIMIT: Duration = Duration::from_secs(120);
+/// What the clocks of both sides show in the beginning.
+const CLOCK: Duration = Duration::from_secs(100);
 const MOST_STEPS: u64 = 2_000_000;
 
 /// What a seed that passed has shown.
@@ -112,7 +114,7 @@ pub fn check(seed: u64) -> Result<Passed, Failure> {
     let paths = 1 + random.below(3) as u8;
     let span = Duration::from_micros(100 + random.below(20_000));
     let network = random_network(&mut random, paths, span, fate);
-    let mut world = random_world(&mut random, network, paths)?;
+    let mut world = random_world(&mut random, network, paths, span)?;
     let mut imports = Vec::new();
     for side in 0..2 {
         for export in 0..1 + random.below(3) as usize {
@@ -209,7 +211,12 @@ fn random_network(random: &mut Random, paths: u8, span: Duration, fate: Fate) ->
     network
 }
 
-fn random_world(random: &mut Random, network: Network, paths: u8) -> Result<World, Failure> {
+fn random_world(
+    random: &mut Random,
+    network: Network,
+    paths: u8,
+    span: Duration,
+) -> Result<World, Failure> {
     let encrypted = random.chance(0.7);
     let mut secret = || {
         let mut bytes = [0; 32];
@@ -251,10 +258,19 @@ fn random_world(random: &mut Random, network: Network, paths: u8) -> Result<Worl
             ..Exports::default()
         };
         sides.push(Side {
-            link: Link::new(config, &keys, Time::ZERO)?,
+            link: Link::new(config, &keys, Time::ZERO + CLOCK)?,
             memory,
             peer: 1 - side as usize,
             wires: (0..usize::from(paths)).map(|path| 2 * path + side as usize).collect(),
+            clock: Clock {
+                ahead: CLOCK,
+                jump: random.chance(0.1).then(|| {
+                    let at = Duration::from_nanos(random.below(span.as_nanos() as u64));
+                    // Up to a second back and five forward.
+                    let by = Duration::from_micros(random.below(6_000_000));
+                    (Time::ZERO + at, CLOCK + by - Duration::from_secs(1))
+                }),
+            },
             stalled: random.chance(0.2).then(|| {
                 let every = Duration::from_micros(50 + random.below(20_000));
                 let stalls = Stalls { every, long: every / 4 };

@@ -7,7 +7,7 @@ use super::network::{Network, Queue, Wire};
 use super::random::Random;
 use super::stalls::{Stalled, Stalls};
 use super::tcp::Tcp;
-use super::world::{Side, World};
+use super::world::{Clock, Side, World};
 use crate::config::{Config, Recovery};
 use crate::event::Event;
 use crate::link::Link;
@@ -108,6 +108,7 @@ fn world(transfer: &Transfer) -> Result<World, KeyError> {
             },
             peer: 1 - side,
             wires: vec![side],
+            clock: Clock::default(),
             stalled: transfer
                 .stalls
                 .map(|stalls| Stalled::new(stalls, Random::new(transfer.seed + side as u64))),

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use super::memory::Exports;
 use super::network::Network;
@@ -40,6 +41,30 @@ pub(super) struct Side {
     pub(super) wires: Vec<usize>,
     /// It is busy elsewhere now and then.
     pub(super) stalled: Option<Stalled>,
+    pub(super) clock: Clock,
+}
+
+/// What a side believes to be the time. A clock may jump: forward when a machine slept, backward when it was moved to another.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    /// Ahead of the world's.
+    pub(super) ahead: Duration,
+    /// When it jumps, and how far ahead it is then.
+    pub(super) jump: Option<(Time, Duration)>,
+}
+
+impl Clock {
+    fn at(&mut self, now: Time) -> Time {
+        if let Some((_, ahead)) = self.jump.take_if(|(at, _)| *at <= now) {
+            self.ahead = ahead;
+        }
+        now + self.ahead
+    }
+
+    /// When the world's time is what this one will then show.
+    fn when(&self, time: Time) -> Time {
+        Time::ZERO + ((time - Time::ZERO).saturating_sub(self.ahead))
+    }
 }
 
 impl Side {
@@ -71,8 +96,9 @@ impl World {
         if side.awake_at(self.now) > self.now {
             return;
         }
+        let clock = side.clock.at(self.now);
         while let Some(sent) =
-            side.link.poll_transmit(self.now, &mut self.buffer, BATCH, &mut side.memory)
+            side.link.poll_transmit(clock, &mut self.buffer, BATCH, &mut side.memory)
         {
             let wire = side.wires[usize::from(sent.path)];
             for datagram in self.buffer[..sent.len].chunks(sent.segment) {
@@ -105,7 +131,7 @@ impl World {
         let arrival = self.flights.peek().map(|Reverse((at, ..))| *at);
         let now = self.now;
         let due = |side: &mut Side| {
-            let due = side.link.poll_timeout()?;
+            let due = side.clock.when(side.link.poll_timeout()?);
             Some(if due <= now { side.awake_at(now) } else { due })
         };
         let timer = self.sides.iter_mut().filter_map(due).min();
@@ -135,13 +161,14 @@ impl World {
                 continue;
             }
             // Why a datagram was dropped does not matter here: what matters is that nothing is missing in the end.
-            let _ = side.link.handle_datagram(now, datagram, &mut side.memory);
+            let _ = side.link.handle_datagram(side.clock.at(now), datagram, &mut side.memory);
             touched |= 1 << (*to % 64);
             self.free.push(place);
         }
         for (index, side) in self.sides.iter_mut().enumerate() {
-            if side.link.poll_timeout().is_some_and(|at| at <= now) && side.awake_at(now) <= now {
-                side.link.handle_timeout(now);
+            let clock = side.clock.at(now);
+            if side.link.poll_timeout().is_some_and(|at| at <= clock) && side.awake_at(now) <= now {
+                side.link.handle_timeout(clock);
                 touched |= 1 << (index % 64);
             }
         }

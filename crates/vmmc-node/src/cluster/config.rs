@@ -16,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use vmmc_link::Recovery;
 
 /// Longest name of a node, bytes.
 const MAX_NAME: usize = 63;
@@ -33,6 +34,8 @@ pub struct ClusterConfig {
     pub encrypted: bool,
     /// Bytes of an IP packet that the network carries at most, 1280 to 65,535.
     pub mtu: u16,
+    /// How this node sends lost packets again; `recovery = "go-back-n"` is for comparison.
+    pub recovery: Recovery,
     /// The others.
     pub nodes: Vec<KnownNode>,
 }
@@ -94,7 +97,27 @@ struct File {
     #[serde(default = "ethernet")]
     mtu: u16,
     #[serde(default)]
+    recovery: RecoveryName,
+    #[serde(default)]
     node: Vec<KnownNode>,
+}
+
+/// As it stands in the file.
+#[derive(Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RecoveryName {
+    #[default]
+    Selective,
+    GoBackN,
+}
+
+impl From<RecoveryName> for Recovery {
+    fn from(name: RecoveryName) -> Recovery {
+        match name {
+            RecoveryName::Selective => Recovery::Selective,
+            RecoveryName::GoBackN => Recovery::GoBackN,
+        }
+    }
 }
 
 fn ethernet() -> u16 {
@@ -134,6 +157,7 @@ impl ClusterConfig {
             key,
             encrypted: !file.plaintext,
             mtu: file.mtu,
+            recovery: file.recovery.into(),
             nodes: file.node,
         })
     }
@@ -228,7 +252,10 @@ mod tests {
         assert_eq!(config.nodes[0].name, "grace");
         assert_eq!(config.key.bytes(), key.bytes());
         assert!(config.encrypted);
-        assert_eq!(config.mtu, 1500);
+        assert_eq!((config.mtu, config.recovery), (1500, Recovery::Selective));
+        let older =
+            read(&format!("recovery = \"go-back-n\"\n{GOOD}"), &key.to_hex(), 0o600).unwrap();
+        assert_eq!(older.recovery, Recovery::GoBackN);
         assert!(!format!("{config:?}").contains(&key.to_hex()[..8]));
     }
 
@@ -248,6 +275,7 @@ mod tests {
         assert!(matches!(wrong(&GOOD.replace("7411", "74110")), ConfigError::Syntax { .. }));
         assert!(matches!(wrong(&format!("mtu = 100\n{GOOD}")), ConfigError::Mtu));
         assert!(matches!(wrong(&format!("keyfile = 1\n{GOOD}")), ConfigError::Syntax { .. }));
+        assert!(matches!(wrong(&format!("recovery = 1\n{GOOD}")), ConfigError::Syntax { .. }));
         assert!(matches!(
             wrong(&GOOD.replace("cluster.key", "no.key")),
             ConfigError::Read { path, .. } if path.ends_with("no.key")
