@@ -63,7 +63,7 @@ impl Pair {
             {
                 for datagram in self.buffer[..sent.len].chunks_mut(sent.segment) {
                     self.sent += 1;
-                    if self.sent % self.lose != 0 {
+                    if !self.sent.is_multiple_of(self.lose) {
                         let _ =
                             self.links[1 - from].handle_datagram(self.now, datagram, &mut Anything);
                     }
