@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmmc_tests::{Running, find_program};
 
-/// A program (or `python3 -m MODULE`), the package that brings it, and what is left out without it.
+/// A program (or `python3 -m MODULE`, or the path of a file), the package that brings it, and what is left out without it.
 pub(crate) struct Wanted {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
@@ -51,6 +51,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("tc", "iproute2", "the tests between several hosts"),
     wanted("unshare", "util-linux", "the tests between several hosts"),
     wanted("cc", "gcc", "the tests that compile small C programs"),
+    wanted("/usr/include/liburing.h", "liburing-dev", "the test of a program with liburing"),
 ];
 
 /// What `cargo xtask suites` runs.
@@ -98,6 +99,7 @@ fn missing(wanted: &'static [Wanted]) -> Vec<&'static Wanted> {
 fn is_there(program: &str) -> bool {
     match program.strip_prefix("python3 -m ") {
         Some("test") => vmmc_tests::cpython::tested_interpreter().is_some(),
+        _ if program.starts_with('/') => Path::new(program).exists(),
         _ => find_program(program).is_some(),
     }
 }

@@ -23,13 +23,19 @@ pub(crate) use next;
 
 /// The next definition of the symbol `name` (which ends with a NUL).
 pub(crate) fn look_up(name: &'static str) -> *mut libc::c_void {
-    // SAFETY: `name` is NUL-terminated.
-    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) };
+    let found = look_up_optional(name);
     if found.is_null() {
         // A symbol that this C library does not have was called through this library: there is nothing to go on with.
         std::process::abort();
     }
     found
+}
+
+/// As [`look_up`], for what is in a library that need not be there; null if it is not.
+pub(crate) fn look_up_optional(name: &'static str) -> *mut libc::c_void {
+    debug_assert!(name.ends_with('\0'));
+    // SAFETY: `name` is NUL-terminated.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) }
 }
 
 /// Calls `layer`; if it panics, the answer is `fallback`.

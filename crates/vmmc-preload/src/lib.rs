@@ -22,6 +22,7 @@ mod descriptors;
 mod programs;
 mod sockets;
 mod stdio;
+mod uring;
 mod waiting;
 
 /// Runs when the library is loaded, before the program's own constructors and `main`.

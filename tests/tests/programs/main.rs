@@ -16,4 +16,5 @@ mod redis;
 mod service_lost;
 mod sockperf;
 mod static_program;
+mod uring;
 mod vmmc_run;

@@ -1,0 +1,95 @@
+/* An echo pair whose server changes, in mid-connection, from read and write to an io_uring of liburing. It knows nothing of VMMC.
+ *
+ *   uring_echo serve PORT    echoes messages of 64 bytes; after one that begins with 'U', by io_uring alone
+ *   uring_echo ask PORT      200 messages, waits for the end of standard input, 2000 more; prints a digest of all answers
+ */
+#include <arpa/inet.h>
+#include <liburing.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { SIZE = 64 };
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static int uring_call(struct io_uring *ring, int fd, char *bytes, int count, int sending) {
+    struct io_uring_sqe *entry = io_uring_get_sqe(ring);
+    struct io_uring_cqe *answer;
+    if (sending)
+        io_uring_prep_send(entry, fd, bytes, count, MSG_NOSIGNAL);
+    else
+        io_uring_prep_recv(entry, fd, bytes, count, MSG_WAITALL);
+    if (io_uring_submit(ring) != 1 || io_uring_wait_cqe(ring, &answer) != 0)
+        die("io_uring");
+    int result = answer->res;
+    io_uring_cqe_seen(ring, answer);
+    return result;
+}
+
+static int serve(int listener) {
+    char bytes[SIZE];
+    struct io_uring ring;
+    int fd = accept(listener, NULL, NULL), by_ring = 0;
+    if (fd < 0)
+        die("accept");
+    for (;;) {
+        int count = by_ring ? uring_call(&ring, fd, bytes, SIZE, 0) : recv(fd, bytes, SIZE, MSG_WAITALL);
+        if (count == 0)
+            break;
+        if (count != SIZE)
+            die("receive");
+        if (bytes[0] == 'U' && !by_ring) {
+            if (io_uring_queue_init(8, &ring, 0) != 0)
+                die("io_uring_queue_init");
+            by_ring = 1;
+        }
+        if ((by_ring ? uring_call(&ring, fd, bytes, SIZE, 1) : write(fd, bytes, SIZE)) != SIZE)
+            die("send");
+    }
+    return close(fd);
+}
+
+static uint64_t ask(int fd, int rounds, char first, uint64_t hash) {
+    char bytes[SIZE];
+    for (int round = 0; round < rounds; round++) {
+        memset(bytes, 'a' + round % 26, SIZE);
+        bytes[0] = first;
+        if (write(fd, bytes, SIZE) != SIZE || recv(fd, bytes, SIZE, MSG_WAITALL) != SIZE)
+            die("round trip");
+        for (int i = 0; i < SIZE; i++)
+            hash = (hash ^ (unsigned char)bytes[i]) * 0x100000001b3;
+    }
+    return hash;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3)
+        return 2;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[2]))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (strcmp(argv[1], "serve") == 0) {
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+        if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, 1) != 0)
+            die("listen");
+        printf("listening\n");
+        fflush(stdout);
+        return serve(fd);
+    }
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
+        die("connect");
+    uint64_t hash = ask(fd, 200, 'r', 0xcbf29ce484222325);
+    printf("half\n");
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+    printf("digest %016llx\n", (unsigned long long)ask(fd, 2000, 'U', hash));
+    return 0;
+}
