@@ -19,7 +19,7 @@ use crate::time::Time;
 
 /// Share of a round's bytes that may be lost without the window's shrinking.
 const TOLERATED_LOSS: f64 = 0.125;
-/// A round of fewer packets says nothing about loss.
+/// Fewer packets say nothing about loss: as many rounds are taken together as it takes.
 const JUDGED_PACKETS: f64 = 16.0;
 /// A queue stands when no packet got past it for so long: longer than a scheduler takes a processor away.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -63,6 +63,7 @@ pub(crate) struct Congestion {
     settling: bool,
     /// Rounds well below the target of late; those above count back.
     calm: u32,
+    recent: Losses,
     noise: Noise,
     /// What the last shrinking was to remedy.
     remedied: Option<Remedied>,
@@ -129,14 +130,19 @@ struct Round {
     limited: bool,
 }
 
+/// Bytes acknowledged and lost since the last judgement.
+#[derive(Debug, Default)]
+struct Losses {
+    acked: f64,
+    lost: f64,
+}
+
 /// The loss that the wire makes by itself: about the same at any time and window.
 #[derive(Debug, Default)]
 struct Noise {
     /// Share of bytes.
     usual: f64,
-    /// Since the last judgement.
-    acked: f64,
-    lost: f64,
+    recent: Losses,
 }
 
 /// The smallest round trip since the last judgement.
@@ -160,6 +166,7 @@ impl Congestion {
             interval: Interval { delay: Duration::MAX, since: Time::ZERO },
             settling: false,
             calm: 0,
+            recent: Losses::default(),
             noise: Noise::default(),
             remedied: None,
             rival: None,
@@ -236,10 +243,7 @@ impl Congestion {
         let target = self.target_for(base);
         let standing =
             self.interval.judge(now, round.delay).map(|delay| delay.saturating_sub(base));
-        let lost = match round.lost + round.acked {
-            bytes if bytes >= JUDGED_PACKETS * self.packet => round.lost / bytes,
-            _ => 0.0,
-        };
+        let lost = self.recent.share(round, JUDGED_PACKETS * self.packet).unwrap_or(0.0);
         let overflowing = lost > TOLERATED_LOSS;
         let unusual = self.noise.is_unusual(round, self.packet);
         let share = |part: Duration, whole: Duration| {
@@ -389,21 +393,24 @@ impl Compete {
 impl Noise {
     /// Takes a round; whether so much was lost of late that it must be the window's doing.
     fn is_unusual(&mut self, round: &Round, packet: f64) -> bool {
-        self.acked += round.acked;
-        self.lost += round.lost;
-        let all = self.acked + self.lost;
-        if all < NOISE_PACKETS * packet {
-            return false;
-        }
-        let share = self.lost / all;
+        let Some(share) = self.recent.share(round, NOISE_PACKETS * packet) else { return false };
         // So little may as well be what competitors cause.
         let usual = if self.usual < LITTLE_LOSS { 0.0 } else { self.usual };
         let unusual = share > UNUSUAL * usual;
         // A queue that overflowed once is not usual.
         let counted = share.min(UNUSUAL * self.usual + LITTLE_LOSS / 4.0);
-        let usual = self.usual + (counted - self.usual) / 16.0;
-        *self = Noise { usual, ..Noise::default() };
+        self.usual += (counted - self.usual) / 16.0;
         unusual
+    }
+}
+
+impl Losses {
+    /// Takes a round; what share was lost, once there are `enough` bytes to tell.
+    fn share(&mut self, round: &Round, enough: f64) -> Option<f64> {
+        self.acked += round.acked;
+        self.lost += round.lost;
+        let all = self.acked + self.lost;
+        (all >= enough).then(|| std::mem::take(self).lost / all)
     }
 }
 

@@ -24,6 +24,8 @@ const MOST_ORDERED: u32 = 512;
 pub(crate) const MOST_REMEMBERED: usize = 16 << 10;
 /// More could exceed the number of fetches that a peer answers at a time.
 const MOST_CREDIT: u64 = 4 << 20;
+/// With less, no fetch would ever be asked for.
+const LEAST_CREDIT: u64 = 16 << 10;
 /// Sequence numbers of one command.
 const MOST_LEN: u64 = 1 << 40;
 
@@ -52,7 +54,9 @@ pub struct Link {
     pub(crate) incoming: Vec<Incoming>,
     pub(crate) replies: Replies,
     pub(crate) shares: Shares,
+    /// Bytes of replies that may be under way: in all, and what the embedding wants it to become.
     credit: u64,
+    wanted_credit: u64,
     /// What may still be remembered for the peer.
     pub(crate) room: usize,
     /// Who has something to send, in turn.
@@ -92,7 +96,7 @@ impl Link {
             paths: config.paths.clamp(1, 64),
             min_mtu: config.min_mtu.clamp(576, 65_000),
             max_mtu: config.max_mtu.clamp(576, 65_000).max(config.min_mtu),
-            fetch_credit: config.fetch_credit.min(MOST_CREDIT),
+            fetch_credit: config.fetch_credit.clamp(LEAST_CREDIT, MOST_CREDIT),
             ..config
         };
         Ok(Link {
@@ -107,6 +111,7 @@ impl Link {
             replies: Replies::default(),
             shares: Shares { credit: config.fetch_credit, ordered: MOST_ORDERED },
             credit: config.fetch_credit,
+            wanted_credit: config.fetch_credit,
             room: MOST_REMEMBERED,
             ready: VecDeque::new(),
             blocked: Vec::new(),
@@ -244,14 +249,19 @@ impl Link {
         self.close_import(import)
     }
 
-    /// How many bytes of fetch replies may be under way to this side, at most 4 MiB. An engine with many links divides what its
+    /// How many bytes of fetch replies may be under way to this side, 16 KiB to 4 MiB. An engine with many links divides what its
     /// own network can take among those that fetch, so that replies from many nodes at a time (incast) do not overflow it.
     pub fn set_fetch_credit(&mut self, bytes: u64) {
-        let bytes = bytes.min(MOST_CREDIT);
-        let used = self.credit.saturating_sub(self.shares.credit);
-        self.credit = bytes.max(used);
-        self.shares.credit = self.credit - used;
+        self.wanted_credit = bytes.clamp(LEAST_CREDIT, MOST_CREDIT);
+        let more = self.wanted_credit.saturating_sub(self.credit);
+        self.credit += more;
+        self.shares.credit += more;
         self.unblock();
+    }
+
+    /// Whether fetches are under way or wait for credit.
+    pub fn is_fetching(&self) -> bool {
+        self.awaiting() || !self.blocked.is_empty()
     }
 
     /// Ends the link and tells the peer. Everything incomplete fails.
@@ -438,6 +448,10 @@ impl Link {
     }
 
     pub(crate) fn unblock(&mut self) {
+        // Credit that is to be given up goes as it comes back.
+        let surplus = (self.credit.saturating_sub(self.wanted_credit)).min(self.shares.credit);
+        self.credit -= surplus;
+        self.shares.credit -= surplus;
         while let Some(channel) = self.blocked.pop() {
             self.enqueue(Source::Channel(channel));
         }

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use vmmc_link::Recovery;
-use vmmc_link::sim::{Stalls, Transfer, beside_tcp, goodput};
+use vmmc_link::sim::{Stalls, Transfer, Wire, beside_tcp, goodput, incast};
 
 fn transfer(loss: f64, recovery: Recovery) -> Transfer {
+    let mut wire = Wire::new(0, Duration::from_micros(50));
+    wire.loss = loss;
     Transfer {
         seed: 1,
         rate: 1e9,
-        delay: Duration::from_micros(50),
-        loss,
         queue: 256 << 10,
+        wire,
+        paths: 1,
         stalls: None,
         recovery,
         time: Duration::from_millis(300),
@@ -61,5 +63,23 @@ fn a_tcp_stream_and_a_link_share_a_bottleneck() {
         .unwrap();
         let share = beside.link / (beside.link + beside.tcp);
         assert!((0.35..=0.65).contains(&share), "{share} of it with a queue of {queue} KiB");
+    }
+}
+
+#[test]
+fn two_paths_carry_twice_as_much() {
+    let two = Transfer { paths: 2, ..transfer(0.01, Recovery::Selective) };
+    let goodput = goodput(&two).unwrap();
+    assert!(goodput.bits_per_second > 1.7e9, "{goodput:?}");
+}
+
+/// Replies come as fast as the host can take them, and what is asked for at a time fits into the queue in front of it.
+#[test]
+fn many_who_are_fetched_from_at_a_time_do_not_overflow_the_queue() {
+    for senders in [2, 8, 32] {
+        let many = transfer(0.0, Recovery::Selective);
+        let goodput = incast(&many, senders, Some(256 << 10)).unwrap();
+        assert!(goodput.bits_per_second > 0.85e9, "{goodput:?} from {senders}");
+        assert!(goodput.repeated < 0.1, "{goodput:?} from {senders}");
     }
 }

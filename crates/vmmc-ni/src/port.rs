@@ -21,6 +21,9 @@ const BUFFER: usize = 64 << 10;
 /// Batches received from one fabric before the others have their turn.
 const TURNS: usize = 4;
 
+/// Bytes of fetch replies that may be on their way to this node at a time, over all links: what a switch or the kernel can hold for it.
+const FETCH_CREDIT: u64 = 1 << 20;
+
 /// The memory of this node, for all links.
 pub trait Host: Memory {
     /// All calls until the next are made for this link.
@@ -63,6 +66,8 @@ pub struct Port<F> {
     held: Option<Held>,
     /// Datagrams that belong to no link.
     strays: u64,
+    /// How many links share the fetch credit.
+    fetching: u64,
 }
 
 /// Where a link is; its number's upper half counts the links that were here.
@@ -99,6 +104,7 @@ impl<F: Fabric> Port<F> {
             buffer: vec![0; BUFFER],
             held: None,
             strays: 0,
+            fetching: 1,
         }
     }
 
@@ -142,7 +148,8 @@ impl<F: Fabric> Port<F> {
         // At most 64 by construction of a port.
         let paths = addresses.len() as u8;
         let config = Config { local_link: number.0, paths, ..config };
-        let link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
+        let mut link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
+        link.set_fetch_credit(FETCH_CREDIT / self.fetching);
         if let Some(place) = self.places.get_mut(number.index()) {
             place.peer = Some(Peer { link, addresses, touched: true });
         }
@@ -182,7 +189,22 @@ impl<F: Fabric> Port<F> {
                 self.transmit(now, index, host);
             }
         }
+        self.divide_credit();
         busy
+    }
+
+    /// Gives each link that fetches an even share of what this node can take, so that replies from many nodes at a time do not overflow it.
+    fn divide_credit(&mut self) {
+        let fetching =
+            self.peers().filter(|(_, peer)| peer.link.is_fetching()).count().max(1) as u64;
+        if fetching == self.fetching {
+            return;
+        }
+        self.fetching = fetching;
+        for peer in self.places.iter_mut().filter_map(|place| place.peer.as_mut()) {
+            peer.link.set_fetch_credit(FETCH_CREDIT / fetching);
+            peer.touched = true;
+        }
     }
 
     /// When [`Port::poll`] should be called next, if nothing comes before. With something held back for want of room: soon.

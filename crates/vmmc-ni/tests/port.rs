@@ -204,6 +204,11 @@ fn bytes_words_notes_and_fetches_go_over_udp() {
 }
 
 #[test]
+fn the_same_over_ipv6() {
+    Pair::new("[::1]:0", 1, |bare| bare).carry_everything();
+}
+
+#[test]
 fn two_rails_carry_one_link() {
     Pair::new("127.0.0.1:0", 2, |bare| bare).carry_everything();
 }

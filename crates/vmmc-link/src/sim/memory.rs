@@ -86,6 +86,9 @@ impl Memory for Exports {
     }
 
     fn read(&mut self, target: &Binding, offset: u64, into: &mut [u8]) -> Result<(), Refusal> {
+        if self.counting {
+            return Ok(());
+        }
         into.copy_from_slice(self.reach(target, offset, into.len())?);
         Ok(())
     }

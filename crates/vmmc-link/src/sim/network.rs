@@ -47,7 +47,7 @@ pub struct Wire {
     pub black_hole: Option<(Time, usize)>,
     /// When nothing gets through.
     pub cuts: Vec<(Time, Time)>,
-    bad: bool,
+    pub(super) bad: bool,
 }
 
 /// The Gilbert–Elliott model: a good state without loss and a bad one.
