@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Subcommand;
-use vmmc_testbed::{Loss, Options, Rate, Status, TestbedError};
+use vmmc_testbed::{Loss, Options, Rate, Relay, Status, TestbedError};
 
 /// Several hosts on one machine: network namespaces, joined by switches. As root, or in a user namespace.
 ///
@@ -44,7 +44,7 @@ enum Action {
         /// What a cable carries in each direction, such as 10gbit
         #[arg(long)]
         rate: Option<Rate>,
-        /// Time from node to node, one way, such as 50us (needs the kernel's netem)
+        /// Time from node to node, one way, such as 1ms; a process passes the packets on, which takes some 50us more
         #[arg(long, value_parser = vmmc_testbed::parse_duration)]
         delay: Option<Duration>,
         /// Bytes of a packet
@@ -77,6 +77,16 @@ enum Action {
     },
     /// End what runs on the nodes, and remove them
     Down,
+    /// Be the process that delays packets
+    #[command(hide = true)]
+    Relay {
+        #[arg(long)]
+        nodes: u8,
+        #[arg(long)]
+        rails: u8,
+        #[arg(long, value_parser = vmmc_testbed::parse_duration)]
+        delay: Duration,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,6 +112,9 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Action::Cut(Cable { node, rail }) => vmmc_testbed::cut(name, node, rail),
         Action::Heal(Cable { node, rail }) => vmmc_testbed::heal(name, node, rail),
         Action::Status { json } => vmmc_testbed::status(name).map(|status| show(status, json)),
+        Action::Relay { nodes, rails, delay } => {
+            vmmc_testbed::relay(name, Relay { nodes, rails, delay }).map_err(TestbedError::Delay)
+        }
         Action::Down => vmmc_testbed::down(name)
             .map(|was_up| println!("{}", if was_up { "down" } else { "no testbed was up" })),
     };

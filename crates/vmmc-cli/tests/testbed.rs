@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -150,6 +151,41 @@ fn packets_are_lost_one_by_one_and_slowed_down() {
 }
 
 #[test]
+fn a_cable_with_a_delay_takes_that_time_and_can_be_cut() {
+    let options = ["--delay", "30ms", "--mtu", "9000"];
+    let Some(testbed) = Testbed::new("delay", &options) else { return };
+    // Nobody listens: the answer is there after one round trip.
+    let ask = || {
+        let start = Instant::now();
+        let words = ["bash", "-c", "exec 3<>/dev/tcp/10.77.1.2/9"];
+        let refused = testbed.vmmc(&[&["run", "--node", "1", "--"], &words[..]].concat());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("refused"));
+        start.elapsed()
+    };
+    ask();
+    assert!(ask() >= Duration::from_millis(60));
+    assert!(testbed.on(2, &["ip", "link", "show", "rail1"]).contains("mtu 9000"));
+    testbed.said(&["cut", "--node", "2"]);
+    assert!(!testbed.has_carrier(2, "rail1") && testbed.has_carrier(1, "rail1"));
+    testbed.said(&["heal", "--node", "2"]);
+    assert!(testbed.has_carrier(2, "rail1"));
+    ask();
+    if !is_root() {
+        return;
+    }
+    // Whoever passes the packets on is killed: the next one is made anew.
+    let switch = format!("vmmc-{}-switch", testbed.name);
+    let pids = Command::new("ip").args(["netns", "pids", &switch]).output().unwrap();
+    let pid = String::from_utf8(pids.stdout).unwrap();
+    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+    while Path::new(&format!("/proc/{}/ns/mnt", pid.trim())).exists() {
+        std::thread::yield_now();
+    }
+    testbed.said(&[&["up"], &options[..]].concat());
+    ask();
+}
+
+#[test]
 fn a_second_up_is_refused_and_one_that_lost_a_part_is_repaired() {
     let Some(testbed) = Testbed::new("repair", &[]) else { return };
     let again = testbed.vmmc(&["up"]);
@@ -178,7 +214,10 @@ fn a_user_without_rights_gets_a_testbed_in_a_user_namespace() {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let words = ["setpriv", "--reuid", SOMEBODY, "--regid", SOMEBODY, "--clear-groups"];
     let vmmc = words.iter().map(PathBuf::from).chain([program.clone()]).collect();
-    let testbed = Testbed::made_by(vmmc, "somebody", &["-n", "2"]);
+    // A delay needs a device that is for everybody on most systems.
+    let tun = std::fs::metadata("/dev/net/tun").is_ok_and(|tun| tun.mode() & 0o666 == 0o666);
+    let delay: &[&str] = if tun { &["--delay", "1ms"] } else { &[] };
+    let testbed = Testbed::made_by(vmmc, "somebody", &[&["-n", "2"], delay].concat());
     let Some(testbed) = testbed else { return };
     assert!(testbed.on(2, &["ip", "-br", "address"]).contains("10.77.1.2/24"));
 

@@ -7,6 +7,8 @@
 //!          veth pairs              bridges
 //! ```
 //!
+//! With a delay the two ends of a cable are TAP devices, between which a process keeps packets waiting.
+//!
 //! Everything lies in namespaces of the testbed's own, so nothing of the host's network is touched, and deleting the namespaces deletes all
 //! of it. As root the namespaces have names that `ip netns` shows. Anybody else gets a user namespace, which one sleeping process
 //! keeps; with its processes gone the kernel takes back the rest. A testbed that lost a part, because something was killed or the
@@ -15,6 +17,7 @@
 //! Where to start reading: `testbed.rs` (what is done, in order), then `wiring.rs` (what the network is made of).
 
 mod cluster;
+mod delay;
 mod namespace;
 mod occupants;
 mod options;
@@ -24,6 +27,7 @@ mod testbed;
 mod tool;
 mod wiring;
 
+pub use delay::{DelayError, Relay, relay};
 pub use namespace::NamespaceError;
 pub use options::{Loss, MAX_NODES, MAX_RAILS, Options, ParseError, Rate, parse_duration};
 pub use place::PlaceError;

@@ -22,7 +22,7 @@ pub struct Options {
     pub loss: Option<Loss>,
     /// Of each cable, in either direction.
     pub rate: Option<Rate>,
-    /// From a node to another, one way. Needs the kernel's netem.
+    /// From a node to another, one way, and what a process takes to pass packets on.
     pub delay: Option<Duration>,
     /// Bytes of an IP packet at most: 1280 to 65,535.
     pub mtu: u16,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::cluster;
+use crate::delay::DelayError;
 use crate::namespace::{NamespaceError, enter_network};
 use crate::occupants::Namespaces;
 use crate::options::{MAX_NODES, MAX_RAILS, Options};
@@ -23,8 +24,8 @@ pub enum TestbedError {
     Tool(ToolError),
     /// {0}; making namespaces needs root, or user namespaces for everybody
     Rights(ToolError),
-    /// {0}; this kernel has no netem, so leave out --delay
-    NoDelay(ToolError),
+    /// {0}
+    Delay(DelayError),
     /// {0}
     Namespace(NamespaceError),
     /// a testbed has 1 to 64 nodes, 1 to 8 rails and an MTU of at least 1280 bytes
@@ -105,14 +106,14 @@ pub fn up(name: &str, options: &Options) -> Result<(), TestbedError> {
 }
 
 fn make(place: &Place, options: &Options) -> Result<(), TestbedError> {
-    wiring::build(&place.name, options).map_err(|error| match &error {
-        ToolError::Failed { command, .. } if command.contains("netem") => {
-            TestbedError::NoDelay(error)
-        }
-        ToolError::Failed { command, .. } if command.starts_with("ip netns add") => {
+    wiring::build(&place.name, options).map_err(|error| match error {
+        TestbedError::Tool(ToolError::Failed { ref command, .. })
+            if command.starts_with("ip netns add") =>
+        {
+            let TestbedError::Tool(error) = error else { return error };
             TestbedError::Rights(error)
         }
-        _ => TestbedError::Tool(error),
+        error => error,
     })?;
     place.make_nodes()?;
     let key = cluster::random_key();
@@ -201,7 +202,7 @@ fn connect(name: &str, node: u8, rail: Option<u8>, plugged: bool) -> Result<(), 
     let (_, options) = whole(name)?;
     check(&options, node, rail)?;
     for rail in rail.map_or(1..=options.rails, |rail| rail..=rail) {
-        wiring::connect(name, node, rail, plugged)?;
+        wiring::connect(name, &options, node, rail, plugged)?;
     }
     Ok(())
 }
@@ -248,7 +249,8 @@ fn is_whole(place: &Place) -> Result<bool, TestbedError> {
         return Ok(true);
     }
     Ok(place.is_kept().is_none()
-        && wiring::namespaces(&place.name)?.len() == usize::from(options.nodes) + 1)
+        && wiring::namespaces(&place.name)?.len() == usize::from(options.nodes) + 1
+        && wiring::has_cables(&place.name, &options)?)
 }
 
 fn check(options: &Options, node: u8, rail: Option<u8>) -> Result<(), TestbedError> {
@@ -262,6 +264,12 @@ fn check(options: &Options, node: u8, rail: Option<u8>) -> Result<(), TestbedErr
 impl From<PlaceError> for TestbedError {
     fn from(error: PlaceError) -> Self {
         Self::Place(error)
+    }
+}
+
+impl From<DelayError> for TestbedError {
+    fn from(error: DelayError) -> Self {
+        Self::Delay(error)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the network is made of, and the lines that have `ip` and `tc` make it.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
+use crate::delay::{self, Relay};
 use crate::options::{Loss, Options, Rate};
+use crate::testbed::TestbedError;
 use crate::tool::{ToolError, batch, run, run_with};
 
 /// The namespace of a node; nodes count from 1.
@@ -32,7 +33,7 @@ pub(crate) fn port(node: u8, rail: u8) -> String {
 }
 
 /// Makes namespaces, bridges and cables. What was made is left there on an error.
-pub(crate) fn build(name: &str, options: &Options) -> Result<(), ToolError> {
+pub(crate) fn build(name: &str, options: &Options) -> Result<(), TestbedError> {
     let switch = switch_namespace(name);
     run("ip", &format!("netns add {switch}"))?;
     let mut lines = String::new();
@@ -46,23 +47,32 @@ pub(crate) fn build(name: &str, options: &Options) -> Result<(), ToolError> {
     }
     batch(&switch, &lines)?;
     for node in 1..=options.nodes {
+        run("ip", &format!("netns add {}", node_namespace(name, node)))?;
+    }
+    if let Some(delay) = options.delay {
+        let Options { nodes, rails, .. } = *options;
+        delay::start(name, Relay { nodes, rails, delay })?;
+    }
+    for node in 1..=options.nodes {
         plug(name, node, options)?;
     }
     Ok(())
 }
 
-/// One node with its cables.
+/// The cables of one node. Those that take time are there already.
 fn plug(name: &str, node: u8, options: &Options) -> Result<(), ToolError> {
     let (switch, namespace) = (switch_namespace(name), node_namespace(name, node));
-    run("ip", &format!("netns add {namespace}"))?;
     let (mut at_switch, mut at_node) = (String::new(), "link set lo up\n".to_owned());
     for rail in 1..=options.rails {
         let (port, mtu) = (port(node, rail), options.mtu);
-        let _ = writeln!(
-            at_switch,
-            "link add {port} mtu {mtu} type veth peer name rail{rail} mtu {mtu} netns {namespace}\n\
-             link set {port} master rail{rail} addrgenmode none up"
-        );
+        if options.delay.is_none() {
+            let _ = writeln!(
+                at_switch,
+                "link add {port} type veth peer name rail{rail} netns {namespace}"
+            );
+        }
+        let _ =
+            writeln!(at_switch, "link set {port} mtu {mtu} master rail{rail} addrgenmode none up");
         let [v4, v6] = addresses(node, rail);
         // Segments leave one by one, so that each can be lost by itself.
         let single = if options.loss.is_some() { "gso_max_segs 1" } else { "" };
@@ -70,14 +80,16 @@ fn plug(name: &str, node: u8, options: &Options) -> Result<(), ToolError> {
             at_node,
             "address add {v4}/24 dev rail{rail}\n\
              address add {v6}/64 dev rail{rail} nodad\n\
-             link set rail{rail} {single} up"
+             link set rail{rail} mtu {mtu} {single} up"
         );
     }
     batch(&switch, &at_switch)?;
     batch(&namespace, &at_node)?;
     for rail in 1..=options.rails {
-        shape(&namespace, &format!("rail{rail}"), None, options.rate)?;
-        shape(&switch, &port(node, rail), options.delay, options.rate)?;
+        if let Some(rate) = options.rate {
+            slow_down(&namespace, &format!("rail{rail}"), rate)?;
+            slow_down(&switch, &port(node, rail), rate)?;
+        }
         if let Some(loss) = options.loss {
             lose(&switch, &port(node, rail), loss)?;
         }
@@ -85,35 +97,12 @@ fn plug(name: &str, node: u8, options: &Options) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Delays and slows down what goes out through a device.
-fn shape(
-    namespace: &str,
-    device: &str,
-    delay: Option<Duration>,
-    rate: Option<Rate>,
-) -> Result<(), ToolError> {
-    let mut parent = "root handle 1:".to_owned();
-    if let Some(delay) = delay {
-        let micros = delay.as_micros();
-        run(
-            "tc",
-            &format!(
-                "-n {namespace} qdisc add dev {device} {parent} netem delay {micros}us limit 100000"
-            ),
-        )?;
-        parent = "parent 1: handle 2:".to_owned();
-    }
-    if let Some(Rate(bits)) = rate {
-        // Fine enough to look like a wire, and never less than a few packets.
-        let burst = (bits / 8 / 1000).clamp(16 << 10, 128 << 10);
-        run(
-            "tc",
-            &format!(
-                "-n {namespace} qdisc add dev {device} {parent} tbf rate {bits}bit burst {burst} latency 5ms"
-            ),
-        )?;
-    }
-    Ok(())
+/// Slows down what goes out through a device.
+fn slow_down(namespace: &str, device: &str, Rate(bits): Rate) -> Result<(), ToolError> {
+    // Fine enough to look like a wire, and never less than a few packets.
+    let burst = (bits / 8 / 1000).clamp(16 << 10, 128 << 10);
+    let tbf = format!("tbf rate {bits}bit burst {burst} latency 5ms");
+    run("tc", &format!("-n {namespace} qdisc add dev {device} root {tbf}")).map(drop)
 }
 
 /// Loses a share of what goes out through a device. A packet filter does it, as not every kernel has netem: a random word is loaded, and if it lies
@@ -131,9 +120,35 @@ fn lose(namespace: &str, device: &str, Loss(share): Loss) -> Result<(), ToolErro
 }
 
 /// Pulls a cable out, or plugs it in again: both ends lose their carrier.
-pub(crate) fn connect(name: &str, node: u8, rail: u8, plugged: bool) -> Result<(), ToolError> {
+pub(crate) fn connect(
+    name: &str,
+    options: &Options,
+    node: u8,
+    rail: u8,
+    plugged: bool,
+) -> Result<(), ToolError> {
     let state = if plugged { "up" } else { "down" };
-    batch(&switch_namespace(name), &format!("link set {} {state}\n", port(node, rail)))
+    batch(&switch_namespace(name), &format!("link set {} {state}\n", port(node, rail)))?;
+    if options.delay.is_some() {
+        // The far end of a TAP device knows nothing of it.
+        let carrier = if plugged { "on" } else { "off" };
+        let line = format!("link set rail{rail} carrier {carrier}\n");
+        batch(&node_namespace(name, node), &line)?;
+    }
+    Ok(())
+}
+
+/// Whether all cables are there, plugged in or not.
+pub(crate) fn has_cables(name: &str, options: &Options) -> Result<bool, ToolError> {
+    let listed = run("ip", &format!("-n {} -o link show", switch_namespace(name)))?;
+    let there = |node, rail| {
+        let port = port(node, rail);
+        listed
+            .lines()
+            .filter_map(|line| line.split(": ").nth(1))
+            .any(|device| device.split('@').next() == Some(&port))
+    };
+    Ok((1..=options.nodes).all(|node| (1..=options.rails).all(|rail| there(node, rail))))
 }
 
 /// The ports that are plugged in.
