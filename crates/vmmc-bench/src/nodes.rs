@@ -1,7 +1,7 @@
 //! The same measurements between two nodes: VMMC over the link, beside kernel TCP over the same wire.
 //!
 //! [`serve_nodes`] waits on one node, [`run_between`] measures from another. They agree over a TCP connection of their own what comes next. A
-//! process waits by looking, and gives way at every look: on few cores its node's engine may need the processor.
+//! process waits by looking, and gives way at every eighth look: two nodes on one machine may share a processor.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -90,7 +90,7 @@ fn serve(listener: &TcpListener) -> Result<(), BenchError> {
     let tcp = socket::accept(listener)?;
     let vmmc = inbox.connect_to_node(&introduction.export, &introduction.node)?;
     line.say(&"connected")?;
-    let mut wires = Wires { line, vmmc, tcp, spin: Spin::new(true), numbers: 1 };
+    let mut wires = Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1 };
     loop {
         let order: Order = wires.line.hear()?;
         if let Order::Swallow(order) = order {
@@ -168,7 +168,7 @@ pub fn run_between(
         rows.extend(PATHS.iter().zip(&series).map(row));
     }
     let notes = vec![format!(
-        "from node {} to node {}; every process gives way whenever it waits by looking",
+        "from node {} to node {}; every process that waits by looking gives way at every eighth look",
         between.own, between.other
     )];
     Ok(Report { bench, machine: Machine::look()?, rows, notes })
@@ -203,7 +203,7 @@ impl Wires {
         let tcp = socket::connect(between.address)?;
         let vmmc = inbox.connect_to_node(&theirs, &between.other)?;
         line.hear::<String>()?;
-        Ok(Wires { line, vmmc, tcp, spin: Spin::new(true), numbers: 1 })
+        Ok(Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1 })
     }
 
     /// One path for about `slice`: samples are round trips, fetches, or turns of the window, in ticks.

@@ -18,6 +18,11 @@ impl Spin {
         Spin { looks_before_yield: if one_core { 1 } else { 1 << 20 } }
     }
 
+    /// Between two nodes of one machine, which may share a core: a look is a system call there, so a few are as long as giving way.
+    pub(crate) fn between_nodes() -> Spin {
+        Spin { looks_before_yield: 8 }
+    }
+
     /// Looks until `ready`. No pause instruction between looks: on the machines at hand it lengthens
     /// the way of a line by up to half, and the other core has a pipeline of its own.
     #[inline(always)]

@@ -53,6 +53,7 @@ impl VmmcInbox {
             process: self.process,
             export: self.export,
             import,
+            elsewhere: true,
         })
     }
 
@@ -68,6 +69,7 @@ impl VmmcInbox {
             process: self.process,
             export: self.export,
             import,
+            elsewhere: false,
         })
     }
 }
@@ -99,6 +101,8 @@ pub(crate) struct VmmcMemory {
     pub(crate) process: Process,
     export: Export,
     pub(crate) import: Import,
+    /// The other process is on another node: who waits lets the engine work.
+    elsewhere: bool,
 }
 
 impl VmmcMemory {
@@ -154,6 +158,9 @@ impl Memory for VmmcMemory {
 
     #[inline(always)]
     fn load_signal(&self, at: usize) -> u64 {
+        if self.elsewhere {
+            self.process.progress();
+        }
         // Our own export cannot be gone, and the words of the measurements lie in it: zero, which no
         // stamp is, would end in `Stalled`.
         self.export.load_signal(at).unwrap_or(0)

@@ -12,6 +12,18 @@ pub struct ImportId {
     pub(crate) generation: u32,
 }
 
+impl ImportId {
+    /// Its channel on the link.
+    pub fn channel(self) -> u16 {
+        self.channel
+    }
+
+    /// How often the channel had been used before.
+    pub fn generation(self) -> u32 {
+        self.generation
+    }
+}
+
 /// A command of an import: they count from 1 on each import and complete in that order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);

@@ -273,6 +273,11 @@ impl Incoming {
         Verdict::Refused
     }
 
+    /// Everything below is placed and executed.
+    pub(crate) fn reached(&self) -> u64 {
+        self.reached
+    }
+
     /// Entries that it remembers.
     pub(crate) fn held(&self) -> usize {
         self.placed.count() + self.ahead.len() + self.waiting.len()

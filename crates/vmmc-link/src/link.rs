@@ -225,6 +225,11 @@ impl Link {
         }
     }
 
+    /// Lets acknowledgements go out with the next datagrams, whether or not others come along.
+    pub fn acknowledge(&mut self, now: Time) {
+        self.paths.iter_mut().for_each(|path| path.acknowledge_now(now));
+    }
+
     /// Ends an import once its commands are complete; then comes [`Event::Closed`], or after a refusal at once.
     ///
     /// # Errors
@@ -313,6 +318,11 @@ impl Link {
     /// What is known of a path.
     pub fn path(&self, path: u8) -> Option<PathState> {
         self.paths.get(usize::from(path)).map(|path| path.state())
+    }
+
+    /// For each channel of the peer's, from 0 on: its generation, and up to which sequence number everything on it is placed and executed.
+    pub fn reached(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.incoming.iter().map(|incoming| (incoming.generation, incoming.reached()))
     }
 
     /// Whether everything accepted is complete and nothing waits to be answered.

@@ -18,6 +18,8 @@ use crate::fabric::{Fabric, Sent};
 
 /// Bytes that are built before they are handed to a fabric.
 const BUFFER: usize = 64 << 10;
+/// So many datagrams at once mean that more may be there.
+const MANY: usize = 8;
 /// Batches received from one fabric before the others have their turn.
 const TURNS: usize = 4;
 
@@ -28,6 +30,9 @@ const FETCH_CREDIT: u64 = 1 << 20;
 pub trait Host: Memory {
     /// All calls until the next are made for this link.
     fn turn_to(&mut self, link: LinkNumber);
+
+    /// The calls for the link that was turned to are over for now.
+    fn turn_from(&mut self, _link: &Link) {}
 }
 
 /// A link of a port; never used twice before 2^16 others in its place.
@@ -113,6 +118,25 @@ impl<F: Fabric> Port<F> {
         &self.fabrics
     }
 
+    /// Takes a number for a link that somebody else chose; one who has it here must be the only one who chooses.
+    ///
+    /// # Errors
+    /// [`OpenLinkError::Limit`] when the number is none of a port's, or is taken.
+    pub fn adopt(&mut self, number: u32) -> Result<LinkNumber, OpenLinkError> {
+        let number = LinkNumber(number);
+        while self.places.len() <= number.index() {
+            // Below 2^16 places, as the index has 16 bits.
+            let next = LinkNumber(self.places.len() as u32);
+            self.places.push(Place { number: next, peer: None });
+        }
+        let place = &mut self.places[number.index()];
+        if place.peer.is_some() {
+            return Err(OpenLinkError::Limit);
+        }
+        place.number = number;
+        Ok(number)
+    }
+
     /// Takes a number for a link, which the peer has to be told before it can send. Give it back with [`Port::close`] if nothing comes of it.
     ///
     /// # Errors
@@ -187,6 +211,9 @@ impl<F: Fabric> Port<F> {
                 busy = true;
                 host.turn_to(*number);
                 self.transmit(now, index, host);
+                if let Some(peer) = &self.places[index].peer {
+                    host.turn_from(&peer.link);
+                }
             }
         }
         self.divide_credit();
@@ -203,6 +230,14 @@ impl<F: Fabric> Port<F> {
         self.fetching = fetching;
         for peer in self.places.iter_mut().filter_map(|place| place.peer.as_mut()) {
             peer.link.set_fetch_credit(FETCH_CREDIT / fetching);
+            peer.touched = true;
+        }
+    }
+
+    /// Has the next poll send all acknowledgements that are owed, because nobody will have anything else to send soon.
+    pub fn acknowledge(&mut self, now: Time) {
+        for peer in self.places.iter_mut().filter_map(|place| place.peer.as_mut()) {
+            peer.link.acknowledge(now);
             peer.touched = true;
         }
     }
@@ -250,12 +285,14 @@ impl<F: Fabric> Port<F> {
                     host.turn_to(*number);
                     // Why a datagram was dropped stands in the link's counters.
                     let _ = peer.link.handle_datagram(now, datagram, host);
+                    host.turn_from(&peer.link);
                     peer.touched = true;
                 });
-                if count == 0 {
+                busy |= count > 0;
+                // Few have come: most likely that was all, and whoever waits for them need not wait for another look.
+                if count < MANY {
                     break;
                 }
-                busy = true;
             }
         }
         busy

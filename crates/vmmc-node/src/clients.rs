@@ -1,6 +1,7 @@
 //! The processes that are connected.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
@@ -39,6 +40,10 @@ pub(crate) struct Client {
     pub(crate) identity: Option<Identity>,
     /// It may only export and pair.
     pub(crate) pairing_only: bool,
+    /// It hosts an engine, once it has lanes at these addresses; the next one gets this number.
+    pub(crate) hosts_lanes: bool,
+    pub(crate) lane_addresses: Vec<SocketAddr>,
+    pub(crate) last_lane: u32,
     pub(crate) exports: HashSet<u64>,
     pub(crate) imports: HashSet<u64>,
     /// Oldest first; may name offers that are gone.
@@ -93,6 +98,9 @@ impl Client {
         Self {
             socket,
             pairing_only: false,
+            hosts_lanes: false,
+            lane_addresses: Vec::new(),
+            last_lane: 0,
             life,
             credentials,
             identity: None,
@@ -201,6 +209,11 @@ impl Clients {
 
     pub(crate) fn has_process(&self, id: ProcessId) -> bool {
         self.by_process.contains_key(&id)
+    }
+
+    /// The connection of a process.
+    pub(crate) fn key_of(&self, id: ProcessId) -> Option<ClientKey> {
+        self.by_process.get(&id).copied()
     }
 
     pub(crate) fn is_dead(&self, id: ProcessId) -> bool {

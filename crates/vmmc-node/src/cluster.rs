@@ -15,6 +15,7 @@ mod channel;
 mod config;
 mod grants;
 mod host;
+mod lanes;
 mod message;
 mod payload;
 
@@ -27,7 +28,7 @@ use vmmc_link::{Config, Event, Keys, Secret, Time};
 use vmmc_ni::engine::Engine;
 use vmmc_ni::fabric::{BindError, UdpFabric};
 use vmmc_ni::port::{LinkNumber, Port};
-use vmmc_os::{Credentials, Descriptor, Poller, Readiness, random_u64};
+use vmmc_os::{Credentials, Descriptor, Poller, Readiness};
 use vmmc_proto::{Answer, ExportId, Grant, Refusal, Rights, Target};
 use vmmc_shm::command::{Command, Deferred, Outcome};
 use vmmc_shm::table::ExportState;
@@ -40,6 +41,7 @@ use channel::{Channel, Lost};
 pub use config::{ClusterConfig, ClusterKey, ConfigError, KnownNode};
 use grants::Grants;
 use host::Here;
+use lanes::{Lanes, random_secret};
 use message::{Call, Denial, Greeting, RemoteGrant, Reply, VERSION, Welcome};
 use payload::Payloads;
 
@@ -90,6 +92,7 @@ pub(crate) struct Cluster {
     grants: Grants,
     aways: Aways,
     payloads: Payloads,
+    lanes: Lanes,
     started: Instant,
     /// When something last came or went.
     last_busy: Instant,
@@ -184,6 +187,7 @@ impl Cluster {
             grants: Grants::default(),
             aways: Aways::default(),
             payloads: Payloads::default(),
+            lanes: Lanes::default(),
             started: now,
             last_busy: now,
         })
@@ -215,6 +219,7 @@ impl Cluster {
             }
         }
         complete(around.clients, finished);
+        self.settle_lanes(around);
         if busy {
             self.last_busy = Instant::now();
         }
@@ -231,7 +236,7 @@ impl Cluster {
         let link = self.port.deadline(now).map(|at| at - now);
         let calls = self.peers.values().filter(|peer| !peer.greeted);
         let calls = calls.map(|peer| peer.patience().saturating_sub(peer.since.elapsed()));
-        link.into_iter().chain(calls).min()
+        link.into_iter().chain(calls).chain(self.lanes.timeout()).min()
     }
 
     /// Whether something is under way for processes that have ended.
@@ -290,9 +295,9 @@ impl Cluster {
             Some(peer) => *peer,
             None => self.call(around, node)?,
         };
-        self.last_ask = self.last_ask.wrapping_add(1);
-        let call = Call::Import { seq: self.last_ask, target, rights, key, uid, gid };
-        self.asks.insert(self.last_ask, Ask { peer, client, seq, rights, call: call.clone() });
+        let number = self.next_ask();
+        let call = Call::Import { seq: number, target, rights, key, uid, gid };
+        self.asks.insert(number, Ask { peer, client, seq, rights, call: call.clone() });
         self.tell(around, peer, &call);
         Ok(())
     }
@@ -312,8 +317,14 @@ impl Cluster {
         }
     }
 
+    fn next_ask(&mut self) -> u32 {
+        self.last_ask = self.last_ask.wrapping_add(1);
+        self.last_ask
+    }
+
     /// A process has ended; its imports were given back before.
     pub(crate) fn leave(&mut self, client: ClientKey) {
+        self.lanes.leave(client);
         self.payloads.leave(client);
     }
 
@@ -380,10 +391,7 @@ impl Cluster {
             self.port.close(link);
             return Err(Refusal::Exhausted);
         }
-        let mut secret = [0; 32];
-        for word in secret.chunks_exact_mut(8) {
-            word.copy_from_slice(&random_u64().to_ne_bytes());
-        }
+        let secret = random_secret();
         let (greeted, since, lost) = (false, Instant::now(), None);
         self.peers.insert(key, Peer { channel, callee, link, greeted, secret, since, lost });
         Ok(key)
@@ -484,14 +492,13 @@ impl Cluster {
 
     /// Opens the link to a node that said who it is.
     fn meet(&mut self, key: u64, greeting: &Greeting) -> Result<(), Lost> {
-        let now = self.now();
+        let (now, max_mtu) = (self.now(), self.max_mtu());
         let Some(peer) = self.peers.get_mut(&key) else { return Ok(()) };
-        let headers = if self.config.addresses.iter().any(SocketAddr::is_ipv6) { 48 } else { 28 };
         let config = Config {
             remote_link: greeting.link,
             incarnation: INCARNATION,
             peer_incarnation: INCARNATION,
-            max_mtu: self.config.mtu - headers,
+            max_mtu,
             recovery: self.config.recovery,
             ..Config::default()
         };
@@ -508,6 +515,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// Bytes of a datagram at most.
+    fn max_mtu(&self) -> u16 {
+        let headers = if self.config.addresses.iter().any(SocketAddr::is_ipv6) { 48 } else { 28 };
+        self.config.mtu - headers
+    }
+
     /// Does what a node that called us wants.
     fn answer(&mut self, around: &mut Around<'_>, key: u64, call: Call) {
         let Some(link) = self.peers.get(&key).map(|peer| peer.link) else { return };
@@ -521,8 +534,18 @@ impl Cluster {
                 };
                 self.tell(around, key, &reply);
             }
+            Call::Lane { seq, export, end } => {
+                let offered = self.offer_lane(around, seq, link, export, end);
+                let reply = offered.unwrap_or_else(|why| Reply::Refused { seq, why });
+                self.tell(around, key, &reply);
+            }
+            Call::Fence { seq, export, channel } => match self.grants.export_of(link, export) {
+                Some(_) => self.fence_soon(around, key, seq, (export, channel)),
+                None => self.tell(around, key, &Reply::Refused { seq, why: Refusal::Gone }),
+            },
             Call::Unimport { export } => {
                 if self.grants.remove(link, export) {
+                    self.lanes.withdraw(around.posts, export);
                     around.exports.unimport(around.slots, export);
                 }
             }
@@ -560,6 +583,11 @@ impl Cluster {
                     }
                 }
             }
+            Reply::Lane { seq, end, capability, shared } => {
+                self.lane_given(around, seq, end, capability, shared);
+            }
+            Reply::Fenced { seq, reached } => self.fenced(around, seq, reached),
+            Reply::Refused { seq, why } if self.lanes.refused(around.posts, seq, why) => {}
             Reply::Refused { seq, why } => {
                 let ask = self.asks.remove(&seq).filter(|ask| ask.peer == key);
                 ask.iter().for_each(|ask| refuse(around, ask, why));
@@ -616,6 +644,9 @@ impl Cluster {
 
     /// Drops who is lost, and who does not answer.
     fn bury(&mut self, around: &mut Around<'_>) {
+        for key in self.lanes.silent() {
+            self.drop_peer(around, key, Lost::Connection);
+        }
         let late = |peer: &Peer| !peer.greeted && peer.since.elapsed() >= peer.patience();
         let dead = self.peers.iter().filter_map(|(key, peer)| {
             let late = late(peer).then_some(Lost::Connection);
@@ -630,7 +661,9 @@ impl Cluster {
         let Some(peer) = self.peers.remove(&key) else { return };
         around.poller.remove(std::os::fd::AsFd::as_fd(&peer.channel));
         self.port.close(peer.link);
+        self.lanes.lost(around.posts, key);
         for handle in self.grants.remove_all(peer.link) {
+            self.lanes.cut(handle);
             around.exports.unimport(around.slots, handle);
         }
         let Some(callee) = peer.callee else { return };

@@ -87,6 +87,7 @@ impl Control {
             resume: None,
             control: true,
             pairing_only: false,
+            hosts_lanes: false,
         };
         match control.ask(&Request::Hello(hello)) {
             Ok(Some(Answer::Welcome(_))) => Ok(Some(control)),

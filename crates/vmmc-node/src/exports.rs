@@ -340,6 +340,13 @@ impl Exports {
         if offset > len || count > len - offset { Err(Refusal::Range) } else { Ok(export) }
     }
 
+    /// What an import may do over a lane; `None` where there can be none, because the exporter's engine does not redirect.
+    pub(crate) fn lane_rights(&self, handle: u64) -> Option<Rights> {
+        let import = self.imports.get(&handle)?;
+        let export = self.by_id.get(&import.export)?;
+        export.redirection.is_none().then_some(import.rights)
+    }
+
     /// A handle that no import of this service had.
     pub(crate) fn fresh_handle(&mut self) -> u64 {
         self.last_handle += 1;

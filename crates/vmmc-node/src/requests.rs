@@ -104,6 +104,18 @@ impl Service {
                 self.finish(key, seq, result);
             }
             Request::Ring => {}
+            Request::Lane { handle } => {
+                self.with_cluster(|cluster, around| cluster.open_lane(around, key, handle));
+            }
+            Request::FenceLane { seq, handle, link, channel, generation } => {
+                let channel = (channel, generation);
+                let asked = self.with_cluster(|cluster, around| {
+                    cluster.fence_lane(around, (key, seq), handle, link, channel)
+                });
+                if let Err(why) = asked.unwrap_or(Err(Refusal::UnknownNode)) {
+                    self.reply(key, Answer::Refused { seq, why });
+                }
+            }
             Request::Processes { seq, after } => {
                 let entries = self.processes(after);
                 self.reply(key, Answer::Processes { seq, entries });
@@ -180,6 +192,7 @@ impl Service {
             self.clients.identify(key, Identity::Process { id, name: hello.name, mail_slot });
             if let Some(client) = self.clients.get_mut(key) {
                 client.pairing_only = hello.pairing_only;
+                client.hosts_lanes = hello.hosts_lanes;
             }
         }
         let Ok(table) = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&self.slots.table)) else {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportId, NodeStatus, OfferId, PairId, ProcessId, Rights};
+use crate::{ExportId, Lane, NodeStatus, OfferId, PairId, ProcessId, Rights};
 
 /// The service accepted the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +175,39 @@ pub enum Answer {
         /// What.
         status: NodeStatus,
     },
+    /// Descriptors: UDP sockets for the process's engine, one for each path, at most [`crate::MAX_DESCRIPTORS`]. Once, before the first lane.
+    LaneSockets,
+    /// A lane of an import of the receiver's; over a link that is there already, if its number says so.
+    LaneOpened {
+        /// The import.
+        handle: u64,
+        /// Its end.
+        lane: Box<Lane>,
+    },
+    /// A lane to an export of the receiver's, over a link that is there already, if its number says so. Descriptor, with the link's first: the
+    /// page that tells the service how far it got.
+    LaneOffered {
+        /// The export.
+        number: u64,
+        /// What the importer may do.
+        rights: Rights,
+        /// The exporter's end.
+        lane: Box<Lane>,
+    },
+    /// A lane to an export of the receiver's was given back.
+    LaneWithdrawn {
+        /// The link's number here.
+        link: u32,
+        /// Names the import in packets.
+        export: u64,
+    },
+    /// See [`crate::Request::FenceLane`].
+    LaneFenced {
+        /// Of the request.
+        seq: u32,
+        /// Everything up to this sequence number of the lane was executed, and nothing ordered behind it.
+        reached: u64,
+    },
     /// Mail: both ends of a connection were shown.
     PairMatched {
         /// The offer of the receiver that this answers.
@@ -229,6 +262,17 @@ impl Answer {
         )
     }
 
+    /// Whether it is about lanes, and nobody waits for it.
+    pub fn is_of_lanes(&self) -> bool {
+        matches!(
+            self,
+            Self::LaneSockets
+                | Self::LaneOpened { .. }
+                | Self::LaneOffered { .. }
+                | Self::LaneWithdrawn { .. }
+        )
+    }
+
     /// The request that this answers.
     pub fn seq(&self) -> Option<u32> {
         match self {
@@ -238,6 +282,7 @@ impl Answer {
             | Self::Processes { seq, .. }
             | Self::Exports { seq, .. }
             | Self::Reserved { seq, .. }
+            | Self::LaneFenced { seq, .. }
             | Self::Status { seq, .. } => Some(*seq),
             _ => None,
         }

@@ -11,6 +11,7 @@
 mod answer;
 mod codec;
 mod id;
+mod lane;
 mod limit;
 mod policy;
 mod request;
@@ -21,6 +22,7 @@ pub use codec::{
     DecodeError, EncodeError, decode_answer, decode_request, encode_answer, encode_request,
 };
 pub use id::{ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId};
+pub use lane::Lane;
 pub use limit::{
     MAX_DESCRIPTORS, MAX_ENTRIES, MAX_EXPORT_LEN, MAX_INLINE, MAX_MESSAGE, MAX_NAME, PAGE_SIZE,
 };
@@ -29,4 +31,4 @@ pub use request::{ExportDeclaration, Hello, Request, Resume, Target};
 pub use status::NodeStatus;
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;

@@ -18,6 +18,8 @@ pub struct Hello {
     /// The process will only export and pair; imports by name or id, and lists, shall be refused. For a connection that a
     /// process keeps while it gives up rights that it had when it connected.
     pub pairing_only: bool,
+    /// The process can host an engine of its own: lanes may be opened to its exports.
+    pub hosts_lanes: bool,
 }
 
 /// The identity of a process that was connected to an earlier service in this runtime directory.
@@ -106,6 +108,25 @@ pub enum Request {
     Queue {
         /// Reply number.
         seq: u32,
+    },
+    /// No reply. The importer would like a lane to an export on another node; [`crate::Answer::LaneOpened`] follows if there can be one.
+    Lane {
+        /// What `Granted` said.
+        handle: u64,
+    },
+    /// Ends the lane of an import: the exporter's engine executes nothing more that comes over it. Reply: `LaneFenced`, or `Refused` when the
+    /// exporter's process was stopped while it placed a packet, or its node cannot be reached.
+    FenceLane {
+        /// Reply number.
+        seq: u32,
+        /// What `Granted` said.
+        handle: u64,
+        /// The number here of the link that carries the lane.
+        link: u32,
+        /// The import's channel on it.
+        channel: u16,
+        /// How often the channel had been used before.
+        generation: u32,
     },
     /// No reply. A command was posted while the service slept. (Any other request of the process does as well.)
     Ring,

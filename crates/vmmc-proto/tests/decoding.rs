@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use vmmc_proto::{
-    Allow, Answer, BrokenReason, DecodeError, ExportDeclaration, ExportId, Hello, NodeId, OfferId,
-    PairId, ProcessId, Request, Resume, Rights, Target, decode_answer, decode_request,
+    Allow, Answer, BrokenReason, DecodeError, ExportDeclaration, ExportId, Hello, Lane, NodeId,
+    OfferId, PairId, ProcessId, Request, Resume, Rights, Target, decode_answer, decode_request,
     encode_answer, encode_request,
 };
 
@@ -25,6 +25,7 @@ fn request() -> impl Strategy<Value = Request> {
                 resume: process.map(|process| Resume { process }),
                 control,
                 pairing_only: control,
+                hosts_lanes: control,
             })
         ),
         (any::<u32>(), any::<u64>(), any::<u64>(), ".{0,40}", any::<[u8; 16]>(), any::<bool>())
@@ -56,6 +57,14 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         (any::<u32>(), any::<u64>()).prop_map(|(seq, bytes)| Request::Reserve { seq, bytes }),
         any::<u32>().prop_map(|seq| Request::Queue { seq }),
+        any::<u64>().prop_map(|handle| Request::Lane { handle }),
+        (any::<u32>(), any::<u64>()).prop_map(|(seq, handle)| Request::FenceLane {
+            seq,
+            handle,
+            link: seq,
+            channel: 7,
+            generation: 8
+        }),
         Just(Request::Ring),
     ]
 }
@@ -110,6 +119,24 @@ proptest! {
 fn answers_survive() {
     for answer in [
         Answer::Goodbye,
+        Answer::LaneFenced { seq: 9, reached: 1 << 50 },
+        Answer::LaneOpened {
+            handle: 4,
+            lane: Box::new(Lane {
+                link: 1,
+                peer_link: 2,
+                peer_addresses: vec![
+                    "192.0.2.1:9".parse().unwrap(),
+                    "[2001:db8::1]:9".parse().unwrap(),
+                ],
+                secrets: ([1; 32], [2; 32]),
+                encrypted: true,
+                go_back_n: false,
+                max_mtu: 1472,
+                export: 7,
+                capability: u128::MAX,
+            }),
+        },
         Answer::Reserved { seq: 8, bytes: 1 << 40 },
         Answer::PairBroken { pair: PairId(7), why: BrokenReason::PeerDied },
         Answer::PairMatched {

@@ -2,6 +2,8 @@
 
 pub mod command;
 mod copy;
+#[cfg(not(loom))]
+pub mod lane;
 pub mod mailbox;
 pub mod redirection;
 pub mod stream;

@@ -188,6 +188,9 @@ impl Route {
         finish: Finish,
         stop: &Stop,
     ) -> Result<(), TransferError> {
+        if let Some(done) = self.by_lane(|lane| lane.send(self, pieces.clone(), finish, stop)) {
+            return done;
+        }
         let flying = Flying::begin(self, Flight::default())?;
         flying.drive(|flying| flying.send(self, pieces.clone(), finish, stop))
     }
@@ -199,6 +202,9 @@ impl Route {
         offset: usize,
         bytes: &mut [u8],
     ) -> Result<(), TransferError> {
+        if let Some(done) = self.by_lane(|lane| lane.fetch(self, offset, bytes)) {
+            return done;
+        }
         let flying = Flying::begin(self, Flight::fetching(bytes.len()))?;
         flying.drive(|flying| flying.fetch(self, offset, bytes, &Stop::never()))
     }
@@ -214,11 +220,19 @@ impl Route {
         if !self.start.is_null() {
             return Step::Over(self.send_pieces(pieces, signal, stop));
         }
-        let begin = || {
-            self.check_pieces(pieces.clone(), signal)?;
-            Flying::begin(self, Flight::default())
-        };
         let finish = Finish { signal, notify: None };
+        if flying.is_none()
+            && let Err(error) = self.check_pieces(pieces.clone(), signal)
+        {
+            return Step::Over(Err(error));
+        }
+        // Between nodes one operation waits for the other: the engine's thread may as well wait here.
+        if flying.is_none()
+            && let Some(done) = self.by_lane(|lane| lane.send(self, pieces.clone(), finish, stop))
+        {
+            return Step::Over(done);
+        }
+        let begin = || Flying::begin(self, Flight::default());
         begun(flying, begin).map_or_else(
             |error| Step::Over(Err(error)),
             |flying| flying.send(self, pieces.clone(), finish, stop),
@@ -237,10 +251,17 @@ impl Route {
             return Step::Over(self.fetch_piece(offset, bytes, stop));
         }
         let len = bytes.len();
-        let begin = || {
-            self.check(offset, len, Rights::READ)?;
-            Flying::begin(self, Flight::fetching(len))
-        };
+        if flying.is_none()
+            && let Err(error) = self.check(offset, len, Rights::READ)
+        {
+            return Step::Over(Err(error));
+        }
+        if flying.is_none()
+            && let Some(done) = self.by_lane(|lane| lane.fetch(self, offset, bytes))
+        {
+            return Step::Over(done);
+        }
+        let begin = || Flying::begin(self, Flight::fetching(len));
         begun(flying, begin).map_or_else(
             |error| Step::Over(Err(error)),
             |flying| flying.fetch(self, offset, bytes, stop),

@@ -19,6 +19,7 @@ use vmmc_proto::{
 use vmmc_shm::table::StatusTable;
 
 use crate::commands::Commands;
+use crate::lanes::Lanes;
 use crate::mail::Mail;
 use crate::open::{OpenError, OpenOptions};
 
@@ -60,6 +61,7 @@ pub(crate) struct Connection {
     lost: AtomicBool,
     goodbye: AtomicBool,
     next_seq: AtomicU32,
+    lanes: Arc<Lanes>,
     /// The command queue, once this service knows it.
     pub(crate) commands: Mutex<Option<Arc<Commands>>>,
 }
@@ -79,6 +81,7 @@ impl Connection {
     /// Connects and introduces the process.
     pub(crate) fn open(
         options: &OpenOptions,
+        lanes: &Arc<Lanes>,
         dir: &Path,
         resume: Option<ProcessId>,
     ) -> Result<Self, OpenError> {
@@ -113,6 +116,7 @@ impl Connection {
             resume: resume.map(|process| Resume { process }),
             control: false,
             pairing_only: options.pairing_only,
+            hosts_lanes: options.watcher && options.hosts_engine && !options.pairing_only,
         });
         let packet = encode_request(&hello).map_err(|_| OpenError::Version)?;
         if send(&socket, &packet, &[]).is_err() {
@@ -129,6 +133,7 @@ impl Connection {
             lost: AtomicBool::new(false),
             goodbye: AtomicBool::new(false),
             next_seq: AtomicU32::new(1),
+            lanes: Arc::clone(lanes),
             commands: Mutex::new(None),
         })
     }
@@ -310,6 +315,8 @@ impl Connection {
             let Ok(answer) = decode_answer(&inbox.buffer[..len]) else { break };
             if answer.is_mail() {
                 mail.push(answer, descriptors);
+            } else if answer.is_of_lanes() {
+                self.lanes.take(answer, descriptors);
             } else if answer == Answer::Goodbye {
                 self.goodbye.store(true, Ordering::Relaxed);
             } else if let Some(seq) = answer.seq() {

@@ -15,6 +15,7 @@ use vmmc_proto::{
 
 use crate::Process;
 use crate::connection::RequestError;
+use crate::lanes::{Reachable, SPIN};
 use crate::notification::{Doorbell, Notification, Notify, WaitError};
 use crate::notified::Notified;
 use crate::process::{Inner, lock};
@@ -288,6 +289,10 @@ impl<'p> ExportOptions<'p> {
             pool: pool.as_ref().map(|pool: &Pool| pool.len() as u64),
         };
         let announced = Arc::new(Announced { declaration, memory, notify, redirection });
+        let doorbell = announced.notify.as_ref().map(|(doorbell, _)| Arc::clone(doorbell));
+        if pool.is_none() {
+            inner.lanes.admit(id.number, Reachable { start, len, doorbell });
+        }
         let answer = inner.request(&announced.descriptors(), |seq| Request::Export {
             seq,
             declaration: announced.declaration.clone(),
@@ -301,6 +306,7 @@ impl<'p> ExportOptions<'p> {
         if let Err(error) = answer {
             // Whatever became of it there, nobody is to find it.
             lock(&inner.announced).remove(&id.number);
+            inner.lanes.withdraw(id.number);
             let connection = inner.connection();
             let seq = connection.unheard();
             let _ = connection.post(&Request::Unexport { seq, number: id.number }, &[]);
@@ -421,6 +427,9 @@ impl Export {
     pub fn wait(&self, timeout: Duration) -> Result<Notification, WaitError> {
         match &self.bell {
             Bell::None => Err(WaitError::NoNotifications),
+            Bell::Mailbox(doorbell) if self.process.lanes.is_active() => {
+                self.wait_and_poll(doorbell, timeout)
+            }
             Bell::Mailbox(doorbell) => doorbell.wait(timeout),
             Bell::Bare(event) => {
                 let deadline = Instant::now().checked_add(timeout);
@@ -508,6 +517,42 @@ impl Export {
         Ok(())
     }
 
+    /// As [`Doorbell::wait`], by a process whose engine may be what brings the notification.
+    fn wait_and_poll(
+        &self,
+        doorbell: &Doorbell,
+        timeout: Duration,
+    ) -> Result<Notification, WaitError> {
+        let (lanes, start) = (&self.process.lanes, Instant::now());
+        let mut slept = false;
+        loop {
+            if let Some(notification) = doorbell.take() {
+                return Ok(notification);
+            }
+            let busy = lanes.poll();
+            if busy && slept {
+                lanes.answer();
+            }
+            let elapsed = start.elapsed();
+            if busy && elapsed < timeout {
+                continue;
+            }
+            if elapsed < timeout.min(SPIN) {
+                std::thread::yield_now();
+                continue;
+            }
+            if let Some(notification) = doorbell.take_or_sleep() {
+                return Ok(notification);
+            }
+            let left = timeout.saturating_sub(elapsed);
+            if left.is_zero() {
+                return Err(WaitError::Timeout);
+            }
+            lanes.sleep(&[doorbell.event_fd()], Some(left));
+            slept = true;
+        }
+    }
+
     /// What the bell of a pair says: only that, and how often, the peer rang.
     fn rung(&self, event: &Event) -> Option<Notification> {
         let lost = event.drain();
@@ -555,6 +600,7 @@ impl Export {
         lock(&self.process.announced).remove(&number);
         // First the importers are told, so that a send that succeeds was delivered.
         let told = self.process.request(&[], |seq| Request::Unexport { seq, number });
+        self.process.lanes.withdraw(number);
         if *self.handled.get_mut()
             && let Some(notifier) = &*lock(&self.process.notifier)
         {

@@ -85,6 +85,9 @@ pub enum Path {
     /// The node service transfers on our behalf: a mapping cannot be write-only, so imports with that right have none, nor have imports from
     /// other nodes.
     Engine,
+    /// The engines of this process and of the exporter's, on another node, transfer without their services. As long as the exporter's process
+    /// is stopped, and shortly after an import, such an import is on [`Path::Engine`].
+    Lane,
 }
 
 /// The use of somebody's export. Dropping it gives it back; asynchronous operations that were posted go on to their end first.
@@ -163,6 +166,10 @@ impl<'p> ImportOptions<'p> {
                 let standing = &import.route.standing;
                 let place = Arc::as_ptr(standing).addr();
                 lock(&inner.standings).insert(place, Arc::clone(standing));
+                if standing.is_elsewhere() {
+                    // Without an answer it goes through the services.
+                    let _ = connection.post(&Request::Lane { handle: grant.handle }, &[]);
+                }
                 // A service that came between answer and entry has not heard of it.
                 let current = Arc::ptr_eq(&connection, &inner.connection());
                 if current { Ok(import) } else { Err(ImportError::ServiceLost) }
@@ -305,9 +312,13 @@ impl Import {
         self.route.rights
     }
 
-    /// How bytes get there.
+    /// How bytes get there at the moment.
     pub fn path(&self) -> Path {
-        if self.route.mapping.is_some() { Path::Mapped } else { Path::Engine }
+        match &self.route.mapping {
+            Some(_) => Path::Mapped,
+            None if self.route.has_lane() => Path::Lane,
+            None => Path::Engine,
+        }
     }
 
     /// Whether the export is live, by a look at shared memory. While the node service is gone it says what was last known.

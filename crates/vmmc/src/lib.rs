@@ -100,6 +100,8 @@ mod commands;
 mod connection;
 mod export;
 mod import;
+mod lane;
+mod lanes;
 mod local_engine;
 mod mail;
 mod notification;

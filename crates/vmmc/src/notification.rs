@@ -174,6 +174,15 @@ impl Doorbell {
         taken.map(|taken| self.checked(taken))
     }
 
+    /// Enters a notification that the process's own engine brought, and wakes who sleeps.
+    pub(crate) fn deliver(&self, note: Note) {
+        let mailbox = self.mailbox();
+        if let Some(sleep) = mailbox.push(note) {
+            self.event.signal();
+            mailbox.rung(sleep);
+        }
+    }
+
     /// Waits for the next notification.
     ///
     /// One thread waits by edges, and clears the event only when its time is over: that saves a system call before each sleep. It

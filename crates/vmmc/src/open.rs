@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
@@ -10,6 +11,7 @@ use vmmc_os::{
 
 use crate::Process;
 use crate::connection::Connection;
+use crate::lanes::Lanes;
 
 /// How to open VMMC; see [`Process::options`].
 #[derive(Debug, Clone)]
@@ -18,6 +20,7 @@ pub struct OpenOptions {
     pub(crate) start_service: bool,
     pub(crate) watcher: bool,
     pub(crate) pairing_only: bool,
+    pub(crate) hosts_engine: bool,
     pub(crate) descriptor_floor: RawFd,
     pub(crate) name: String,
     pub(crate) utlb: crate::utlb::Options,
@@ -66,6 +69,7 @@ impl Default for OpenOptions {
             start_service: true,
             watcher: true,
             pairing_only: false,
+            hosts_engine: true,
             descriptor_floor: 0,
             name: String::new(),
             utlb: crate::utlb::Options::default(),
@@ -104,6 +108,14 @@ impl OpenOptions {
     /// will give up rights (change its user) and keeps the connection: it cannot be used to reach what it no longer may.
     pub fn pairing_only(mut self, only: bool) -> Self {
         self.pairing_only = only;
+        self
+    }
+
+    /// Whether the process hosts an engine of its own for what it shares with processes of other nodes: sockets and a thread, once there is
+    /// such an import or importer. Without, and without a [watcher](Self::watcher), the node services carry everything: that is slower. Default: yes.
+    #[must_use]
+    pub fn hosts_engine(mut self, hosts: bool) -> Self {
+        self.hosts_engine = hosts;
         self
     }
 
@@ -152,11 +164,12 @@ impl OpenOptions {
     /// Connects, starting the service if there is none and `start` is set.
     pub(crate) fn connect(
         &self,
+        lanes: &Arc<Lanes>,
         start: bool,
         resume: Option<vmmc_proto::ProcessId>,
     ) -> Result<Connection, OpenError> {
         let dir = self.dir();
-        match Connection::open(self, &dir, resume) {
+        match Connection::open(self, lanes, &dir, resume) {
             Err(
                 OpenError::NoService(_) | OpenError::RuntimeDir(RuntimeDirError::Missing { .. }),
             ) if start => {}
@@ -167,7 +180,7 @@ impl OpenOptions {
         loop {
             start_service(&dir)?;
             // The service that answered `start` may have left since, or have been killed: try again.
-            match Connection::open(self, &dir, resume) {
+            match Connection::open(self, lanes, &dir, resume) {
                 Err(OpenError::NoService(_)) if Instant::now() < deadline => {}
                 other => return other,
             }

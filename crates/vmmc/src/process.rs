@@ -15,6 +15,7 @@ use vmmc_proto::{
 use crate::connection::{Connection, RequestError};
 use crate::export::{Announced, ExportOptions};
 use crate::import::{ImportOptions, ImportSource};
+use crate::lanes::Lanes;
 use crate::local_engine::LocalEngine;
 use crate::mail::Mail;
 use crate::notifier::Notifier;
@@ -177,6 +178,13 @@ impl Process {
         }
     }
 
+    /// Lets the process's own engine work: takes what other nodes have sent, and answers. For a thread that waits by looking at memory, such as a
+    /// signal word; [`Export::wait`](crate::Export::wait) and calls that wait do it themselves. When nobody looks, a thread of the library
+    /// does, some tens of microseconds later. Without imports from, or by, other nodes it is one load. Whether anything happened.
+    pub fn progress(&self) -> bool {
+        self.inner.lanes.poll()
+    }
+
     /// Begins an export of `len` bytes of new memory.
     pub fn export(&self, len: usize) -> ExportOptions<'_> {
         ExportOptions::new(self, len)
@@ -214,13 +222,15 @@ impl Process {
     /// besides them an export with a name or id keeps its memory's, which nothing depends on but reconnecting.
     pub fn owned_fds(&self) -> Vec<RawFd> {
         let mut fds = vec![lock(&self.inner.link).connection.raw_socket()];
+        fds.extend(self.inner.lanes.raw_fds());
         fds.extend(self.inner.stop.iter().map(|stop| stop.as_fd().as_raw_fd()));
         fds.extend(lock(&self.inner.notifier).iter().map(|notifier| notifier.raw_fd()));
         fds
     }
 
     pub(crate) fn with_options(options: OpenOptions) -> Result<Self, OpenError> {
-        let connection = Arc::new(options.connect(options.start_service, None)?);
+        let lanes = Arc::new(Lanes::new(options.descriptor_floor));
+        let connection = Arc::new(options.connect(&lanes, options.start_service, None)?);
         let id = connection.welcome.process;
         let mail = Mail::new();
         mail.attach(&connection);
@@ -242,6 +252,7 @@ impl Process {
             notifier: Mutex::new(None),
             stop,
             attaching: Mutex::new(()),
+            lanes,
             utlb: OnceLock::new(),
             pinning: Pinning::default(),
             engines: [const { OnceLock::new() }; 2],
@@ -283,6 +294,8 @@ pub(crate) struct Inner {
     stop: Option<Arc<Event>>,
     /// Held by whoever shows the command queue to a service.
     pub(crate) attaching: Mutex<()>,
+    /// The engine that this process hosts.
+    pub(crate) lanes: Arc<Lanes>,
     pub(crate) utlb: OnceLock<Utlb>,
     pub(crate) pinning: Pinning,
     /// The threads for asynchronous operations, once there are any; see [`Inner::engine`].
@@ -381,7 +394,7 @@ impl Inner {
             return Ok(());
         }
         self.mail.detach();
-        let connection = Arc::new(self.options.connect(start, Some(self.id()))?);
+        let connection = Arc::new(self.options.connect(&self.lanes, start, Some(self.id()))?);
         {
             let mut link = lock(&self.link);
             if !Arc::ptr_eq(&link.connection, &old) {
@@ -447,6 +460,10 @@ impl Inner {
             match answer {
                 Ok((Answer::Granted { grant, .. }, _)) => {
                     standing.renew(&connection.table, &grant);
+                    if standing.is_elsewhere() {
+                        // Without an answer it goes through the services.
+                        let _ = connection.post(&Request::Lane { handle: grant.handle }, &[]);
+                    }
                     return Ok(());
                 }
                 Err(error @ (RequestError::Lost | RequestError::Timeout)) => return Err(error),
@@ -470,6 +487,7 @@ impl Drop for Inner {
         if self.is_forked() {
             return;
         }
+        self.lanes.stop();
         if let Some(stop) = &self.stop {
             stop.signal();
         }

@@ -199,6 +199,7 @@ impl Drop for Route {
         let place = Arc::as_ptr(&self.standing).addr();
         lock(&self.process.standings).remove(&place);
         let handle = self.standing.handle();
+        self.process.lanes.forget(handle);
         // If the service is too busy to be told, it keeps one entry until this process ends.
         let _ = self.process.connection().post(&Request::Unimport { handle }, &[]);
     }

@@ -77,14 +77,14 @@ impl Standing {
         state_of(live, found)
     }
 
-    /// Whether the export is on another node.
-    pub(crate) fn is_elsewhere(&self) -> bool {
-        self.terms.node.is_some()
-    }
-
     /// Names the import in requests to the current service.
     pub(crate) fn handle(&self) -> u64 {
         self.handle.load(Ordering::Relaxed)
+    }
+
+    /// Whether the export is on another node.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.terms.node.is_some()
     }
 
     /// Asks a new service to grant it again.

@@ -33,8 +33,14 @@ impl Stranger {
         let queue = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite).unwrap();
         let mut stranger = Self { socket, queue, last_seq: 0 };
         let name = "stranger".to_owned();
-        let hello =
-            Hello { version: VERSION, name, resume: None, control: false, pairing_only: false };
+        let hello = Hello {
+            version: VERSION,
+            name,
+            resume: None,
+            control: false,
+            pairing_only: false,
+            hosts_lanes: false,
+        };
         stranger.say(&Request::Hello(hello), &[]);
         assert!(matches!(stranger.hear(), Answer::Welcome(_)));
         assert_eq!(stranger.ask(|seq| Request::Queue { seq }, Some(&memory)), Ok(()));
@@ -221,6 +227,7 @@ fn a_queue_that_is_too_short_is_refused() {
         resume: None,
         control: false,
         pairing_only: false,
+        hosts_lanes: false,
     };
     stranger.say(&Request::Hello(hello), &[]);
     assert!(matches!(stranger.hear(), Answer::Welcome(_)));

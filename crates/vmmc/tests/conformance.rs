@@ -14,6 +14,8 @@ use vmmc::{
 struct Open {
     /// Where exporter and importer are.
     nodes: fn() -> (Node, Node),
+    /// Whether processes host engines of their own.
+    engines: bool,
     /// Imports an export over the path.
     import: fn(&Process, &Export) -> Import,
 }
@@ -22,7 +24,8 @@ impl Open {
     /// Exporter and importer are two VMMC processes in one address space here; other tests use two.
     fn processes(self) -> ((Node, Node), Process, Process) {
         let nodes = (self.nodes)();
-        let (exporter, importer) = (nodes.0.open(), nodes.1.open());
+        let open = |node: &Node| node.options().hosts_engine(self.engines).open().unwrap();
+        let (exporter, importer) = (open(&nodes.0), open(&nodes.1));
         assert_ne!(exporter.id(), importer.id());
         (nodes, exporter, importer)
     }
@@ -41,6 +44,7 @@ impl Open {
 
 const MAPPED: Open = Open {
     nodes: one_node,
+    engines: true,
     import: |process, export| {
         let import = process.import(ImportSource::Id(export.id())).open().unwrap();
         assert_eq!(import.path(), Path::Mapped);
@@ -50,6 +54,7 @@ const MAPPED: Open = Open {
 
 const ENGINE: Open = Open {
     nodes: one_node,
+    engines: true,
     import: |process, export| {
         let source = ImportSource::Id(export.id());
         let import = process.import(source).rights(Rights::WRITE).open().unwrap();
@@ -60,10 +65,8 @@ const ENGINE: Open = Open {
 };
 
 const LINK: Open = Open {
-    nodes: || {
-        let [first, second] = Node::cluster(["ada", "grace"]);
-        (first, second)
-    },
+    nodes: two_nodes,
+    engines: false,
     import: |process, export| {
         let source = ImportSource::Id(export.id());
         let import = process.import(source).node("ada").open().unwrap();
@@ -71,6 +74,22 @@ const LINK: Open = Open {
         import
     },
 };
+
+const LANE: Open = Open {
+    nodes: two_nodes,
+    engines: true,
+    import: |process, export| {
+        let source = ImportSource::Id(export.id());
+        let import = process.import(source).node("ada").open().unwrap();
+        until("a lane", || import.path() == Path::Lane);
+        import
+    },
+};
+
+fn two_nodes() -> (Node, Node) {
+    let [first, second] = Node::cluster(["ada", "grace"]);
+    (first, second)
+}
 
 fn one_node() -> (Node, Node) {
     let node = Node::new();
@@ -83,6 +102,7 @@ macro_rules! on_each_path {
         mod on_mapped { $(#[test] fn $test() { super::$test(super::MAPPED); })* }
         mod by_engine { $(#[test] fn $test() { super::$test(super::ENGINE); })* }
         mod over_link { $(#[test] fn $test() { super::$test(super::LINK); })* }
+        mod over_lane { $(#[test] fn $test() { super::$test(super::LANE); })* }
     };
 }
 

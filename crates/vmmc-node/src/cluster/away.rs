@@ -151,6 +151,10 @@ impl Aways {
         self.by_handle.insert(handle, away);
     }
 
+    pub(super) fn get(&self, handle: u64) -> Option<&Away> {
+        self.by_handle.get(&handle)
+    }
+
     pub(super) fn get_mut(&mut self, handle: u64) -> Option<&mut Away> {
         self.by_handle.get_mut(&handle)
     }

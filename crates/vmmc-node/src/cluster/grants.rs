@@ -36,6 +36,11 @@ impl Grants {
         if granted { Ok(binding.export) } else { Err(Refusal::Revoked) }
     }
 
+    /// The export that a handle means, if it was granted to that link.
+    pub(super) fn export_of(&self, link: LinkNumber, handle: u64) -> Option<ExportId> {
+        self.0.get(&handle).filter(|grant| grant.link == link).map(|grant| grant.export)
+    }
+
     /// Takes a grant of a link out; `false` if it had none of that handle.
     pub(super) fn remove(&mut self, link: LinkNumber, handle: u64) -> bool {
         let held = self.0.get(&handle).is_some_and(|grant| grant.link == link);

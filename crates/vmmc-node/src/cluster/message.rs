@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use vmmc_proto::{ExportId, Refusal, Rights, Target};
 
 /// Version of this protocol.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// First in each direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,35 @@ pub(super) enum Call {
         /// What `Granted` said.
         export: u64,
     },
+    /// Answered by `Lane` or `Refused`: a link between the two processes of an import.
+    Lane {
+        /// Of the answer.
+        seq: u32,
+        /// What `Granted` said.
+        export: u64,
+        /// The importer's end.
+        end: LaneEnd,
+    },
+    /// Answered by `Fenced` or `Refused`: an import's lane is over.
+    Fence {
+        /// Of the answer.
+        seq: u32,
+        /// What `Granted` said.
+        export: u64,
+        /// The import's channel on the lane's link, and its generation.
+        channel: (u16, u32),
+    },
+}
+
+/// One end of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LaneEnd {
+    /// The link's number there.
+    pub(super) link: u32,
+    /// Protects what this end sends.
+    pub(super) secret: [u8; 32],
+    /// Where the paths lead to it.
+    pub(super) addresses: Vec<SocketAddr>,
 }
 
 /// From the one who was called.
@@ -92,6 +121,24 @@ pub(super) enum Reply {
         seq: u32,
         /// Why.
         why: Refusal,
+    },
+    /// A lane was given.
+    Lane {
+        /// Of the call.
+        seq: u32,
+        /// The exporter's end.
+        end: LaneEnd,
+        /// Proves the import in packets of the lane.
+        capability: u128,
+        /// The importer's number of the link, if its process and the exporter's have one already.
+        shared: Option<u32>,
+    },
+    /// A lane is over.
+    Fenced {
+        /// Of the call.
+        seq: u32,
+        /// Up to which sequence number of the lane everything was executed.
+        reached: u64,
     },
     /// An export of which there are imports is gone.
     Ended {

@@ -24,7 +24,7 @@ pub use connection::{
     ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, send_stream,
 };
 pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
-pub use datagram::enlarge_socket_buffers;
+pub use datagram::{enlarge_socket_buffers, quiet_datagrams};
 pub use descriptor::Descriptor;
 pub use event::{Event, Signals, is_event, wait_readable, wait_writable};
 pub use futex::{futex_wait, futex_wake};
@@ -39,7 +39,7 @@ pub use memory_watch::MemoryWatch;
 pub use packet::{Received, accept_packets, connect_packets, listen_packets, receive, send};
 pub use pin::{PinError, is_pinned, pin, pin_limit, pinned_bytes, total_memory, unpin};
 pub use poller::{Poller, Readiness};
-pub use private::PrivateMemory;
+pub use private::{ForkMark, PrivateMemory};
 pub use process::{
     StartError, close_inherited, detach, find_program, is_alive, page_size, pin_to_cpu, process_id,
     raise_descriptor_limit, random_u64, start_and_wait, start_detached, start_identity,

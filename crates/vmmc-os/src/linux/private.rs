@@ -54,3 +54,30 @@ impl Drop for PrivateMemory {
         let _ = unsafe { mm::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
+
+/// Tells a forked child from the process that made this, by one load.
+#[derive(Debug)]
+pub struct ForkMark(PrivateMemory);
+
+impl ForkMark {
+    /// A mark of this process.
+    ///
+    /// # Errors
+    /// When address space is exhausted.
+    pub fn new() -> Result<Self, OsError> {
+        let memory = PrivateMemory::new(1)?;
+        // SAFETY: the range is ours, private and anonymous; what the kernel is told takes effect in children only.
+        unsafe {
+            mm::madvise(memory.as_ptr().cast(), memory.len(), mm::Advice::LinuxWipeOnFork)?;
+            memory.as_ptr().write_volatile(1);
+        }
+        Ok(Self(memory))
+    }
+
+    /// Whether this is a child that was forked since.
+    #[inline]
+    pub fn is_forked(&self) -> bool {
+        // SAFETY: the page is mapped as long as `self`, and nobody writes it any more; in a child it is empty.
+        unsafe { self.0.as_ptr().read_volatile() == 0 }
+    }
+}

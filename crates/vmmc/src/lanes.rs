@@ -1,0 +1,403 @@
+//! The engine that a process hosts itself: its ends of lanes, polled by whoever waits.
+//!
+//! ```text
+//!  a thread that sends, or waits ──┐
+//!                                  ├─ poll ─► Port ◄── UDP ──► the engine of another process
+//!  the engine's own thread ────────┘           │
+//!   (sleeps while others look)                 └─ exports of this process, buffers of calls that wait
+//! ```
+//!
+//! A lane carries one import ([`Lane`](crate::lane::Lane)); those between the same two processes, both ways, share a link. Whoever waits looks at the sockets itself; the thread does it when nobody has for a
+//! while, so that a process that computes goes on answering. A process that is *stopped* answers nobody: then its service fences the lane
+//! ([`vmmc_shm::lane`]), and the import goes on through the services.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::time::{Duration, Instant};
+
+use vmmc_link::{Binding, Config, Event as LinkEvent, Keys, Recovery, Secret, Time};
+use vmmc_ni::fabric::UdpFabric;
+use vmmc_ni::port::{LinkNumber, Port};
+use vmmc_os::{Access, Descriptor, Event, ForkMark, Mapping, start_thread, wait_readable};
+use vmmc_proto::{Answer, PAGE_SIZE, Rights};
+use vmmc_shm::lane::CHANNELS;
+
+use crate::lane::Lane;
+use crate::process::lock;
+
+mod here;
+
+pub(crate) use here::Reachable;
+use here::{Arrival, Here};
+
+/// How long after somebody looked the thread leaves the sockets to them.
+const ATTENDED: Duration = Duration::from_micros(500);
+/// How long whoever waits looks without sleeping. A sleeper costs its waker, and then itself, about as much.
+pub(crate) const SPIN: Duration = Duration::from_micros(50);
+/// How long after a lane has ended another is asked for: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Uses of a channel that the page can tell apart.
+const MOST_GENERATIONS: u32 = 0xffff;
+/// Both ends of a lane are made for each other: there is no earlier life of either.
+const INCARNATION: u32 = 1;
+
+/// The process's engine. Does nothing, and has no thread, before the first lane.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    /// Set before there is anything to poll.
+    mark: OnceLock<ForkMark>,
+    floor: i32,
+    started: Instant,
+    state: Mutex<State>,
+    /// Lanes of this process's imports, by handle.
+    lanes: Mutex<HashMap<u64, Arc<Lane>>>,
+    /// When an import whose lane has ended may ask for another, and how long it waits then.
+    pauses: Mutex<HashMap<u64, (Instant, Duration)>>,
+    /// Exports that lanes may be opened to, by number.
+    reachable: Mutex<HashMap<u64, Reachable>>,
+    /// The sockets once more, to sleep on.
+    sockets: Mutex<Arc<Vec<Descriptor>>>,
+    /// Links; without any there is nothing to poll.
+    ends: AtomicUsize,
+    /// When somebody other than the thread last looked, in nanoseconds since `started`.
+    attended: AtomicU64,
+    running: AtomicBool,
+    /// The thread has to look anew, or to end.
+    bell: OnceLock<Event>,
+    stopping: AtomicBool,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) port: Port<UdpFabric>,
+    pub(crate) here: Here,
+}
+
+impl Lanes {
+    pub(crate) fn new(floor: i32) -> Self {
+        Self {
+            mark: OnceLock::new(),
+            floor,
+            started: Instant::now(),
+            state: Mutex::new(State { port: Port::new(Vec::new()), here: Here::default() }),
+            lanes: Mutex::default(),
+            pauses: Mutex::default(),
+            reachable: Mutex::default(),
+            sockets: Mutex::default(),
+            ends: AtomicUsize::new(0),
+            attended: AtomicU64::new(0),
+            running: AtomicBool::new(false),
+            bell: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// The descriptors that it sleeps on.
+    pub(crate) fn raw_fds(&self) -> Vec<RawFd> {
+        let sockets = Arc::clone(&lock(&self.sockets));
+        let sockets = sockets.iter().map(AsRawFd::as_raw_fd);
+        sockets.chain(self.bell.get().map(|bell| bell.as_fd().as_raw_fd())).collect()
+    }
+
+    // Exports.
+
+    /// Lanes may be opened to an export.
+    pub(crate) fn admit(&self, number: u64, export: Reachable) {
+        lock(&self.reachable).insert(number, export);
+    }
+
+    /// Nothing is placed in an export any more.
+    pub(crate) fn withdraw(&self, number: u64) {
+        lock(&self.reachable).remove(&number);
+        if self.ends.load(Ordering::Acquire) > 0 {
+            self.lock().here.withdraw(number);
+        }
+    }
+
+    // What the service says.
+
+    /// Takes a message about lanes; one that cannot be used leaves its import to the services.
+    pub(crate) fn take(self: &Arc<Self>, answer: Answer, descriptors: Vec<Descriptor>) {
+        match answer {
+            Answer::LaneSockets => self.begin(descriptors),
+            Answer::LaneOpened { handle, lane } => self.opened(handle, &lane),
+            Answer::LaneOffered { number, rights, lane } => {
+                self.offered(number, rights, &lane, descriptors.first());
+            }
+            Answer::LaneWithdrawn { link, export } => self.withdrawn(link, export),
+            _ => {}
+        }
+    }
+
+    /// The sockets of a service that was met: lanes by an earlier one are no more.
+    fn begin(self: &Arc<Self>, descriptors: Vec<Descriptor>) {
+        let Ok(mark) = ForkMark::new() else { return };
+        let _ = self.mark.set(mark);
+        let Ok(bell) = Event::new().and_then(|bell| bell.raise(self.floor)) else { return };
+        let raised = descriptors.into_iter().map(|socket| socket.raise(self.floor));
+        let Ok(sockets) = raised.collect::<Result<Vec<_>, _>>() else { return };
+        let again = sockets.iter().map(|socket| {
+            let again = Descriptor::duplicate(socket.as_fd()).ok()?.raise(self.floor).ok()?;
+            UdpFabric::over(again.into()).ok()
+        });
+        let Some(fabrics) = again.collect::<Option<Vec<_>>>() else { return };
+        {
+            let mut state = self.lock();
+            state.here.end_all();
+            state.port = Port::new(fabrics);
+            self.ends.store(0, Ordering::Release);
+        }
+        lock(&self.lanes).clear();
+        *lock(&self.sockets) = Arc::new(sockets);
+        let _ = self.bell.set(bell);
+        self.bell.get().map(Event::signal);
+        if !self.running.swap(true, Ordering::AcqRel) {
+            let lanes = Arc::clone(self);
+            if start_thread("vmmc-engine", move || lanes.run()).is_err() {
+                self.running.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// A lane of one of our imports.
+    fn opened(&self, handle: u64, lane: &vmmc_proto::Lane) {
+        if !self.running.load(Ordering::Acquire) {
+            return;
+        }
+        let binding = Binding { export: lane.export, capability: lane.capability };
+        let mut state = self.lock();
+        let Some(number) = self.open(&mut state, lane) else { return };
+        let Some(link) = state.port.link(number) else { return };
+        let Ok(import) = link.import(binding) else { return };
+        if usize::from(import.channel()) >= CHANNELS || import.generation() > MOST_GENERATIONS {
+            // The service could not tell how far it got.
+            let _ = link.close_import(import);
+            return;
+        }
+        let paths = lane.peer_addresses.len();
+        let lane = Arc::new(Lane::new(handle, number, import, paths));
+        state.here.end(number).lanes.insert(import.channel(), Arc::clone(&lane));
+        drop(state);
+        lock(&self.lanes).insert(handle, lane);
+    }
+
+    /// A lane to one of our exports.
+    fn offered(
+        &self,
+        number: u64,
+        rights: Rights,
+        lane: &vmmc_proto::Lane,
+        page: Option<&Descriptor>,
+    ) {
+        let page = page.map(|page| Mapping::new(page, 0, PAGE_SIZE, Access::ReadWrite));
+        let Ok(page) = page.transpose() else { return };
+        let mut state = self.lock();
+        // Held until the arrival is entered, so that an export that is taken back meanwhile is not missed.
+        let reachable = lock(&self.reachable);
+        self.sweep(&mut state);
+        let Some(link) = self.open(&mut state, lane) else { return };
+        let end = state.here.end(link);
+        end.page = page.or(end.page.take());
+        if let Some(target) = reachable.get(&number) {
+            let arrival = Arrival::new(lane.capability, rights, number, target.clone());
+            end.arrivals.insert(lane.export, arrival);
+        }
+    }
+
+    /// A lane to one of our exports was given back.
+    fn withdrawn(&self, link: u32, export: u64) {
+        self.lock().here.withdrawn(link, export);
+    }
+
+    /// The link of a lane; the first one opens it.
+    fn open(&self, state: &mut State, lane: &vmmc_proto::Lane) -> Option<LinkNumber> {
+        if let Some(number) = state.here.number_of(lane.link) {
+            return Some(number);
+        }
+        let config = Config {
+            remote_link: lane.peer_link,
+            incarnation: INCARNATION,
+            peer_incarnation: INCARNATION,
+            max_mtu: lane.max_mtu,
+            recovery: if lane.go_back_n { Recovery::GoBackN } else { Recovery::Selective },
+            ..Config::default()
+        };
+        let (send, receive) = (Secret(lane.secrets.0), Secret(lane.secrets.1));
+        let keys = if lane.encrypted { Keys::Encrypted { send, receive } } else { Keys::Plaintext };
+        let number = state.port.adopt(lane.link).ok()?;
+        let addresses = lane.peer_addresses.clone();
+        state.port.open(number, config, &keys, addresses, self.now()).ok()?;
+        state.here.begin(number);
+        self.ends.fetch_add(1, Ordering::AcqRel);
+        Some(number)
+    }
+
+    /// Forgets links that the service has fenced.
+    fn sweep(&self, state: &mut State) {
+        for number in state.here.fenced() {
+            self.close(state, number);
+        }
+    }
+
+    /// Forgets a link; what lanes it carried have failed.
+    fn close(&self, state: &mut State, number: LinkNumber) {
+        if let Some(end) = state.here.ends.remove(&number) {
+            end.lanes.values().for_each(|lane| lane.fail());
+            state.port.close(number);
+            self.ends.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    // Imports.
+
+    /// The lane of an import, if it has one.
+    pub(crate) fn lane(&self, handle: u64) -> Option<Arc<Lane>> {
+        if !self.is_active() {
+            return None;
+        }
+        lock(&self.lanes).get(&handle).cloned()
+    }
+
+    /// An import's lane has ended, and all that share its link; another may be asked for later.
+    pub(crate) fn ended(&self, lane: &Lane) {
+        lock(&self.lanes).remove(&lane.handle);
+        self.close(&mut self.lock(), lane.number);
+        let mut pauses = lock(&self.pauses);
+        let pause = pauses.get(&lane.handle).map_or(FIRST_PAUSE, |(_, pause)| *pause);
+        // One that was of use is not held against the next.
+        let pause = if lane.age() > 10 * pause { FIRST_PAUSE } else { pause };
+        pauses.insert(lane.handle, (Instant::now() + pause, (pause * 2).min(LONGEST_PAUSE)));
+    }
+
+    /// Whether it is time to ask for another lane of an import that had one.
+    pub(crate) fn may_ask(&self, handle: u64) -> bool {
+        let mut pauses = lock(&self.pauses);
+        let Some((at, pause)) = pauses.get_mut(&handle) else { return false };
+        let due = *at <= Instant::now();
+        if due {
+            *at = Instant::now() + *pause;
+        }
+        due
+    }
+
+    /// An import is given back.
+    pub(crate) fn forget(&self, handle: u64) {
+        lock(&self.pauses).remove(&handle);
+        let Some(lane) = lock(&self.lanes).remove(&handle) else { return };
+        let mut state = self.lock();
+        if state.here.forget(&lane)
+            && let Some(link) = state.port.link(lane.number)
+        {
+            let _ = link.close_import(lane.import);
+        }
+    }
+
+    // Polling.
+
+    /// Lets the engine work, unless somebody does so already. Whether anything happened.
+    pub(crate) fn poll(&self) -> bool {
+        if !self.is_active() {
+            return false;
+        }
+        let now = self.now();
+        self.attended.store(now.as_nanos(), Ordering::Relaxed);
+        match self.state.try_lock() {
+            Ok(mut state) => self.turn(&mut state, now),
+            Err(TryLockError::Poisoned(state)) => self.turn(&mut state.into_inner(), now),
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+
+    /// As [`Lanes::poll`], by who has the state.
+    pub(crate) fn turn(&self, state: &mut State, now: Time) -> bool {
+        let State { port, here } = state;
+        let busy = port.poll(now, here);
+        while let Some((number, event)) = port.poll_event() {
+            let Some(end) = here.ends.get(&number) else { continue };
+            match event {
+                LinkEvent::Completed { import, through } => {
+                    end.lanes.get(&import.channel()).iter().for_each(|lane| {
+                        lane.completed(import, through);
+                    });
+                }
+                LinkEvent::Refused { import, .. } => {
+                    end.lanes.get(&import.channel()).iter().for_each(|lane| lane.refuse());
+                }
+                LinkEvent::Ended(_) => end.lanes.values().for_each(|lane| lane.fail()),
+                LinkEvent::Closed { .. } | LinkEvent::Path { .. } => {}
+            }
+        }
+        busy
+    }
+
+    /// Sends the acknowledgements that are owed: whoever has slept will hardly send something for them to go with at once.
+    pub(crate) fn answer(&self) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.port.acknowledge(now);
+        self.turn(&mut state, now);
+    }
+
+    /// Sleeps until something comes for the engine or on `others`, at most `timeout`.
+    pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) {
+        let sockets = Arc::clone(&lock(&self.sockets));
+        let deadline = self.deadline();
+        let timeout = timeout.into_iter().chain(deadline).min();
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).chain(others.iter().copied()).collect();
+        let _ = wait_readable(&fds, timeout);
+    }
+
+    /// Whether the engine has anything to be polled for.
+    pub(crate) fn is_active(&self) -> bool {
+        // A forked child must not touch the sockets that it shares with its parent.
+        self.ends.load(Ordering::Acquire) > 0
+            && self.mark.get().is_some_and(|mark| !mark.is_forked())
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        let elapsed = self.started.elapsed().as_nanos();
+        Time::from_nanos(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// How long until the engine has to be polled although nothing comes.
+    fn deadline(&self) -> Option<Duration> {
+        let now = self.now();
+        self.lock().port.deadline(now).map(|at| at - now)
+    }
+
+    /// The engine's thread: looks when nobody else has for a while.
+    fn run(&self) {
+        let Some(bell) = self.bell.get() else { return };
+        loop {
+            // Before what it may tell of is looked at.
+            bell.drain();
+            if self.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            let now = self.now();
+            let looked = Time::from_nanos(self.attended.load(Ordering::Relaxed));
+            if looked != Time::ZERO && now - looked < ATTENDED {
+                std::thread::sleep(ATTENDED);
+                continue;
+            }
+            if self.turn(&mut self.lock(), now) {
+                self.answer();
+                continue;
+            }
+            self.sleep(&[bell.as_fd()], None);
+        }
+    }
+
+    /// The process ends: the thread does too.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.bell.get().map(Event::signal);
+    }
+}

@@ -1,0 +1,209 @@
+//! Engines that processes of two nodes host themselves, and what goes on when one of the processes does not.
+
+mod harness;
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use harness::{FOREVER, Node, listen, say, until};
+use vmmc::{ExportState, Import, ImportSource, Notify, Path, Process, TransferError};
+
+/// A process of its own, for the tests that stop or kill one.
+#[test]
+fn actor() {
+    let Some((role, argument)) = harness::role() else { return };
+    let process = Process::open().unwrap();
+    match role.as_str() {
+        "exporter" => exporter(&process),
+        "sender" => {
+            let import = import(&process, &argument);
+            say("ready");
+            for round in 1.. {
+                import.send_signal(64, &[round as u8; 20_000], 0, round).unwrap();
+            }
+        }
+        _ => panic!("no such role: {role}"),
+    }
+}
+
+/// Counts notifications, and tells when asked.
+fn exporter(process: &Process) {
+    let export = process.export(65_536).name("board").notify(Notify::Event).create().unwrap();
+    let counted = Mutex::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok(notification) = export.wait(FOREVER) {
+                let mut counted = counted.lock().unwrap();
+                let next = *counted + 1;
+                if notification.lost > 0 {
+                    *counted += notification.lost;
+                } else {
+                    assert_eq!(notification.last_word, next, "in order, and each once");
+                    *counted = next;
+                }
+            }
+        });
+        say("ready");
+        while listen() == "count" {
+            say(*counted.lock().unwrap());
+        }
+        std::process::exit(0);
+    });
+}
+
+fn import(process: &Process, node: &str) -> Import {
+    process.import(ImportSource::Name("board".to_owned())).node(node).open().unwrap()
+}
+
+/// Sends the next number as a notification.
+fn send_next(import: &Import, number: &mut u64) {
+    let next = *number + 1;
+    import.send_notify(8, &next.to_le_bytes()).unwrap();
+    *number = next;
+}
+
+#[test]
+fn an_exporter_that_is_stopped_at_any_moment_gets_everything_once() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let mut exporter = ada.actor("exporter", "");
+    assert_eq!(exporter.hear(), "ready");
+    let importer = grace.open();
+    let import = import(&importer, "ada");
+    let mut sent = 0;
+    for round in 0..6_u64 {
+        // By the services it asks for another lane now and then.
+        until("a lane", || {
+            send_next(&import, &mut sent);
+            import.path() == Path::Lane
+        });
+        std::thread::scope(|scope| {
+            let stopper = scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(3_000 + 1_234 * round));
+                exporter.signal(libc::SIGSTOP);
+            });
+            while !stopper.is_finished() {
+                send_next(&import, &mut sent);
+            }
+        });
+        // Nobody answers there any more; the services carry on. No more than the mailbox holds: what is lost is told without its place.
+        for _ in 0..20 {
+            send_next(&import, &mut sent);
+        }
+        assert_eq!(import.path(), Path::Engine);
+        exporter.signal(libc::SIGCONT);
+    }
+    until("all counted", || {
+        exporter.tell("count");
+        let counted: u64 = exporter.hear().parse().unwrap();
+        assert!(counted <= sent, "{counted} notifications of {sent}");
+        counted == sent
+    });
+}
+
+#[test]
+fn an_exporter_that_computes_goes_on_answering() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let (exporter, importer) = (ada.open(), grace.open());
+    let export = exporter.export(4096).name("board").create().unwrap();
+    let import = import(&importer, "ada");
+    until("a lane", || import.path() == Path::Lane);
+    // Nobody calls the library at the other end: its thread does the work.
+    for round in 1..=200 {
+        import.send_signal(8, &[round as u8; 1000], 0, round).unwrap();
+        assert_eq!(export.load_signal(0), Ok(round));
+        let mut fetched = [0; 1000];
+        import.fetch(8, &mut fetched).unwrap();
+        assert_eq!(fetched, [round as u8; 1000]);
+    }
+}
+
+#[test]
+fn a_killed_exporter_is_dead_to_who_sends() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    for _ in 0..5 {
+        let mut exporter = ada.actor("exporter", "");
+        assert_eq!(exporter.hear(), "ready");
+        let importer = grace.open();
+        let import = import(&importer, "ada");
+        until("a lane", || import.path() == Path::Lane);
+        std::thread::scope(|scope| {
+            let killer = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(5));
+                exporter.kill();
+            });
+            let mut number = 0_u64;
+            let error = loop {
+                number += 1;
+                if let Err(error) = import.send_signal(8, &[7; 3000], 0, number) {
+                    break error;
+                }
+            };
+            killer.join().unwrap();
+            assert_eq!(error, TransferError::Dead);
+        });
+        until("dead", || import.state() == ExportState::Dead);
+    }
+}
+
+#[test]
+fn killed_senders_leave_the_others_their_lanes() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let exporter = ada.open();
+    let export = exporter.export(65_536).name("board").create().unwrap();
+    let importer = grace.open();
+    let import = import(&importer, "ada");
+    for _ in 0..10 {
+        export.write(0, &[0; 8]).unwrap();
+        let mut sender = grace.actor("sender", "ada");
+        assert_eq!(sender.hear(), "ready");
+        until("it sends", || export.load_signal(0).unwrap() > 50);
+        sender.kill();
+        import.send(30_000, b"still here").unwrap();
+        for node in [&ada, &grace] {
+            until("given back", || node.status()["imports"] == 1);
+        }
+    }
+}
+
+#[test]
+fn two_processes_have_one_lane_each_way() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let (first, second) = (ada.open(), grace.open());
+    let here = first.export(4096).name("board").create().unwrap();
+    let there = second.export(4096).name("board").create().unwrap();
+    let (to, fro) = std::thread::scope(|scope| {
+        let fro = scope.spawn(|| import(&second, "ada"));
+        (import(&first, "grace"), fro.join().unwrap())
+    });
+    until("lanes", || to.path() == Path::Lane && fro.path() == Path::Lane);
+    for round in 1..=500 {
+        to.signal(0, round).unwrap();
+        assert_eq!(there.load_signal(0), Ok(round));
+        fro.signal(0, round).unwrap();
+        assert_eq!(here.load_signal(0), Ok(round));
+    }
+    // Imports that come and go use channels again.
+    drop(to);
+    for round in 501..=700 {
+        let again = import(&first, "grace");
+        again.signal(0, round).unwrap();
+        assert_eq!(there.load_signal(0), Ok(round));
+        fro.signal(0, round).unwrap();
+    }
+    assert_eq!(here.load_signal(0), Ok(700));
+}
+
+#[test]
+fn a_process_that_hosts_no_engine_goes_through_the_services() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let exporter = ada.options().hosts_engine(false).open().unwrap();
+    let export = exporter.export(4096).name("board").create().unwrap();
+    let importer = grace.open();
+    let import = import(&importer, "ada");
+    for round in 1..=50 {
+        import.signal(0, round).unwrap();
+        assert_eq!(export.load_signal(0), Ok(round));
+    }
+    assert_eq!(import.path(), Path::Engine);
+    assert!(!exporter.progress());
+}
