@@ -1,5 +1,6 @@
 //! The path that is measured: an export of ours and an import of the other's, by the `vmmc` library.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, ptr};
 
@@ -53,7 +54,7 @@ impl VmmcInbox {
             process: self.process,
             export: self.export,
             import,
-            elsewhere: true,
+            elsewhere: Some(Cell::default()),
         })
     }
 
@@ -69,7 +70,7 @@ impl VmmcInbox {
             process: self.process,
             export: self.export,
             import,
-            elsewhere: false,
+            elsewhere: None,
         })
     }
 }
@@ -101,8 +102,8 @@ pub(crate) struct VmmcMemory {
     pub(crate) process: Process,
     export: Export,
     pub(crate) import: Import,
-    /// The other process is on another node: who waits lets the engine work.
-    elsewhere: bool,
+    /// The other process is on another node: whoever finds a word as it was lets the engine work. Where it looked last, and what it found.
+    elsewhere: Option<Cell<(usize, u64)>>,
 }
 
 impl VmmcMemory {
@@ -158,12 +159,17 @@ impl Memory for VmmcMemory {
 
     #[inline(always)]
     fn load_signal(&self, at: usize) -> u64 {
-        if self.elsewhere {
-            self.process.progress();
-        }
         // Our own export cannot be gone, and the words of the measurements lie in it: zero, which no
         // stamp is, would end in `Stalled`.
-        self.export.load_signal(at).unwrap_or(0)
+        let load = || self.export.load_signal(at).unwrap_or(0);
+        let word = load();
+        match &self.elsewhere {
+            Some(last) if last.replace((at, word)) == (at, word) => {
+                self.process.progress();
+                load()
+            }
+            _ => word,
+        }
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! A way to reach other nodes: datagrams that may be lost, repeated, reordered or damaged.
 
+mod datagrams;
 mod udp;
 
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ pub trait Fabric {
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent;
 
     /// Hands over datagrams that have come, at most some dozens, each to `take`, which may write in it; how many there were. 0: nothing has come.
-    fn receive(&mut self, take: impl FnMut(SocketAddr, &mut [u8])) -> usize;
+    fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize;
 }
 
 /// What became of datagrams.

@@ -197,23 +197,28 @@ impl<F: Fabric> Port<F> {
         }
     }
 
+    /// Sends what links have to send now, without a look at what has come: for whoever has just given a command.
+    pub fn push(&mut self, now: Time, host: &mut impl Host) {
+        for index in 0..self.places.len() {
+            if self.places[index].peer.as_ref().is_some_and(|peer| peer.touched) && self.flush() {
+                self.transmit_as(now, index, host);
+            }
+        }
+    }
+
     /// Receives what has come, lets time pass, and sends what may go. Whether anything happened.
     pub fn poll(&mut self, now: Time, host: &mut impl Host) -> bool {
         let mut busy = self.receive(now, host);
         let room = self.flush();
         for index in 0..self.places.len() {
-            let Place { number, peer: Some(peer) } = &mut self.places[index] else { continue };
+            let Some(peer) = &mut self.places[index].peer else { continue };
             if peer.link.poll_timeout().is_some_and(|at| at <= now) {
                 peer.link.handle_timeout(now);
                 peer.touched = true;
             }
             if peer.touched && room {
                 busy = true;
-                host.turn_to(*number);
-                self.transmit(now, index, host);
-                if let Some(peer) = &self.places[index].peer {
-                    host.turn_from(&peer.link);
-                }
+                self.transmit_as(now, index, host);
             }
         }
         self.divide_credit();
@@ -272,7 +277,7 @@ impl<F: Fabric> Port<F> {
         let mut busy = false;
         for fabric in &mut self.fabrics {
             for _ in 0..TURNS {
-                let count = fabric.receive(|_, datagram| {
+                let count = fabric.receive(|datagram| {
                     // Whose it is says its link number; who sent it is known when its tag was checked.
                     let number = Header::parse(datagram).map(|header| LinkNumber(header.link));
                     let place = number.ok().and_then(|number| {
@@ -296,6 +301,14 @@ impl<F: Fabric> Port<F> {
             }
         }
         busy
+    }
+
+    fn transmit_as(&mut self, now: Time, index: usize, host: &mut impl Host) {
+        host.turn_to(self.places[index].number);
+        self.transmit(now, index, host);
+        if let Some(peer) = &self.places[index].peer {
+            host.turn_from(&peer.link);
+        }
     }
 
     /// Sends all that one link may send now, or as much as the fabrics have room for.

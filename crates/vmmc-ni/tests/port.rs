@@ -110,7 +110,7 @@ impl Fabric for Faulty {
         Sent::Gone
     }
 
-    fn receive(&mut self, take: impl FnMut(SocketAddr, &mut [u8])) -> usize {
+    fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize {
         self.wire.receive(take)
     }
 }

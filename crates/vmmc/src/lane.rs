@@ -319,6 +319,7 @@ impl<'l> Flight<'l> {
             self.flush();
             asked = true;
         }
+        self.lanes.push();
         loop {
             let busy = self.lanes.poll();
             if self.lane.is_complete(last) {

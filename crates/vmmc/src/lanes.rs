@@ -311,6 +311,13 @@ impl Lanes {
         }
     }
 
+    /// Sends what was commanded, at once.
+    pub(crate) fn push(&self) {
+        let now = self.now();
+        let State { port, here } = &mut *self.lock();
+        port.push(now, here);
+    }
+
     /// As [`Lanes::poll`], by who has the state.
     pub(crate) fn turn(&self, state: &mut State, now: Time) -> bool {
         let State { port, here } = state;

@@ -1,22 +1,21 @@
 //! UDP, with segmentation offload both ways.
 
 use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Socket, Type};
-use vmmc_os::{enlarge_socket_buffers, quiet_datagrams};
+use vmmc_os::enlarge_socket_buffers;
 
+use super::datagrams::{quiet_datagrams, receive_datagrams};
 use super::{Fabric, Sent};
 
 /// Bytes of the largest super-packet, sent or received.
 const SUPER_PACKET: usize = 65_535;
 /// Most bytes of a super-packet's payload: IPv4's length field counts two headers too.
 const MOST_SENT: usize = SUPER_PACKET - 20 - 8;
-/// Super-packets received at once. More would leave the second-level cache before they are looked at.
-const BATCH: usize = 8;
 /// What the kernel may hold for us in either direction: some windows of a fast link.
 const KERNEL_BUFFER: usize = 4 << 20;
 
@@ -24,9 +23,8 @@ const KERNEL_BUFFER: usize = 4 << 20;
 pub struct UdpFabric {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// One super-packet, which stays in the second-level cache.
     buffer: Vec<u8>,
-    /// Super-packets asked for next. Room for many costs who waits for one: it is asked for when there was no room left.
-    room: usize,
 }
 
 /// Why a fabric cannot be had at an address.
@@ -68,7 +66,7 @@ impl UdpFabric {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         // Nobody asks for it, and it costs a tenth of a microsecond each time.
         quiet_datagrams(&socket);
-        Ok(Self { socket, state, buffer: vec![0; BATCH * SUPER_PACKET], room: 1 })
+        Ok(Self { socket, state, buffer: vec![0; SUPER_PACKET] })
     }
 
     /// Where it listens.
@@ -100,29 +98,15 @@ impl Fabric for UdpFabric {
         }
     }
 
-    fn receive(&mut self, mut take: impl FnMut(SocketAddr, &mut [u8])) -> usize {
-        let mut metas = [RecvMeta::default(); BATCH];
-        let mut chunks = self.buffer.chunks_exact_mut(SUPER_PACKET);
-        // There are exactly as many.
-        let mut slices: [_; BATCH] =
-            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let socket = UdpSockRef::from(&self.socket);
-        let room = self.room;
-        self.room = 1;
-        let received = self.state.recv(socket, &mut slices[..room], &mut metas[..room]);
-        let Ok(received) = received else { return 0 };
-        if received == room {
-            self.room = BATCH;
-        }
+    fn receive(&mut self, mut take: impl FnMut(&mut [u8])) -> usize {
+        let Ok(received) = receive_datagrams(&self.socket, &mut self.buffer) else { return 0 };
         let mut count = 0;
-        for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
-            for datagram in slice[..meta.len].chunks_mut(meta.stride.max(1)) {
-                take(meta.addr, datagram);
-                count += 1;
-            }
+        for datagram in self.buffer[..received.len].chunks_mut(received.segment) {
+            take(datagram);
+            count += 1;
         }
         // An empty datagram is one too: there may be more behind it.
-        count.max(received)
+        count.max(1)
     }
 }
 
@@ -150,7 +134,7 @@ mod tests {
         let mut found = Vec::new();
         while found.len() < wanted {
             assert!(Instant::now() < limit, "{} of {wanted} datagrams came", found.len());
-            fabric.receive(|_, datagram| found.push(datagram.to_vec()));
+            fabric.receive(|datagram| found.push(datagram.to_vec()));
         }
         found
     }
@@ -169,7 +153,7 @@ mod tests {
             let expected: Vec<_> = bytes.chunks(segment).map(<[u8]>::to_vec).collect();
             assert_eq!(receive(&mut to, expected.len()), expected);
         }
-        assert_eq!(to.receive(|_, _| panic!("nothing was sent")), 0);
+        assert_eq!(to.receive(|_| panic!("nothing was sent")), 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use connection::{
     ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, send_stream,
 };
 pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
-pub use datagram::{enlarge_socket_buffers, quiet_datagrams};
+pub use datagram::enlarge_socket_buffers;
 pub use descriptor::Descriptor;
 pub use event::{Event, Signals, is_event, wait_readable, wait_writable};
 pub use futex::{futex_wait, futex_wake};

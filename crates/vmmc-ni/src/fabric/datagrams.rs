@@ -1,0 +1,72 @@
+//! UDP sockets as the kernel has them on Linux, where nothing else offers it: super-packets received by one call.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Has the kernel leave out what it would tell beside each datagram of a UDP socket: the address it was sent to, and its traffic class.
+pub(super) fn quiet_datagrams(socket: impl AsFd) {
+    let off: libc::c_int = 0;
+    for (level, option) in [
+        (libc::IPPROTO_IP, libc::IP_PKTINFO),
+        (libc::IPPROTO_IP, libc::IP_RECVTOS),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    ] {
+        // One that the socket's family does not have was not on either.
+        // SAFETY: the descriptor is open, and `off` is a value of the length that is told.
+        unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                level,
+                option,
+                (&raw const off).cast(),
+                size_of_val(&off) as libc::socklen_t,
+            )
+        };
+    }
+}
+
+/// Datagrams that came together from one sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Datagrams {
+    /// Bytes of all, one behind the other.
+    pub(super) len: usize,
+    /// Bytes of each; only the last may be shorter.
+    pub(super) segment: usize,
+}
+
+/// Receives what the kernel has put together (`UDP_GRO`), without blocking; an empty datagram is one too.
+///
+/// # Errors
+/// Among others when there is nothing.
+pub(super) fn receive_datagrams(socket: impl AsFd, into: &mut [u8]) -> io::Result<Datagrams> {
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut control = Control([0; 64]);
+    let mut slice = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: a header of zeros is one without name, buffers and control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut slice;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = control.0.len();
+    // SAFETY: the descriptor is open; the header names one buffer and the room for control data, which outlive the call.
+    let received =
+        unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    let Ok(len) = usize::try_from(received) else {
+        return Err(io::Error::last_os_error());
+    };
+    let mut segment = len;
+    // SAFETY: the kernel filled the control data in, and told its length; these walk within it.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::SOL_UDP && (*message).cmsg_type == libc::UDP_GRO {
+                let told = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
+                segment = usize::try_from(told).unwrap_or(len);
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
+        }
+    }
+    Ok(Datagrams { len, segment: segment.max(1) })
+}
