@@ -17,6 +17,9 @@ pub trait Fabric {
     /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent;
 
+    /// Says that there is one peer only, whose datagrams all come from this address; or that there are others again. What others send meanwhile may be lost.
+    fn only(&mut self, _peer: Option<SocketAddr>) {}
+
     /// Hands over datagrams that have come, at most some dozens, each to `take`, which may write in it; how many there were. 0: nothing has come.
     fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize;
 }

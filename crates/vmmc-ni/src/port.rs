@@ -206,6 +206,18 @@ impl<F: Fabric> Port<F> {
         }
     }
 
+    /// Has each fabric know whether all links lead to one address: with one peer only, a datagram to it may cost less. For a port whose peers send from where
+    /// they receive; to be called again whenever a link was opened or closed.
+    pub fn settle_peers(&mut self) {
+        for (path, fabric) in self.fabrics.iter_mut().enumerate() {
+            let peers = self.places.iter().filter_map(|place| place.peer.as_ref());
+            let mut addresses = peers.filter_map(|peer| peer.addresses.get(path));
+            let first = addresses.next();
+            let alone = first.filter(|first| addresses.all(|address| address == *first));
+            fabric.only(alone.copied());
+        }
+    }
+
     /// Receives what has come, lets time pass, and sends what may go. Whether anything happened.
     pub fn poll(&mut self, now: Time, host: &mut impl Host) -> bool {
         let mut busy = self.receive(now, host);

@@ -230,6 +230,7 @@ impl Lanes {
         let number = state.port.adopt(lane.link).ok()?;
         let addresses = lane.peer_addresses.clone();
         state.port.open(number, config, &keys, addresses, self.now()).ok()?;
+        state.port.settle_peers();
         state.here.begin(number);
         self.ends.fetch_add(1, Ordering::AcqRel);
         Some(number)
@@ -247,6 +248,7 @@ impl Lanes {
         if let Some(end) = state.here.ends.remove(&number) {
             end.lanes.values().for_each(|lane| lane.fail());
             state.port.close(number);
+            state.port.settle_peers();
             self.ends.fetch_sub(1, Ordering::AcqRel);
         }
     }

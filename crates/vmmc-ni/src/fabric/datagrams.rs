@@ -70,3 +70,21 @@ pub(super) fn receive_datagrams(socket: impl AsFd, into: &mut [u8]) -> io::Resul
     }
     Ok(Datagrams { len, segment: segment.max(1) })
 }
+
+/// Takes a UDP socket's peer away; it stays bound where it was bound.
+///
+/// # Errors
+/// When the kernel has no memory.
+pub(super) fn disconnect(socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: an address of zeros is valid, and is one of no family.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open; the address is valid, and as long as is said.
+    let done = unsafe {
+        libc::connect(
+            socket.as_fd().as_raw_fd(),
+            &raw const nobody,
+            size_of_val(&nobody) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -9,7 +9,7 @@ use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Socket, Type};
 use vmmc_os::enlarge_socket_buffers;
 
-use super::datagrams::{quiet_datagrams, receive_datagrams};
+use super::datagrams::{disconnect, quiet_datagrams, receive_datagrams};
 use super::{Fabric, Sent};
 
 /// Bytes of the largest super-packet, sent or received.
@@ -23,6 +23,8 @@ const KERNEL_BUFFER: usize = 4 << 20;
 pub struct UdpFabric {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// Whom the socket is connected to: the kernel knows the way then.
+    peer: Option<SocketAddr>,
     /// One super-packet, which stays in the second-level cache.
     buffer: Vec<u8>,
 }
@@ -45,7 +47,7 @@ impl UdpFabric {
     /// # Errors
     /// When the address is not this host's, or is taken.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let open = || -> io::Result<Self> {
+        let open = |address: SocketAddr| -> io::Result<Self> {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
@@ -54,7 +56,22 @@ impl UdpFabric {
             socket.bind(&address.into())?;
             Self::over(socket.into())
         };
-        open().map_err(|cause| BindError::Bind { address, cause: cause.to_string() })
+        // The kernel takes a port that it chose itself away from a socket that is no longer connected: so it is asked for by its number.
+        let mut tries = 0..16;
+        let opened = loop {
+            let opened = open(address);
+            let Some(fabric) = opened.as_ref().ok().filter(|_| address.port() == 0) else {
+                break opened;
+            };
+            let chosen = fabric.address();
+            drop(opened);
+            match chosen.and_then(&open) {
+                Err(cause)
+                    if cause.kind() == io::ErrorKind::AddrInUse && tries.next().is_some() => {}
+                opened => break opened,
+            }
+        };
+        opened.map_err(|cause| BindError::Bind { address, cause: cause.to_string() })
     }
 
     /// A fabric over a UDP socket that is bound already, perhaps by another process.
@@ -66,7 +83,7 @@ impl UdpFabric {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         // Nobody asks for it, and it costs a tenth of a microsecond each time.
         quiet_datagrams(&socket);
-        Ok(Self { socket, state, buffer: vec![0; SUPER_PACKET] })
+        Ok(Self { socket, state, peer: None, buffer: vec![0; SUPER_PACKET] })
     }
 
     /// Where it listens.
@@ -84,6 +101,9 @@ impl Fabric for UdpFabric {
     }
 
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
+        if self.peer == Some(to) && bytes.len() <= segment {
+            return sent(self.socket.send(bytes).map(drop));
+        }
         let transmit = Transmit {
             destination: to,
             ecn: None,
@@ -91,10 +111,20 @@ impl Fabric for UdpFabric {
             segment_size: (segment < bytes.len()).then_some(segment),
             src_ip: None,
         };
-        match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
-            // No route, a size that the device does not carry: a network that loses packets looks no different.
-            _ => Sent::Gone,
+        sent(self.state.try_send(UdpSockRef::from(&self.socket), &transmit))
+    }
+
+    fn only(&mut self, peer: Option<SocketAddr>) {
+        if peer == self.peer {
+            return;
+        }
+        let done = match peer {
+            Some(peer) => self.socket.connect(peer).is_ok(),
+            None => disconnect(&self.socket).is_ok(),
+        };
+        // One that cannot be connected works all the same; one that stays connected goes on serving its peer.
+        if done {
+            self.peer = peer;
         }
     }
 
@@ -107,6 +137,14 @@ impl Fabric for UdpFabric {
         }
         // An empty datagram is one too: there may be more behind it.
         count.max(1)
+    }
+}
+
+fn sent(result: io::Result<()>) -> Sent {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
+        // No route, a size that the device does not carry, nobody there: a network that loses packets looks no different.
+        _ => Sent::Gone,
     }
 }
 
@@ -168,6 +206,25 @@ mod tests {
             return;
         }
         datagrams_keep_their_sizes("[::1]:0");
+    }
+
+    #[test]
+    fn a_fabric_with_one_peer_takes_another_later() {
+        let bind = || UdpFabric::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (mut here, mut first, mut second) = (bind(), bind(), bind());
+        let addresses = [&here, &first, &second].map(|fabric| fabric.address().unwrap());
+        here.only(Some(addresses[1]));
+        assert_eq!(here.send(addresses[1], b"one", 1400), Sent::Gone);
+        assert_eq!(receive(&mut first, 1), [b"one"]);
+        second.send(addresses[0], b"lost", 1400);
+        first.send(addresses[0], b"two", 1400);
+        assert_eq!(receive(&mut here, 1), [b"two"]);
+        here.only(None);
+        assert_eq!(here.address().unwrap(), addresses[0], "where it was");
+        second.send(addresses[0], b"three", 1400);
+        assert_eq!(receive(&mut here, 1), [b"three"]);
+        assert_eq!(here.send(addresses[2], b"four", 1400), Sent::Gone);
+        assert_eq!(receive(&mut second, 1), [b"four"]);
     }
 
     #[test]
