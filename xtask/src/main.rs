@@ -2,11 +2,13 @@
 //!
 //! `cargo xtask test` checks everything that a change must pass; `cargo xtask demo` shows unmodified programs over
 //! kernel TCP and over VMMC; `cargo xtask suites` compares CPython's own tests on both; `cargo xtask fuzz` looks for inputs that
-//! break something. All install the Debian packages that they need when they may, and say what they left out when they may not.
+//! break something; `cargo xtask peers` brings what `vmmc bench` measures beside its own ways. All install the Debian packages that they
+//! need when they may, and say what they left out when they may not.
 
 mod demo;
 mod fuzz;
 mod packages;
+mod peers;
 mod suites;
 mod test;
 mod workspace;
@@ -30,6 +32,8 @@ enum Chore {
     Suites(suites::Args),
     /// Every fuzzer for some seconds: what other processes and hosts can write
     Fuzz(fuzz::Args),
+    /// The programs that `vmmc bench` measures beside its own ways, installed and built
+    Peers,
     /// Unmodified programs over kernel TCP, then over VMMC: same results, other figures
     Demo(demo::Args),
 }
@@ -39,6 +43,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Suites(args) => suites::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Peers => peers::run(),
         Chore::Demo(args) => demo::run(&args),
     }
 }

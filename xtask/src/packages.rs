@@ -63,6 +63,13 @@ pub(crate) const FOR_SUITES: &[Wanted] = &[
 /// What `cargo xtask fuzz` builds the fuzzers with.
 pub(crate) const FOR_FUZZ: &[Wanted] = &[wanted("c++", "g++", "the fuzzers")];
 
+/// What `vmmc bench` measures beside its own ways.
+pub(crate) const FOR_BENCH: &[Wanted] = &[
+    wanted("ucx_perftest", "ucx-utils", "the rows of UCX"),
+    wanted("fi_pingpong", "libfabric-bin", "the rows of libfabric"),
+    wanted("cc", "gcc", "the row of UCX's registration cache"),
+];
+
 /// How long apt may take.
 const APT: Duration = Duration::from_secs(300);
 

@@ -6,14 +6,14 @@ use crate::clock::Clock;
 use crate::links::Peer;
 use crate::machine::Machine;
 use crate::options::{Bench, Options};
+use crate::others::Others;
 use crate::path::Path;
 use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
-use crate::statistics::median;
 use crate::{
     BenchError, bandwidth, idle, latency, notify, redirection, scale, send_rate, setup, sockets,
-    ucx, utlb,
+    utlb,
 };
 
 /// Runs one measurement; takes [`Options::seconds`] and a few more. Starts other processes, which end with it.
@@ -33,8 +33,10 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         Bench::FetchLatency => {
             latencies(bench, options, &machine, 1.0, latency::fetch, &mut notes)?
         }
-        Bench::SendBandwidth => bandwidths(bench, options, &machine, bandwidth::send)?,
-        Bench::FetchBandwidth => bandwidths(bench, options, &machine, bandwidth::fetch)?,
+        Bench::SendBandwidth => bandwidths(bench, options, &machine, bandwidth::send, &mut notes)?,
+        Bench::FetchBandwidth => {
+            bandwidths(bench, options, &machine, bandwidth::fetch, &mut notes)?
+        }
         Bench::SendRate => send_rate::run(options, &machine, &mut notes)?,
         Bench::Notify => notify::run(options, &machine)?,
         Bench::Redirection => redirection::run(options, &machine)?,
@@ -59,10 +61,10 @@ fn latencies(
     measure: Measure,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
-    let mut beside = Ucx::wanted(bench, options, notes);
+    let mut others = Others::of(bench, options, machine, notes)?;
     let series = all_paths(bench, options, machine, |peer, path, size, slice| {
-        if path == Path::Vmmc && size == 8 {
-            beside.measure(machine)?;
+        if path == Path::Vmmc {
+            others.measure(size)?;
         }
         measure(peer, path, size, slice)
     })?;
@@ -81,10 +83,7 @@ fn latencies(
                 )
         })
         .collect();
-    if let Some(row) = beside.row(machine)? {
-        let after = rows.iter().rposition(|other| other.size == row.size).map_or(0, |at| at + 1);
-        rows.insert(after, row);
-    }
+    others.add_to(&mut rows)?;
     rows.extend(line(&series));
     Ok(rows)
 }
@@ -94,8 +93,15 @@ fn bandwidths(
     options: &Options,
     machine: &Machine,
     measure: Measure,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
-    let series = all_paths(bench, options, machine, measure)?;
+    let mut others = Others::of(bench, options, machine, notes)?;
+    let series = all_paths(bench, options, machine, |peer, path, size, slice| {
+        if path == Path::Vmmc {
+            others.measure(size)?;
+        }
+        measure(peer, path, size, slice)
+    })?;
     let clock = Clock::calibrated();
     let mut rows: Vec<Row> = series
         .iter()
@@ -115,6 +121,7 @@ fn bandwidths(
             }
         })
         .collect();
+    others.add_to(&mut rows)?;
     rows.extend(line(&series));
     Ok(rows)
 }
@@ -144,48 +151,4 @@ fn line(series: &[Series<Path>]) -> Option<Row> {
     let figure = |quantile: f64| clock.microseconds(all.quantile(quantile));
     let row = Row::new(Path::Line.name(), 64, Unit::Microseconds, figure(0.5));
     Some(row.tails(figure(0.99), figure(0.999), all.len()))
-}
-
-/// UCX measured in the same rounds.
-#[derive(Debug)]
-struct Ucx {
-    wanted: bool,
-    rounds: Vec<f64>,
-}
-
-impl Ucx {
-    const MESSAGES: u64 = 200_000;
-
-    fn wanted(bench: Bench, options: &Options, notes: &mut Vec<String>) -> Ucx {
-        let asked = bench == Bench::SendLatency
-            && options.sizes_for(bench).is_ok_and(|sizes| sizes.contains(&8));
-        let wanted = asked && ucx::installed();
-        if asked && !wanted {
-            notes.push(
-                "ucx_perftest is not installed (Debian package ucx-utils): no row ucx-posix"
-                    .to_owned(),
-            );
-        }
-        Ucx { wanted, rounds: Vec::new() }
-    }
-
-    fn measure(&mut self, machine: &Machine) -> Result<(), BenchError> {
-        if self.wanted {
-            self.rounds.push(ucx::tag_latency(machine, Self::MESSAGES, "50")?);
-        }
-        Ok(())
-    }
-
-    fn row(&self, machine: &Machine) -> Result<Option<Row>, BenchError> {
-        if self.rounds.is_empty() {
-            return Ok(None);
-        }
-        let tail = |percentile| ucx::tag_latency(machine, Self::MESSAGES, percentile);
-        // Each percentile is a run of its own, so the machine may have been better for a higher one.
-        let p50 = median(&self.rounds);
-        let p99 = tail("99")?.max(p50);
-        let p999 = tail("99.9")?.max(p99);
-        let row = Row::new("ucx-posix", 8, Unit::Microseconds, p50);
-        Ok(Some(row.tails(p99, p999, Self::MESSAGES)))
-    }
 }

@@ -1,10 +1,14 @@
 //! `send-rate`: asynchronous sends a second from one sender, each with its end looked at; beside them synchronous sends, bare
-//! stores into the same kind of memory, and UCX's puts over `posix`.
+//! stores into the same kind of memory, and UCX's puts over `posix`. Then the same by a write-only import, for which the service's engine
+//! writes: asynchronous with up to 64 under way, and synchronous.
 //!
 //! The receiver takes no part in any of them. The sends go round a page of the other process's inbox, one cache line further each time.
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
+
+use vmmc::{ImportSource, Rights, Transfer};
 
 use crate::clock::Clock;
 use crate::links::Peer;
@@ -25,7 +29,11 @@ const PLACES: usize = 64;
 static PAYLOAD: [u8; LARGEST] = [0x5a; LARGEST];
 
 /// The sender's ways, in the order of the rows.
-const PATHS: [&str; 4] = ["vmmc", "vmmc-sync", "shared-memory", "ucx-posix"];
+const PATHS: [&str; 6] =
+    ["vmmc", "vmmc-sync", "shared-memory", "ucx-posix", "vmmc-write-only", "vmmc-write-only-sync"];
+
+/// Sends that a sender by the engine has under way.
+const WINDOW: usize = 64;
 
 pub(crate) fn run(
     options: &Options,
@@ -38,23 +46,41 @@ pub(crate) fn run(
     let progress = Progress::new(options.progress, "send-rate", sizes.len() * rounds);
     let with_ucx = ucx::installed();
     if !with_ucx {
-        notes.push(
-            "ucx_perftest is not installed (Debian package ucx-utils): no row ucx-posix".to_owned(),
-        );
+        notes.push(format!("{}: no row ucx-posix", ucx::MISSING));
     }
     let peer = Peer::start(&options.peer, machine)?;
     let links = &peer.links;
+    let write_only = links
+        .vmmc
+        .process
+        .import(ImportSource::Id(links.vmmc.import.id()))
+        .rights(Rights::WRITE)
+        .open()
+        .map_err(|cause| BenchError::vmmc("import for writing only", cause))?;
     let mut rows = Vec::new();
     for size in sizes {
         let mut series = PATHS.map(Series::new);
         for _ in 0..rounds {
-            let [asynchronous, synchronous, stores, puts] = &mut series;
+            let [asynchronous, synchronous, stores, puts, by_engine, by_engine_sync] = &mut series;
             asynchronous.add(batches(slice, |at| post(&links.vmmc, at, size))?);
             synchronous.add(batches(slice, |at| links.vmmc.send(at, payload(size)))?);
             stores.add(batches(slice, |at| links.shared_memory.send(at, payload(size)))?);
             if with_ucx {
                 puts.add(ucx_puts(machine, size, slice)?);
             }
+            let mut window = VecDeque::with_capacity(WINDOW);
+            by_engine.add(batches(slice, |at| {
+                if window.len() == WINDOW {
+                    window.pop_front().map_or(Ok(()), ended)?;
+                }
+                window.push_back(write_only.send_async(at, payload(size)));
+                Ok(())
+            })?);
+            window.into_iter().try_for_each(ended)?;
+            by_engine_sync.add(batches(slice, |at| {
+                let sent = write_only.send(at, payload(size));
+                sent.map_err(|cause| BenchError::vmmc("transfer", cause))
+            })?);
             progress.advance();
         }
         let measured = series.iter().filter(|series| !series.middles.is_empty());
@@ -72,8 +98,12 @@ fn payload(size: usize) -> &'static [u8] {
 /// One asynchronous send, to its end.
 #[inline(always)]
 fn post(memory: &VmmcMemory, at: usize, size: usize) -> Result<(), BenchError> {
-    let finished = memory.import.send_async(at, payload(size)).wait();
-    finished.result.map_err(|cause| BenchError::vmmc("transfer", cause))
+    ended(memory.import.send_async(at, payload(size)))
+}
+
+#[inline(always)]
+fn ended(transfer: Transfer<&'static [u8]>) -> Result<(), BenchError> {
+    transfer.wait().result.map_err(|cause| BenchError::vmmc("transfer", cause))
 }
 
 /// Sends for so long; a sample is the time of one send in ticks.

@@ -272,7 +272,7 @@ impl Wakers {
 }
 
 impl Import {
-    /// The sender's end: tells the exporter of bytes that were placed at `offset`. One system call if it announced that it sleeps; a
+    /// The sender's end: tells the exporter of bytes that were placed at `offset`. Two system calls if it announced that it sleeps; a
     /// pair has no mailbox, and always rings.
     #[inline]
     pub(crate) fn tell(&self, offset: usize, bytes: &[u8]) {
@@ -290,7 +290,8 @@ impl Import {
         // the service checked that the memory cannot shrink.
         let mailbox = unsafe { Mailbox::at(mailbox.as_ptr()) };
         if let Some(sleep) = mailbox.push(note) {
-            event.signal();
+            // All importers share the event, and each can fill it and make it block.
+            event.signal_unless_full();
             mailbox.rung(sleep);
         }
     }

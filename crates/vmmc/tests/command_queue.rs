@@ -2,119 +2,18 @@
 
 mod harness;
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::stranger::Stranger;
 use harness::{FOREVER, Node, kill, listen, role, say, until};
 use vmmc::{Export, Import, ImportSource, Process, Rights, TransferError};
-use vmmc_os::{
-    Access, Descriptor, Mapping, OsError, connect_packets, create_memory, receive, send,
-    wait_readable,
-};
-use vmmc_proto::{Answer, Hello, MAX_MESSAGE, Request, VERSION, decode_answer, encode_request};
-use vmmc_shm::command::{Command, CommandQueue, Direction, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
+use vmmc_os::{Access, Mapping, connect_packets, create_memory};
+use vmmc_proto::{Answer, Hello, Request, VERSION};
+use vmmc_shm::command::{Command, Direction, MEMORY, Outcome, PAYLOAD, PIECE, SLOTS};
 
 fn write_only(process: &Process, export: &Export) -> Import {
     process.import(ImportSource::Id(export.id())).rights(Rights::WRITE).open().unwrap()
-}
-
-/// A process that speaks with the service by hand.
-struct Stranger {
-    socket: Descriptor,
-    queue: Mapping,
-    last_seq: u32,
-}
-
-impl Stranger {
-    fn new(node: &Node) -> Self {
-        let socket = connect_packets(&node.path().join("node.sock")).unwrap();
-        let memory = create_memory(MEMORY).unwrap();
-        let queue = Mapping::new(&memory, 0, MEMORY, Access::ReadWrite).unwrap();
-        let mut stranger = Self { socket, queue, last_seq: 0 };
-        let name = "stranger".to_owned();
-        let hello = Hello {
-            version: VERSION,
-            name,
-            resume: None,
-            control: false,
-            pairing_only: false,
-            hosts_lanes: false,
-        };
-        stranger.say(&Request::Hello(hello), &[]);
-        assert!(matches!(stranger.hear(), Answer::Welcome(_)));
-        assert_eq!(stranger.ask(|seq| Request::Queue { seq }, Some(&memory)), Ok(()));
-        // One is all that a process gets.
-        assert!(stranger.ask(|seq| Request::Queue { seq }, Some(&memory)).is_err());
-        stranger
-    }
-
-    fn say(&self, request: &Request, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
-        let packet = encode_request(request).unwrap();
-        let deadline = Instant::now() + FOREVER;
-        while let Err(error) = send(&self.socket, &packet, descriptors) {
-            assert_eq!(error, OsError::AGAIN);
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
-    }
-
-    fn hear(&self) -> Answer {
-        let mut buffer = vec![0; MAX_MESSAGE];
-        wait_readable(&[self.socket.as_fd()], Some(FOREVER)).unwrap();
-        let len = receive(&self.socket, &mut buffer).unwrap().len;
-        decode_answer(&buffer[..len]).unwrap()
-    }
-
-    fn ask(
-        &mut self,
-        make: impl FnOnce(u32) -> Request,
-        memory: Option<&Descriptor>,
-    ) -> Result<(), Answer> {
-        self.last_seq += 1;
-        let descriptors: Vec<_> = memory.iter().map(|memory| memory.as_fd()).collect();
-        self.say(&make(self.last_seq), &descriptors);
-        match self.hear() {
-            Answer::Done { .. } => Ok(()),
-            other => Err(other),
-        }
-    }
-
-    fn import(&mut self, export: &Export) -> u64 {
-        let target = vmmc_proto::Target::Id(export.id());
-        let request = Request::Import {
-            seq: 9,
-            node: None,
-            target,
-            rights: Rights::WRITE,
-            key: None,
-            again: false,
-        };
-        self.say(&request, &[]);
-        match self.hear() {
-            Answer::Granted { grant, .. } => grant.handle,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn commands(&self) -> &CommandQueue {
-        // SAFETY: page-aligned, longer than a queue, mapped as long as `self`.
-        unsafe { CommandQueue::at(self.queue.as_ptr()) }
-    }
-
-    /// What the service makes of one command.
-    fn order(&self, command: &Command) -> Outcome {
-        let claim = self.commands().claim().unwrap();
-        let slot = claim.slot();
-        let _ = self.commands().post(claim, command);
-        self.say(&Request::Ring, &[]);
-        let mut found = None;
-        until("executed", || {
-            found = self.commands().reap(slot, |outcome| outcome);
-            found.is_some()
-        });
-        found.unwrap()
-    }
 }
 
 fn plain(handle: u64, offset: u64, len: u64) -> Command {
@@ -137,7 +36,7 @@ fn commands_of_a_stranger_are_checked() {
     let others = process.export(4096).create().unwrap();
     let foreign = write_only(&process, &others);
     let mut stranger = Stranger::new(&node);
-    let handle = stranger.import(&export);
+    let handle = stranger.import(export.id(), Rights::WRITE).0;
     let len = export.len() as u64;
     for (offset, count) in [
         (len, 1),
@@ -181,7 +80,7 @@ fn noise_in_a_queue_hurts_only_its_owner() {
     let secret = process.export(4096).create().unwrap();
     let import = write_only(&process, &export);
     let mut stranger = Stranger::new(&node);
-    let handle = stranger.import(&export);
+    let handle = stranger.import(export.id(), Rights::WRITE).0;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
         random ^= random << 13;
@@ -230,7 +129,7 @@ fn a_queue_that_is_too_short_is_refused() {
         hosts_lanes: false,
     };
     stranger.say(&Request::Hello(hello), &[]);
-    assert!(matches!(stranger.hear(), Answer::Welcome(_)));
+    assert!(matches!(stranger.hear().0, Answer::Welcome(_)));
     let short = create_memory(MEMORY - 4096).unwrap();
     assert!(stranger.ask(|seq| Request::Queue { seq }, Some(&short)).is_err());
     assert!(stranger.ask(|seq| Request::Queue { seq }, None).is_err());
@@ -291,7 +190,8 @@ fn a_full_queue_of_one_process_does_not_keep_others_waiting() {
     let process = node.open();
     let export = process.export(4096).notify(vmmc::Notify::Event).create().unwrap();
     let (mut busy, mut modest) = (Stranger::new(&node), Stranger::new(&node));
-    let handles = [busy.import(&export), modest.import(&export)];
+    let handles =
+        [&mut busy, &mut modest].map(|stranger| stranger.import(export.id(), Rights::WRITE).0);
     // The service finds all of it together, the busy process's first.
     let pid = node.service_pid().unwrap();
     kill(pid, libc::SIGSTOP);
@@ -317,7 +217,7 @@ fn what_a_process_had_posted_when_it_ended_is_done() {
     let process = node.open();
     let export = process.export(SLOTS * 8).create().unwrap();
     let mut stranger = Stranger::new(&node);
-    let handle = stranger.import(&export);
+    let handle = stranger.import(export.id(), Rights::WRITE).0;
     // More than one turn's worth, and the service is not told of it.
     for number in 0..SLOTS as u64 {
         let signal = Some((number * 8, number + 1));

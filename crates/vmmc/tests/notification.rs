@@ -99,6 +99,36 @@ fn overflow_is_told_with_its_count() {
     assert_eq!(export.wait(Duration::ZERO), Err(WaitError::Timeout));
 }
 
+/// The flag belongs to the event, so that every importer can change it for all.
+#[test]
+fn an_importer_that_makes_the_event_block_holds_nobody_up() {
+    let node = Node::new();
+    let process = node.open();
+    let export = process.export(64).notify(Notify::Event).create().unwrap();
+    let import = process.import(ImportSource::Id(export.id())).open().unwrap();
+    let event = import.notify_fd().unwrap();
+    // SAFETY: a plain system call on a descriptor of this test's.
+    assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    let fill = || rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes());
+    let (done, is_done) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The exporter clears an event that nobody has signalled.
+            assert_eq!(export.wait(Duration::ZERO), Err(WaitError::Timeout));
+            assert_eq!(export.wait(Duration::ZERO), Err(WaitError::Timeout));
+            assert_eq!(fill(), Ok(8));
+            // A notifier rings an event whose counter is full.
+            import.send_notify(0, b"rung").unwrap();
+            assert_eq!(export.wait(FOREVER).unwrap().len, 4);
+            done.send(()).unwrap();
+        });
+        if is_done.recv_timeout(FOREVER).is_err() {
+            eprintln!("somebody waits for ever");
+            std::process::abort();
+        }
+    });
+}
+
 #[test]
 fn every_notification_wakes_one_of_many_waiters() {
     let node = Node::new();

@@ -1,10 +1,12 @@
 //! Waking and being woken through a descriptor.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::{Descriptor, OsError};
 
@@ -40,8 +42,8 @@ impl Event {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// As `signal`, for an event that another process may have made blocking since: does nothing when the counter is full,
-    /// so that a hostile owner cannot make us wait.
+    /// As `signal`, for an event that another process may have made blocking since: does nothing when the counter is full, for then it is
+    /// readable already. Who would make us wait has to fill it between two of our calls.
     pub fn signal_unless_full(&self) {
         let mut polled = [PollFd::new(&self.0, PollFlags::OUT)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -50,10 +52,14 @@ impl Event {
         }
     }
 
-    /// Makes it unreadable; how often it was signalled since it was, 0 if it was not readable.
+    /// Makes it unreadable; how often it was signalled since it was, 0 if it was not readable. Does not wait, even if another process that
+    /// has the event made it blocking.
     pub fn drain(&self) -> u64 {
         let mut count = [0u8; 8];
-        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+        let mut buffers = [IoSliceMut::new(&mut count)];
+        // An event has no offset: -1 is "where it is".
+        let taken = preadv2(&self.0, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT);
+        taken.map_or(0, |_| u64::from_ne_bytes(count))
     }
 }
 

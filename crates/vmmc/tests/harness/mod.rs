@@ -1,6 +1,9 @@
 //! A runtime directory for one test, and other processes to play with.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod dice;
+pub(crate) mod stranger;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -28,6 +31,13 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("vmmc-test-").tempdir().unwrap();
         let runtime = dir.path().join("run");
         Self { dir: Arc::new(dir), runtime }
+    }
+
+    /// In an actor: the node that it was started in. Whoever started it ends the service.
+    pub(crate) fn of_environment() -> std::mem::ManuallyDrop<Self> {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let runtime = std::env::var_os("VMMC_RUNTIME_DIR").unwrap().into();
+        std::mem::ManuallyDrop::new(Self { dir, runtime })
     }
 
     /// The same node under another name.
