@@ -1,58 +1,94 @@
-//! SIGKILL of anybody at any moment: nobody hangs, everybody learns of it, nothing is left behind.
+//! SIGKILL of anybody at any moment, whatever it is doing: nobody hangs, everybody learns of it, nothing is left behind.
+//!
+//! `VMMC_TEST_KILLS=1000 cargo test --release -p vmmc --test crash` for a longer loop.
 
 mod harness;
 
 use std::time::{Duration, Instant};
 
+use harness::dice::Dice;
 use harness::{FOREVER, Node, kill, role, say, until};
-use vmmc::{Export, ExportState, Import, ImportSource, Notify, Process, TransferError};
+use vmmc::utlb::Access;
+use vmmc::{
+    Export, ExportState, Import, ImportSource, Notify, PostedBuffer, Process, Rights, TransferError,
+};
 
-/// Rounds of the loop.
+/// Rounds of the loop in the ordinary run.
 const ROUNDS: u32 = 200;
+
+/// Where the survivor and the exporter post memory.
+const POSTED: usize = 256 << 10;
 
 #[test]
 fn actor() {
     let Some((role, argument)) = role() else { return };
     let process = Process::open().unwrap();
     match role.as_str() {
-        "exporter" => {
-            let export = process.export(1 << 20).name("crash").notify(Notify::Event);
-            let export = export.create().unwrap();
-            say(export.id());
-            // Busy with what an exporter may do, until killed.
-            loop {
-                let more = process.export(4096).create();
-                let _ = export.load_signal(0);
-                let _ = export.wait(Duration::ZERO);
-                drop(more);
-            }
-        }
-        "importer" => {
-            let source = ImportSource::Id(argument.parse().unwrap());
-            let import = process.import(source.clone()).open().unwrap();
-            say("imported");
-            for round in 0u64.. {
-                let _ = import.send_signal(0, &[1; 5000], 8192, round);
-                let _ = import.send_notify(16, b"bytes");
-                if round % 64 == 0 {
-                    // By the engine thread, and dropped in the middle.
-                    drop(import.send_async(16384, vec![2; 600_000]));
-                    drop(process.import(source.clone()).open());
-                }
-            }
-        }
+        "exporter" => be_exporter(&process),
+        "importer" => be_importer(&process, ImportSource::Id(argument.parse().unwrap())),
         _ => {}
     }
 }
 
-/// What chance decides; the same in every run.
-struct Dice(u64);
+/// Busy with what an exporter may do, until killed.
+fn be_exporter(process: &Process) {
+    let export = process.export(1 << 20).name("crash").redirectable(64 << 10);
+    let export = export.notify(Notify::Handler(Box::new(|_| {}))).create().unwrap();
+    let looked_at = process.export(4096).notify(Notify::Event).create().unwrap();
+    say(export.id());
+    loop {
+        let more = process.export(4096).create();
+        let _ = export.load_signal(0);
+        let _ = looked_at.wait(Duration::ZERO);
+        redirect(&export);
+        pin(process);
+        drop(more);
+    }
+}
 
-impl Dice {
-    fn throw(&mut self, sides: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
+/// Busy with what an importer may do, until killed.
+fn be_importer(process: &Process, source: ImportSource) {
+    let import = process.import(source.clone()).open().unwrap();
+    let write_only = process.import(source.clone()).rights(Rights::WRITE).open();
+    let write_only = write_only.unwrap();
+    say("imported");
+    for round in 0u64.. {
+        let _ = import.send_signal(0, &[1; 5000], 8192, round);
+        let _ = import.send_notify(16, b"bytes");
+        let _ = import.send(POSTED, &[3; 8192]);
+        // In the command queue together, and some of them dropped there.
+        let posted: Vec<_> = (0..20)
+            .map(|number| write_only.send_signal_async(32768, vec![4; 3000], 40960, number))
+            .collect();
+        posted.into_iter().skip(5).for_each(|transfer| _ = transfer.wait());
+        let _ = write_only.send(POSTED, &[5; 100_000]);
+        let _ = write_only.send_notify(16, b"by the engine");
+        if round.is_multiple_of(16) {
+            // By the engine thread, and dropped in the middle.
+            drop(import.send_async(400_000, vec![2; 600_000]));
+            let fetched = import.fetch_async(400_000, vec![0; 600_000]);
+            let _ = import.flush();
+            drop(fetched);
+            drop(process.import(source.clone()).open());
+            pin(process);
+        }
+    }
+}
+
+fn redirect(export: &Export) {
+    for buffer in [export.redirect_buffer(8192).ok().map(PostedBuffer::Shared), None] {
+        let buffer = buffer.unwrap_or_else(|| PostedBuffer::Private(vec![0; 5000]));
+        if let Ok(posting) = export.post(POSTED, buffer) {
+            let _ = export.finish(posting);
+        }
+    }
+}
+
+/// More than the table may hold at once, so that pages come and go.
+fn pin(process: &Process) {
+    let Ok(buffer) = process.utlb().allocate(1 << 20) else { return };
+    for page in 0..64 {
+        let _ = process.utlb().lookup(buffer.as_ptr().wrapping_add(page << 14), 100, Access::Read);
     }
 }
 
@@ -62,13 +98,17 @@ fn kills_at_random_moments_leave_nothing_behind() {
     let shared_memory = || std::fs::read_dir("/dev/shm").map_or(0, Iterator::count);
     let before = shared_memory();
     let survivor = node.open();
-    let ours = survivor.export(1 << 20).notify(Notify::Event).create().unwrap();
-    let mut dice = Dice(2);
+    let ours = survivor.export(1 << 20).redirectable(64 << 10).notify(Notify::Event);
+    let ours = ours.create().unwrap();
+    let mut dice = Dice::new(2);
     let mut services = Vec::new();
-    for round in 0..ROUNDS {
+    let rounds = std::env::var("VMMC_TEST_KILLS").ok().and_then(|n| n.parse().ok());
+    for round in 0..rounds.unwrap_or(ROUNDS) {
         let mut exporter = node.actor("exporter", "");
         let theirs = exporter.hear().parse().unwrap();
-        let import = retry(|| survivor.import(ImportSource::Id(theirs)).open().ok());
+        let [import, write_only] = [Rights::READ_WRITE, Rights::WRITE].map(|rights| {
+            retry(|| survivor.import(ImportSource::Id(theirs)).rights(rights).open().ok())
+        });
         let mut importer = node.actor("importer", &ours.id().to_string());
         importer.hear();
         std::thread::sleep(Duration::from_micros(dice.throw(5000)));
@@ -83,11 +123,22 @@ fn kills_at_random_moments_leave_nothing_behind() {
         }
         // While all this happens, nothing that the survivor does waits for ever or fails in an odd way.
         let large = import.send_async(0, vec![1; 1 << 20]);
+        let by_engine = [1, 2, 3].map(|byte| write_only.send_async(0, vec![byte; 100_000]));
+        redirect(&ours);
+        let _ = import.send_notify(0, b"told");
         let sent = import.send(0, b"still there?").and(large.wait().result);
         assert!(
             matches!(sent, Ok(()) | Err(TransferError::Dead | TransferError::Revoked)),
             "round {round}: {sent:?}"
         );
+        for transfer in by_engine {
+            use TransferError::{Dead, Revoked, ServiceLost, Timeout};
+            let sent = transfer.wait().result;
+            assert!(
+                matches!(sent, Ok(()) | Err(Dead | Revoked | ServiceLost | Timeout)),
+                "round {round}: {sent:?}"
+            );
+        }
         exporter.kill();
         importer.kill();
         until("the exporter's death is seen", || {
@@ -104,7 +155,10 @@ fn kills_at_random_moments_leave_nothing_behind() {
     drop((import, check));
     until("only the survivor is known", || {
         let status = node.status();
-        status["processes"] == 1 && status["exports"] == 1 && status["imports"] == 0
+        status["processes"] == 1
+            && status["exports"] == 1
+            && status["imports"] == 0
+            && status["reserved_bytes"] == 0
     });
     for pid in services {
         // Killed services are reaped by whoever reaps orphans; none of them runs.
