@@ -7,16 +7,25 @@
 //! same reader in the same rhythm. `shared-memory` is that over a mapping of its own. `copying` is
 //! the rate while not waiting for the other side. Over sockets fetches are not asked for one by
 //! one, but streamed by their owner, which favours the sockets.
+//!
+//! `vmmc-unread` is for the comparison with other libraries' own programs, none of which touches the bytes: one source is sent to one place
+//! again and again, each time with a signal word, and nobody reads it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::BenchError;
+use crate::buffer::Buffer;
 use crate::clock::Clock;
 use crate::flow::{Flow, Timing};
 use crate::links::{Peer, over};
+use crate::memory::{Memory, SLOTS};
 use crate::path::Path;
 use crate::peer::Order;
 use crate::rounds::{Round, fill};
+use crate::statistics::Samples;
+
+/// The signal word of sends that nobody reads.
+const UNREAD: usize = 1024;
 
 /// One round of `send-bandwidth`; samples are turns.
 pub(crate) fn send(
@@ -50,6 +59,20 @@ pub(crate) fn fetch(
             over!(links, path, |memory| flow.fetch(memory), |stream| flow.read(stream))
         })
     })
+}
+
+/// One round of sends that nobody reads; samples are turns.
+pub(crate) fn unread(peer: &Peer, size: usize, slice: Duration) -> Result<Samples, BenchError> {
+    let (memory, clock, began) = (&peer.links.vmmc, Clock::calibrated(), Instant::now());
+    let (source, mut samples) = (Buffer::filled(0x5a, size), Samples::new());
+    while samples.len() < 10 || began.elapsed() < slice {
+        let from = clock.now();
+        for number in 0..messages_in_turn(size) {
+            memory.send_signal(SLOTS, &source, UNREAD, number)?;
+        }
+        samples.record(clock.ticks_between(from, clock.now()) as f64);
+    }
+    Ok(samples)
 }
 
 fn round(

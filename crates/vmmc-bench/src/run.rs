@@ -5,12 +5,13 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::links::Peer;
 use crate::machine::Machine;
-use crate::options::{Bench, Options};
+use crate::options::{Bench, LARGEST, Options};
 use crate::others::Others;
 use crate::path::Path;
 use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
+use crate::statistics::median;
 use crate::{
     BenchError, bandwidth, idle, latency, notify, redirection, scale, send_rate, setup, sockets,
     utlb,
@@ -96,18 +97,24 @@ fn bandwidths(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
     let mut others = Others::of(bench, options, machine, notes)?;
+    let mut unread = Vec::new();
     let series = all_paths(bench, options, machine, |peer, path, size, slice| {
         if path == Path::Vmmc {
             others.measure(size)?;
         }
+        if path == Path::Vmmc && size == LARGEST && bench == Bench::SendBandwidth {
+            unread.push(bandwidth::unread(peer, size, slice)?.quantile(0.5));
+        }
         measure(peer, path, size, slice)
     })?;
     let clock = Clock::calibrated();
+    let rate = |size: usize, ticks: f64| {
+        (bandwidth::messages_in_turn(size) * size as u64) as f64 / clock.nanoseconds(ticks)
+    };
     let mut rows: Vec<Row> = series
         .iter()
         .map(|series| {
-            let bytes = (bandwidth::messages_in_turn(series.size) * series.size as u64) as f64;
-            let figure = |ticks: f64| bytes / clock.nanoseconds(ticks);
+            let figure = |ticks: f64| rate(series.size, ticks);
             let rate = figure(series.middle);
             Row {
                 cpu_us: Some(series.cpu_us),
@@ -121,6 +128,10 @@ fn bandwidths(
             }
         })
         .collect();
+    if !unread.is_empty() {
+        let figure = rate(LARGEST, median(&unread));
+        rows.push(Row::new("vmmc-unread", LARGEST, Unit::GigabytesPerSecond, figure));
+    }
     others.add_to(&mut rows)?;
     rows.extend(line(&series));
     Ok(rows)
