@@ -301,7 +301,7 @@ impl Posting {
     fn join_crowd(&self, state: u64) -> Option<Hold> {
         let joined = self.crowd.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |crowd| {
             let same = crowd >> 16 == state << 15 >> 16 && crowd & CROWD != CROWD;
-            same.then_some(crowd + 1)
+            same.then(|| crowd + 1)
         });
         joined.ok().map(|_| Hold::Crowd)
     }

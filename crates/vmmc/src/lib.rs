@@ -87,8 +87,8 @@
 //!
 //! What lies in an export may be changed by any importer at any time, honest or not: read it by [`Export::read`], then check the copy. An
 //! importer can write nonsense into the export and its mailbox, nowhere else; it can neither shorten the memory nor make a call here wait.
-//! A notifier writes to an event that belongs to the exporter: an exporter that fills its own event's counter can make
-//! its notifiers wait.
+//! A notifier writes to an event that exporter and importers share. Each of them can make it block, fill it at the very moment between a notifier's
+//! look and its write, and so make the notifier wait until the exporter clears it; or clear it, and so delay a wake-up.
 //!
 //! # Limits
 //!

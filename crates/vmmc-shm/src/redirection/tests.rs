@@ -113,7 +113,61 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn a_crowd_of_nonsense_is_not_joined() {
+    let table = Table::new();
+    table.post(0, 1, 0, 100, 0);
+    table.postings[0].records.iter().for_each(|record| record.store(BUSY, Ordering::Relaxed));
+    for crowd in [u64::MAX, u64::MAX - 1, 0, 1 << 16 | CROWD] {
+        table.postings[0].crowd.store(crowd, Ordering::Relaxed);
+        assert_eq!(arrive(&table, 0, 100), [(0, 100, None)]);
+    }
+}
+
+fn word_of_a_stranger() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        0..8_u64,
+        Just(u64::MAX),
+        (0..1_u64 << 20).prop_map(|n| n << 2 | 1),
+        any::<u64>()
+    ]
+}
+
 proptest! {
+    /// Whatever strangers wrote, arrivals go inside the pool or to the default buffer, and all comes to an end.
+    #[test]
+    fn any_memory_is_looked_at_without_harm(
+        words in prop::collection::vec(word_of_a_stranger(), size_of::<Table>() / 8),
+        arrivals in prop::collection::vec((any::<u64>(), 1..u64::MAX / 2), 1..20),
+    ) {
+        let table = Table::new();
+        for posting in &table.postings {
+            // What tells open postings from closed ones is more interesting when they are open.
+            posting.len.store(words[0] % MAX_POSTED, Ordering::Relaxed);
+        }
+        let all = [&table.open].into_iter().chain(table.postings.iter().flat_map(|posting| {
+            [&posting.state, &posting.start, &posting.destination, &posting.crowd]
+                .into_iter()
+                .chain(&posting.records)
+        }));
+        all.zip(&words).for_each(|(word, value)| word.store(*value, Ordering::Relaxed));
+        for (offset, len) in arrivals {
+            match table.place(offset, len, POOL) {
+                Place::Default(piece) => prop_assert!(piece > 0 && piece <= len),
+                Place::Posted(claim) => {
+                    prop_assert!(claim.len() <= len);
+                    prop_assert!(claim.destination().saturating_add(claim.len()) <= POOL);
+                    let _ = claim.commit();
+                }
+            }
+        }
+        for index in 0..POSTINGS {
+            let redirected = table.withdraw(index, 1, 5000, never).redirected;
+            prop_assert!(redirected.iter().all(|range| range.end <= 5000));
+        }
+    }
+
     /// Whatever is posted, withdrawn and sent: the newest byte of each place is where the receiver is told.
     #[test]
     fn the_newest_bytes_are_where_the_receiver_is_told(steps in prop::collection::vec(step(), 1..80)) {
