@@ -71,8 +71,8 @@ impl Import {
         self.route.send(offset, &[], Some((offset, value)))
     }
 
-    /// Writes bytes, then notifies the exporter of them: its handler runs, or a thread that waits on the export wakes. One system
-    /// call if the exporter announced that it sleeps, else none.
+    /// Writes bytes, then notifies the exporter of them: its handler runs, or a thread that waits on the export wakes. Two system
+    /// calls if the exporter announced that it sleeps, else none.
     ///
     /// # Errors
     /// See [`TransferError`].
