@@ -1,8 +1,10 @@
 //! `poll` and `select` with lifted connections among the descriptors.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use vmmc::stream::announce;
 
 use crate::descriptor::{self, Kind};
@@ -11,13 +13,22 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local;
 use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
+use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
 use crate::{lift, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
-/// How often a spinning poll asks the kernel about everything else.
-const KERNEL_LOOK: u64 = 20 * crate::thread::MICROSECOND;
+/// After how long, and then how often, a spinning poll asks the kernel about everything else.
+const KERNEL_LOOK: (u64, u64) = (MICROSECOND, 20 * MICROSECOND);
+
+/// On the stack, for as many descriptors as programs poll that have few.
+type List<T> = SmallVec<[T; 16]>;
+
+thread_local! {
+    /// The connection that was ready last: where its peer runs, the next bytes probably come from.
+    static LAST_READY: Cell<u32> = const { Cell::new(u32::MAX) };
+}
 
 /// Polls `fds` as `ppoll`; `None`: none of them is the layer's business.
 ///
@@ -44,8 +55,8 @@ pub unsafe fn poll(
         lift::progress();
     }
     // While this thread may sleep on the TCP socket of a connection that is not lifted, that must not be lifted.
-    let mut blind = Vec::new();
-    let mut lifted = Vec::new();
+    let mut blind = List::new();
+    let mut lifted = List::new();
     for (n, fd) in fds.iter().enumerate() {
         let Some(index) = descriptor::connection(fd.fd) else { continue };
         let slot = slot::get(index);
@@ -68,7 +79,7 @@ pub unsafe fn poll(
 struct Polling<'a> {
     fds: &'a mut [libc::pollfd],
     /// Place in `fds` and slot of those that are lifted.
-    lifted: Vec<(usize, u32)>,
+    lifted: List<(usize, u32)>,
     mask: *const libc::sigset_t,
     /// The last sleep was ended by a bell, which says so until it is silenced.
     rung: bool,
@@ -96,98 +107,137 @@ impl Polling<'_> {
 
     /// Looks for a bounded time at the rings, and now and then at all else; true if something may be there.
     fn spin(&mut self) -> bool {
-        let peer = self.lifted.iter().find_map(|&(_, index)| {
+        let last = LAST_READY.get();
+        let likely = self.lifted.iter().find(|&&(_, index)| index == last).or(self.lifted.first());
+        let peer = likely.and_then(|&(_, index)| {
             local::get(index).pin().map(|pin| pin.ends().mine.cpu.load(Ordering::Relaxed))
         });
-        let mut last = crate::thread::ticks();
-        let others = self.lifted.len() < self.fds.len();
+        let (mut last, mut patience) = (thread::ticks(), KERNEL_LOOK.0);
         spin::until(
             || peer.unwrap_or(0),
             || {
-                if self.lifted.iter().any(|&(n, index)| self.ready(n, index) != 0) {
+                if self.lifted.iter().any(|&(n, index)| self.rings(n, index) != 0) {
                     return true;
                 }
-                let now = crate::thread::ticks();
-                if others && now.wrapping_sub(last) > KERNEL_LOOK {
-                    last = now;
-                    let mut rest: Vec<_> = self.fds.to_vec();
-                    for &(n, _) in &self.lifted {
-                        rest[n].fd = -1;
-                    }
-                    return matches!(
-                        kernel::poll(&mut rest, Some(Duration::ZERO), std::ptr::null()),
-                        Ok(1..)
-                    );
+                let now = thread::ticks();
+                if now.wrapping_sub(last) <= patience {
+                    return false;
                 }
-                false
+                (last, patience) = (now, KERNEL_LOOK.1);
+                self.others_stir()
             },
         )
     }
 
-    /// The wanted events of a lifted connection that are there.
+    /// Whether the kernel has something to say of all that the rings do not tell.
+    fn others_stir(&self) -> bool {
+        let mut rest = List::from_slice(self.fds);
+        for &(n, index) in &self.lifted {
+            let slot = slot::get(index);
+            if slot.inward.way() == Way::Ring && slot.outward.way() == Way::Ring {
+                rest[n].fd = -1;
+            }
+            rest[n].events = self.of_tcp(n, index, 0);
+        }
+        rest.iter().any(|fd| fd.fd >= 0)
+            && matches!(kernel::poll(&mut rest, Some(Duration::ZERO), std::ptr::null()), Ok(1..))
+    }
+
+    fn wanted(&self, n: usize) -> i16 {
+        self.fds[n].events | libc::POLLERR | libc::POLLHUP
+    }
+
+    /// The wanted events of a lifted connection that its rings tell of, without asking the kernel.
+    fn rings(&self, n: usize, index: u32) -> i16 {
+        let (slot, local) = (slot::get(index), local::get(index));
+        let Some(pin) = local.pin() else { return 0 };
+        let ends = pin.ends();
+        let mut now = epoll::ended(slot, ends) as i16;
+        let stream = &slot.inward.stream;
+        let unread = match slot.inward.way() {
+            Way::Ring if !stream.frozen(ends.mine) => stream.stirred(ends.mine),
+            Way::Lowered => false,
+            _ => stream.unread(ends.mine) > 0,
+        };
+        if unread {
+            now |= IN;
+        }
+        let room = match slot.outward.way() {
+            _ if slot.finished.load(Ordering::Relaxed) => true,
+            Way::Ring => wait::can_send(slot, ends),
+            Way::Handover => wait::handover_answered(ends),
+            Way::Tcp | Way::Lowered => false,
+        };
+        if room {
+            now |= OUT;
+        }
+        now & self.wanted(n)
+    }
+
+    /// The wanted events of a lifted connection, whoever tells of them.
     fn ready(&self, n: usize, index: u32) -> i16 {
-        let wanted = self.fds[n].events | libc::POLLERR | libc::POLLHUP;
         let fd = self.fds[n].fd;
         let (slot, local) = (slot::get(index), local::get(index));
         let Some(pin) = local.pin() else { return kernel::pending(fd, self.fds[n].events) };
         let ends = pin.ends();
-        let mut now = 0;
-        if slot.inward.way() != Way::Ring || slot.look.load(Ordering::Acquire) {
+        let mut now = self.rings(n, index);
+        let in_ring = slot.inward.way() == Way::Ring && !slot.inward.stream.frozen(ends.mine);
+        if !in_ring || slot.look.load(Ordering::Acquire) {
             now |= epoll::readiness_beside_the_ring(fd, slot, ends) as i16;
-        } else if slot.inward.stream.stirred(ends.mine) {
-            now |= if slot.inward.stream.frozen(ends.mine) {
-                epoll::readiness_beside_the_ring(fd, slot, ends) as i16
-            } else {
-                IN
+        }
+        if self.fds[n].events & OUT != 0 && matches!(slot.outward.way(), Way::Tcp | Way::Lowered) {
+            now |= match kernel::pending(fd, libc::POLLOUT) & libc::POLLOUT {
+                0 => 0,
+                _ => OUT,
             };
         }
-        now |= epoll::ended(fd, slot, ends) as i16;
-        if wanted & OUT != 0 {
-            let out = match slot.outward.way() {
-                _ if slot.finished.load(Ordering::Relaxed) => true,
-                Way::Ring => wait::can_send(slot, ends),
-                Way::Handover => wait::handover_answered(ends),
-                Way::Tcp | Way::Lowered => kernel::pending(fd, libc::POLLOUT) & libc::POLLOUT != 0,
-            };
-            if out {
-                now |= OUT;
+        now & self.wanted(n)
+    }
+
+    /// What to ask the kernel of the TCP socket of a lifted connection, of which `known` is known.
+    fn of_tcp(&self, n: usize, index: u32, known: i16) -> i16 {
+        let (slot, local) = (slot::get(index), local::get(index));
+        // Of TCP itself only ends and errors are news; its readiness to send always holds.
+        let ring_out = matches!(slot.outward.way(), Way::Ring | Way::Handover);
+        // Where the peer froze the ring, its next bytes come by TCP.
+        let frozen = local.pin().is_some_and(|pin| slot.inward.stream.frozen(pin.ends().mine));
+        let ring_in = slot.inward.way() == Way::Ring && !frozen;
+        let ended = slot.look.load(Ordering::Relaxed);
+        let events = self.fds[n].events;
+        events & libc::POLLPRI
+            | match (ring_in, ring_out) {
+                // It was told already, and is not what the program waits for.
+                (true, true) if ended && known == 0 => 0,
+                (false, true) if ended && known == 0 => events & !OUT,
+                (true, true) => libc::POLLIN | libc::POLLRDHUP,
+                (true, false) => events & !IN | libc::POLLRDHUP,
+                (false, true) => events & !OUT | libc::POLLIN,
+                (false, false) => events,
             }
-        }
-        now & wanted
     }
 
     /// Asks the kernel, for the lifted connections by their bells and TCP sockets; with `announced` after telling the
     /// peers that this side sleeps. Fills in the answers.
     fn kernel(&mut self, left: Option<Duration>, announced: bool) -> Outcome {
-        let mut list: Vec<libc::pollfd> = self.fds.to_vec();
+        let mut list = List::from_slice(self.fds);
         let mut immediate = 0;
-        let mut bells = Vec::new();
+        let mut bells = List::new();
         for &(n, index) in &self.lifted {
-            let (slot, local) = (slot::get(index), local::get(index));
+            let slot = slot::get(index);
             if !slot.ready.load(Ordering::Relaxed) {
                 lift::retry_ready(index, slot);
             }
             if announced {
                 self.announce(n, index, &mut bells);
             }
-            let events = self.ready(n, index);
-            self.fds[n].revents = events;
-            immediate += usize::from(events != 0);
-            // Of TCP itself only ends and errors are news; its readiness to send always holds.
-            let ring_out = matches!(slot.outward.way(), Way::Ring | Way::Handover);
-            // Where the peer froze the ring, its next bytes come by TCP.
-            let frozen = local.ends().is_some_and(|ends| slot.inward.stream.frozen(ends.mine));
-            let ring_in = slot.inward.way() == Way::Ring && !frozen;
-            let ended = slot.look.load(Ordering::Relaxed);
-            let urgent = self.fds[n].events & libc::POLLPRI;
-            list[n].events = urgent
-                | match (ring_in, ring_out) {
-                    (true, true) if ended && events == 0 => 0,
-                    (true, true) => libc::POLLIN | libc::POLLRDHUP,
-                    (true, false) => self.fds[n].events & !IN | libc::POLLRDHUP,
-                    (false, true) => self.fds[n].events & !OUT | libc::POLLIN,
-                    (false, false) => self.fds[n].events,
-                };
+            // What TCP has said before is looked at again: it may have been said without being news to this list.
+            let known = if slot.look.load(Ordering::Acquire) {
+                self.ready(n, index)
+            } else {
+                self.rings(n, index)
+            };
+            immediate += usize::from(known != 0);
+            list[n].events = self.of_tcp(n, index, known);
         }
         if announced {
             self.rung = false;
@@ -200,25 +250,21 @@ impl Polling<'_> {
         if outcome.is_err() && immediate == 0 {
             return outcome;
         }
-        let mut is_lifted = vec![false; lifted_at];
+        for (fd, answer) in self.fds.iter_mut().zip(&list) {
+            fd.revents = answer.revents;
+        }
         for &(n, index) in &self.lifted {
-            is_lifted[n] = true;
-            if list[n].revents != 0 {
-                slot::get(index).look.store(true, Ordering::Release);
+            let look = &slot::get(index).look;
+            if list[n].revents & !libc::POLLOUT != 0 {
+                look.store(true, Ordering::Release);
             }
-            self.fds[n].revents = self.ready(n, index);
+            let silent = list[n].revents == 0 && !look.load(Ordering::Acquire);
+            self.fds[n].revents = if silent { self.rings(n, index) } else { self.ready(n, index) };
         }
-        let mut found = 0;
-        for (n, fd) in self.fds.iter_mut().enumerate() {
-            if !is_lifted[n] {
-                fd.revents = list[n].revents;
-            }
-            found += usize::from(fd.revents != 0);
-        }
-        Ok(found)
+        Ok(self.fds.iter().filter(|fd| fd.revents != 0).count())
     }
 
-    fn announce(&self, n: usize, index: u32, bells: &mut Vec<i32>) {
+    fn announce(&self, n: usize, index: u32, bells: &mut List<i32>) {
         let local = local::get(index);
         let Some(pin) = local.pin() else { return };
         let theirs = pin.ends().theirs;
