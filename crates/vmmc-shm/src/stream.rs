@@ -57,9 +57,11 @@ pub struct Words {
     /// One more than the stream offset at which the stream left the first and the second [`Tier`] of ring for the
     /// next larger one; 0: it did not.
     pub grown: [AtomicU64; 2],
+    /// One more than the stream offset at which the stream last came back to the first [`Tier`]; 0: it did not.
+    pub returned: AtomicU64,
     /// One more than the processor the peer was last seen on; 0 if it did not say.
     pub cpu: AtomicU32,
-    line_1: [u8; 36],
+    line_1: [u8; 28],
     /// How much of the owner's outgoing stream the peer has consumed.
     pub credit: AtomicU64,
     line_2: [u8; 56],

@@ -12,6 +12,7 @@
 //! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
 //! | `lift`, `lower` | from TCP onto VMMC and back |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
+//! | `shrink` | large rings that become small again |
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
 //! | [`family`] | fork, exec, exit |
@@ -32,6 +33,7 @@ mod receive;
 mod repeat;
 mod route;
 mod service;
+mod shrink;
 mod slot;
 mod spin;
 mod tcp;

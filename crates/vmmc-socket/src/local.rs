@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use vmmc::stream::{Ring, Tier, Words};
 use vmmc::{Export, Import};
 
+use crate::shrink::Girth;
 use crate::slot::SLOTS;
 
 /// See the module's text.
@@ -22,6 +23,7 @@ pub(crate) struct Local {
     pub(crate) peer_bell: AtomicI32,
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
+    pub(crate) girth: Girth,
     /// Threads that look at the memories without a lock.
     pins: AtomicU32,
     /// Guarded by the structure's lock.
@@ -94,6 +96,7 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         bell: AtomicI32::new(-1),
         peer_bell: AtomicI32::new(-1),
         held: AtomicBool::new(false),
+        girth: Girth::new(),
         pins: AtomicU32::new(0),
         parts: UnsafeCell::default(),
     }));
@@ -184,6 +187,14 @@ impl Local {
         unsafe { &*self.parts.get() }.import.as_ref()?.extend(Tier::MEMORY).ok()
     }
 
+    /// Gives a part of the memory that we write back to the system. The caller holds the outward lock of the slot.
+    pub(crate) fn discard_out(&self, range: std::ops::Range<usize>) {
+        // SAFETY: as in `widen_mine`.
+        let import = unsafe { &*self.parts.get() }.import.as_ref();
+        // Where the system refuses, the memory just stays.
+        let _ = import.map(|import| import.discard(range));
+    }
+
     /// Points to the memories of a pair that has become ready.
     pub(crate) fn attach(&self, mine: *mut u8, theirs: *mut u8) {
         self.mine.store(mine, Ordering::Release);
@@ -198,6 +209,7 @@ impl Local {
         self.bell.store(-1, Ordering::Release);
         self.peer_bell.store(-1, Ordering::Release);
         self.held.store(false, Ordering::Release);
+        self.girth.slim();
     }
 }
 

@@ -15,7 +15,7 @@ use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{lift, spin, transmit};
+use crate::{lift, receive, shrink, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -147,17 +147,17 @@ impl Polling<'_> {
         self.fds[n].events | libc::POLLERR | libc::POLLHUP
     }
 
-    /// The wanted events of a lifted connection that its rings tell of, without asking the kernel.
+    /// The wanted events of a lifted connection that its rings tell of.
     fn rings(&self, n: usize, index: u32) -> i16 {
+        let fd = self.fds[n].fd;
         let (slot, local) = (slot::get(index), local::get(index));
         let Some(pin) = local.pin() else { return 0 };
         let ends = pin.ends();
-        let mut now = epoll::ended(slot, ends) as i16;
+        let mut now = epoll::ended(fd, slot, ends) as i16;
         let stream = &slot.inward.stream;
         let unread = match slot.inward.way() {
             Way::Ring if !stream.frozen(ends.mine) => stream.stirred(ends.mine),
-            Way::Lowered => false,
-            _ => stream.unread(ends.mine) > 0,
+            _ => stream.unread(ends.mine) > 0 && receive::reaches_ring(fd, slot, ends),
         };
         if unread {
             now |= IN;
@@ -239,8 +239,10 @@ impl Polling<'_> {
             immediate += usize::from(known != 0);
             list[n].events = self.of_tcp(n, index, known);
         }
+        let mut left = left;
         if announced {
             self.rung = false;
+            left = [left, shrink::rest()].into_iter().flatten().min();
         }
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
         let lifted_at = list.len();

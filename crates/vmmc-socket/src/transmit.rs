@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, take_announcement};
+use vmmc::stream::{
+    CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, Tier, take_announcement,
+};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -10,7 +12,7 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, lift, lower, tcp, thread};
+use crate::{board, descriptor, lift, lower, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -306,21 +308,25 @@ fn put(
 ) -> Result<Step, Errno> {
     let stream = &slot.outward.stream;
     let want = source.left().min(CHUNK);
+    if stream.tier() != Tier::Page {
+        shrink::before_send(slot, local, ends, want);
+    }
     let mut room = stream.room(ends.mine, want);
     while room < want && room < stream.tier().capacity() / 2 && stream.grow(ends.theirs) {
         room = stream.room(ends.mine, want);
+        shrink::grown(local);
     }
     if room == 0 && want > 0 {
         slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
         return Ok(Step::Nothing);
     }
-    let tail = stream.tail();
-    let Some(ring) = local.ring_out(stream.tier()) else { return Err(Errno(libc::ENOMEM)) };
+    let (tail, tier) = (stream.tail(), stream.tier());
+    let Some(ring) = local.ring_out(tier) else { return Err(Errno(libc::ENOMEM)) };
     let (len, next) = source.pour(ring, stream.position(), want.min(room))?;
     if len == 0 {
         return Ok(Step::End);
     }
-    if stream.tail() != tail {
+    if (stream.tail(), stream.tier()) != (tail, tier) {
         // A signal handler on this very thread sent in between; its bytes stand where ours would go.
         return Ok(Step::Sent(0));
     }

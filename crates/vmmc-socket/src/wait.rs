@@ -10,7 +10,7 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, lift, spin, thread, transmit};
+use crate::{board, lift, shrink, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,8 @@ impl Wait {
             (Direction::Out, _) => libc::POLLOUT,
         };
         board::slept(self.index);
-        self.on(bell, tcp, handover.then_some(Duration::from_millis(2))).map(Some)
+        let soon = handover.then_some(Duration::from_millis(2));
+        self.on(bell, tcp, soon.or_else(shrink::rest)).map(Some)
     }
 
     fn on(&mut self, bell: i32, tcp: i16, most: Option<Duration>) -> Result<Sleep, Errno> {

@@ -11,7 +11,7 @@ use vmmc_shm::table::ExportState;
 use crate::Process;
 use crate::connection::{RequestError, Table};
 use crate::process::{Inner, lock};
-use crate::range::{ExtendError, Extensions};
+use crate::range::{DiscardError, ExtendError, Extensions};
 use crate::redirection::Redirection;
 use crate::route::Route;
 use crate::standing::{Standing, Terms};
@@ -347,6 +347,25 @@ impl Import {
     pub fn extend(&self, len: usize) -> Result<*mut u8, ExtendError> {
         let mapping = self.route.mapping.as_ref().ok_or(ExtendError::Length)?;
         self.extensions.add(mapping, len)
+    }
+
+    /// Gives the pages of `range` (in bytes, page-aligned) back to the system: for both sides they read as zero, and take no
+    /// memory, until they are written again.
+    ///
+    /// # Errors
+    /// When the range is wrong, the import is not mapped for writing, or the system refuses.
+    pub fn discard(&self, range: std::ops::Range<usize>) -> Result<(), DiscardError> {
+        let writable = self.route.rights.contains(Rights::WRITE);
+        let mapping = self.route.mapping.as_ref().filter(|_| writable);
+        let mapping = mapping.ok_or(DiscardError::Rights)?;
+        let page = vmmc_proto::PAGE_SIZE;
+        let aligned = range.start.is_multiple_of(page) && range.end.is_multiple_of(page);
+        if !aligned || range.is_empty() || range.end > self.extensions.capacity {
+            return Err(DiscardError::Range);
+        }
+        // The import itself may be mapped only in part.
+        let all = mapping.duplicate(range.end).map_err(DiscardError::System)?;
+        all.discard(range).map_err(DiscardError::System)
     }
 
     /// Gives the import back, when its asynchronous operations are over.

@@ -127,7 +127,7 @@ pub use open::{OpenError, OpenOptions};
 pub use operation::{Finished, Transfer};
 pub use pairing::{PairError, PairMemory, PairingEvent};
 pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
-pub use range::ExtendError;
+pub use range::{DiscardError, ExtendError};
 pub use redirection::{
     NotPosted, PostedBuffer, Posting, RedirectBuffer, RedirectError, Redirected,
 };

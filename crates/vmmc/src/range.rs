@@ -16,6 +16,18 @@ pub enum ExtendError {
     Exhausted,
 }
 
+/// Why memory cannot be given back to the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, displaydoc::Display)]
+#[non_exhaustive]
+pub enum DiscardError {
+    /// the range is not page-aligned, or reaches past the end of the memory
+    Range,
+    /// the import is not mapped, or has no right to write
+    Rights,
+    /// the system refused ({0})
+    System(vmmc_os::OsError),
+}
+
 /// Further mappings of the same memory; they live as long as the export or import.
 #[derive(Debug)]
 pub(crate) struct Extensions {

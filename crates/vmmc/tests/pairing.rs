@@ -200,6 +200,38 @@ fn both_ends_in_one_process_are_told_apart() {
 }
 
 #[test]
+fn discarded_pages_of_a_pair_read_as_zero_on_both_sides() {
+    let node = Node::new();
+    let process = node.open();
+    let (near, far) = connection();
+    let near_offer = process.pair_offer(near.as_fd()).unwrap();
+    process.pair_offer(far.as_fd()).unwrap();
+    let mut pairs = [matched(&process), matched(&process)];
+    pairs.sort_by_key(|(offer, _)| *offer != near_offer);
+    let exports: Vec<Export> = pairs
+        .iter()
+        .zip([&near, &far])
+        .map(|((_, pair), socket)| process.pair_export(*pair, MEMORY, socket.as_fd()).unwrap())
+        .collect();
+    let PairingEvent::Ready { pair, import } = next(&process) else { panic!("not ready") };
+    let export = &exports[usize::from(pair == pairs[0].1)];
+    let (theirs, mine) = (import.extend(MEMORY.len).unwrap(), export.extend(MEMORY.len).unwrap());
+    // SAFETY: both are mapped for `MEMORY.len` bytes as long as import and export live; nobody else writes.
+    let byte = |start: *mut u8, at: usize| unsafe { start.add(at).read_volatile() };
+    for at in [4096, 8192, 12288, MEMORY.len - 1] {
+        // SAFETY: as above.
+        unsafe { theirs.add(at).write_volatile(7) };
+        assert_eq!(byte(mine, at), 7, "the same memory");
+    }
+    for range in [0..0, 1..4096, 0..100, 4096..MEMORY.len + 4096] {
+        assert_eq!(import.discard(range), Err(vmmc::DiscardError::Range));
+    }
+    import.discard(8192..MEMORY.len).unwrap();
+    assert_eq!([4096, 8192, 12288, MEMORY.len - 1].map(|at| byte(mine, at)), [7, 0, 0, 0]);
+    assert_eq!([4096, 8192, 12288, MEMORY.len - 1].map(|at| byte(theirs, at)), [7, 0, 0, 0]);
+}
+
+#[test]
 fn an_unmatched_offer_does_not_delay_fin() {
     let node = Node::new();
     let process = node.open_polled();

@@ -13,6 +13,7 @@ mod json;
 mod nginx;
 mod python;
 mod redis;
+mod rings;
 mod service_lost;
 mod sockperf;
 mod static_program;

@@ -69,6 +69,23 @@ impl Mapping {
         Self::adopt(start.cast(), len)
     }
 
+    /// Gives the pages of `range` (in bytes, page-aligned, inside the mapping) back to the system, for all who have the memory
+    /// mapped: they read as zero until they are written again. The mapping must be writable.
+    ///
+    /// # Errors
+    /// When the range is not as it must be, or the memory is sealed against writing.
+    pub fn discard(&self, range: std::ops::Range<usize>) -> Result<(), OsError> {
+        if range.start > range.end || range.end > self.len {
+            return Err(OsError::INVAL);
+        }
+        // SAFETY: the range lies in this mapping, of a shared file; users of the pointer are told what becomes of the bytes, and
+        // by `Mapping`'s contract nobody has references to them.
+        unsafe {
+            let start = self.start.as_ptr().add(range.start);
+            mm::madvise(start.cast(), range.len(), mm::Advice::LinuxRemove)
+        }
+    }
+
     /// First byte; valid for `len()` bytes as long as `self` lives.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {

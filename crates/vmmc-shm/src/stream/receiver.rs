@@ -77,7 +77,14 @@ impl Receiver {
         Tier::nth(self.tier.load(Ordering::Relaxed))
     }
 
-    /// Looks at `mine`, the words in one's own memory; goes over to a larger ring where the peer did.
+    /// Whether the peer's next byte is the first after it came back to the first ring, at whose start it lies. It comes back
+    /// only where everything has been read, so that is where the head is.
+    #[inline]
+    fn at_return(&self, mine: &Words) -> bool {
+        mine.returned.load(Ordering::Relaxed) == self.head().wrapping_add(1)
+    }
+
+    /// Looks at `mine`, the words in one's own memory; goes over to another ring where the peer did.
     #[inline]
     pub fn arrived(&self, mine: &Words) -> Result<Arrived, Corrupt> {
         // SYNC tail: acquire pairs with the release in `Transmitter::publish`; the bytes before it are visible.
@@ -87,6 +94,10 @@ impl Receiver {
         let mut len = (tail & OFFSET).wrapping_sub(head);
         if len == 0 {
             return Ok(Arrived { len: 0, more: false, fin, frozen });
+        }
+        if self.at_return(mine) {
+            self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+            self.position.store(0, Ordering::Relaxed);
         }
         let mut more = false;
         let mut tier = self.tier();
@@ -121,9 +132,13 @@ impl Receiver {
     /// Where the bytes lie that have arrived and were not read, in stream order: for those who look without consuming.
     /// Ends early where the peer's words make no sense, which [`Receiver::arrived`] finds out.
     pub fn unread_pieces(&self, mine: &Words) -> impl Iterator<Item = Piece> + use<> {
-        let (head, unread, first) = (self.head(), self.unread(mine) as u64, self.tier());
+        let (head, unread) = (self.head(), self.unread(mine) as u64);
+        let (first, start) = match self.at_return(mine) {
+            true => (Tier::Page, 0),
+            false => (self.tier(), self.position()),
+        };
         let grown = [0, 1].map(|n: usize| mine.grown[n].load(Ordering::Relaxed).checked_sub(1));
-        let (mut from, mut position) = (0, self.position());
+        let (mut from, mut position) = (0, start);
         let tiers = [Tier::Page, Tier::Medium, Tier::Bulk].into_iter();
         tiers.filter(move |tier| *tier >= first).map_while(move |tier| {
             let boundary = grown.get(tier as usize).copied().flatten();

@@ -119,6 +119,54 @@ fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
     assert_eq!(pair.tx.unread(a), 0);
 }
 
+/// The reader's and the writer's lists of what is unread, read where they say it lies.
+fn unread(pair: &mut Pair) -> [Vec<u8>; 2] {
+    let (a, b) = pair.words();
+    let memory = pair.to_b.as_mut_ptr();
+    let read = |piece: Piece| {
+        // SAFETY: the memory has room for every tier; a piece lies inside its ring.
+        let ring = unsafe { Ring::new(memory.cast(), piece.tier) };
+        let mut out = vec![0; piece.len];
+        // SAFETY: as above.
+        unsafe { ring.copy_out(piece.position, out.as_mut_ptr(), piece.len) };
+        out
+    };
+    [
+        pair.rx.unread_pieces(b).flat_map(read).collect(),
+        pair.tx.unread_pieces(a).flat_map(read).collect(),
+    ]
+}
+
+#[test]
+fn a_stream_comes_back_to_the_first_ring_when_all_is_read_and_grows_again() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    assert!(!pair.tx.shrink(a, b), "it is there");
+    for round in 0..5u8 {
+        assert_eq!(pair.send(&[round; 3000]), 3000);
+        for tier in [Tier::Medium, Tier::Bulk] {
+            assert!(pair.tx.grow(b));
+            assert_eq!(pair.tx.tier(), tier);
+            assert_eq!(pair.send(&[round; 5000]), 5000);
+        }
+        assert!(!pair.tx.shrink(a, b), "bytes are unread");
+        while pair.tx.unread(a) > 0 {
+            assert!(pair.receive(999).unwrap().iter().all(|&byte| byte == round));
+        }
+        assert_eq!(pair.rx.tier(), Tier::Bulk);
+        assert!(pair.tx.shrink(a, b));
+        assert_eq!(pair.tx.room(a, usize::MAX), Tier::Page.capacity());
+        assert_eq!(pair.receive(1).unwrap(), [], "nothing came, and nothing changes");
+        if round % 2 == 0 {
+            assert_eq!(pair.send(&[round; 100]), 100);
+            assert_eq!(unread(&mut pair), [vec![round; 100], vec![round; 100]]);
+            assert_eq!(pair.receive(1).unwrap(), [round]);
+            assert_eq!(pair.rx.tier(), Tier::Page);
+            assert_eq!(pair.receive(1000).unwrap(), [round; 99]);
+        }
+    }
+}
+
 #[test]
 fn what_was_unread_at_the_freeze_is_told_to_be_repeated() {
     let mut pair = Pair::new();
@@ -180,16 +228,29 @@ proptest::proptest! {
     fn hostile_words_never_reach_outside(
         tail: u64,
         grown: [u64; 2],
+        returned in proptest::prop_oneof![0u64..5000, proptest::num::u64::ANY],
         credit: u64,
         repeats: [u64; 2],
         sent in 0usize..4000,
+        tier in 0usize..3,
     ) {
         let mut pair = Pair::new();
+        let (_, b) = pair.words();
+        // The reader has come as far as this honestly.
+        for _ in 0..tier {
+            pair.tx.grow(b);
+        }
+        pair.send(&[0; 1000]);
+        pair.receive(1000).unwrap();
+        let (a, b) = pair.words();
+        proptest::prop_assert_eq!(pair.tx.shrink(a, b), tier > 0);
+        proptest::prop_assert_eq!(pair.tx.unread(a), 0);
         let sent = pair.send(&vec![0; sent]);
         let (a, b) = pair.words();
         b.tail.store(tail, Ordering::Relaxed);
         b.grown[0].store(grown[0], Ordering::Relaxed);
         b.grown[1].store(grown[1], Ordering::Relaxed);
+        b.returned.store(returned, Ordering::Relaxed);
         a.credit.store(credit, Ordering::Relaxed);
         b.repeats_from.store(repeats[0], Ordering::Relaxed);
         b.repeats_until.store(repeats[1], Ordering::Relaxed);
@@ -202,7 +263,43 @@ proptest::proptest! {
             proptest::prop_assert!(arrived.len <= pair.rx.tier().capacity());
             proptest::prop_assert!(pair.rx.position() < pair.rx.tier().capacity());
         }
+        for piece in pair.rx.unread_pieces(b) {
+            proptest::prop_assert!(piece.len <= piece.tier.capacity());
+            proptest::prop_assert!(piece.position < piece.tier.capacity());
+        }
         let room = pair.tx.room(a, usize::MAX);
         proptest::prop_assert!(room <= Tier::Page.capacity() && room >= Tier::Page.capacity() - sent);
+    }
+
+    /// However writing, reading, growing and returning are mixed, the bytes come out as they went in, and both ends' lists of
+    /// what is unread agree with it.
+    #[test]
+    fn bytes_survive_every_change_of_ring(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..60)) {
+        let mut pair = Pair::new();
+        let (mut next_in, mut next_out) = (0usize, 0usize);
+        let byte = |at: usize| (at % 251) as u8;
+        for (kind, len) in steps {
+            let (a, b) = pair.words();
+            match kind {
+                0 | 1 => {
+                    let bytes: Vec<u8> = (next_in..next_in + len).map(byte).collect();
+                    next_in += pair.send(&bytes);
+                }
+                2 | 3 => {
+                    for got in pair.receive(len).unwrap() {
+                        proptest::prop_assert_eq!(got, byte(next_out));
+                        next_out += 1;
+                    }
+                }
+                4 => drop(pair.tx.grow(b)),
+                _ => {
+                    let all_read = next_in == next_out && pair.tx.tier() != Tier::Page;
+                    proptest::prop_assert_eq!(pair.tx.shrink(a, b), all_read);
+                }
+            }
+            let wanted: Vec<u8> = (next_out..next_in).map(byte).collect();
+            let [reader, writer] = unread(&mut pair);
+            proptest::prop_assert!(reader == wanted && writer == wanted);
+        }
     }
 }

@@ -134,6 +134,23 @@ impl Transmitter {
         true
     }
 
+    /// Goes back to the first ring, if everything that was published has been read. The larger ones are then nobody's: their
+    /// memory may be given back before the next [`Transmitter::grow`].
+    pub fn shrink(&self, mine: &Words, theirs: &Words) -> bool {
+        if self.tier() == Tier::Page || self.unread(mine) > 0 {
+            return false;
+        }
+        let tail = self.tail();
+        // As in `grow`: with all read, the reader looks at these words only after it has seen a later tail (SYNC tail).
+        theirs.grown[0].store(0, Ordering::Relaxed);
+        theirs.grown[1].store(0, Ordering::Relaxed);
+        theirs.returned.store(tail + 1, Ordering::Relaxed);
+        self.begins[Tier::Page as usize].store(tail, Ordering::Relaxed);
+        self.position.store(0, Ordering::Relaxed);
+        self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+        true
+    }
+
     /// Ends the stream after what was published.
     pub fn finish(&self, theirs: &Words) {
         theirs.tail.fetch_or(FIN, Ordering::SeqCst);

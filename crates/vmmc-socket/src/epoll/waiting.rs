@@ -7,7 +7,7 @@ use super::{Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::thread::{self, MICROSECOND};
-use crate::{lift, spin};
+use crate::{lift, shrink, spin};
 
 /// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
 const KERNEL_LOOK: u64 = 30 * MICROSECOND;
@@ -122,13 +122,14 @@ impl Waiting {
 
     /// Sleeps in the kernel; the number of events if there are any to return, also none at the end of the time.
     fn sleep(&self, left: Option<Duration>) -> Result<Option<usize>, Errno> {
+        let most = [left, shrink::rest()].into_iter().flatten().min();
         self.set.sleepers.fetch_add(1, Ordering::SeqCst);
         let quiet = self.set.with(|registrations| {
             registrations.catch_up(self.epfd);
             registrations.cool_all()
         });
         let woken = if quiet {
-            kernel::epoll_wait(self.epfd, self.out, self.most, left, self.mask)
+            kernel::epoll_wait(self.epfd, self.out, self.most, most, self.mask)
         } else {
             Ok(usize::MAX)
         };
@@ -148,7 +149,7 @@ impl Waiting {
                 found = registrations.collect(self.out, self.most);
             }
             self.on_return(registrations, found);
-            let over = count == 0 && left.is_some();
+            let over = count == 0 && left.is_some() && most == left;
             Ok((found > 0 || over).then_some(found))
         })
     }
