@@ -27,6 +27,10 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const NOISE_PACKETS: f64 = 256.0;
 const UNUSUAL: f64 = 3.0;
 const LITTLE_LOSS: f64 = 0.006;
+/// A window that grew by a quarter loses at least so much where the queue is full.
+const FULL_LOSS: f64 = 0.08;
+/// A window that reached so many times the last limit without loss has a new one.
+const OUTGROWN: f64 = 3.0;
 /// Times in a row that shrinking has left the delay as it was, or too long after all, which betrays a competitor.
 const BETRAYED_AFTER: u32 = 2;
 const PRESSED_AFTER: u32 = 4;
@@ -246,6 +250,7 @@ impl Congestion {
         let lost = self.recent.share(round, JUDGED_PACKETS * self.packet).unwrap_or(0.0);
         let overflowing = lost > TOLERATED_LOSS;
         let unusual = self.noise.is_unusual(round, self.packet);
+        let full = lost > FULL_LOSS.max(UNUSUAL * self.noise.usual);
         let share = |part: Duration, whole: Duration| {
             part.as_secs_f64() / (base + whole).as_secs_f64().max(1e-9)
         };
@@ -305,7 +310,8 @@ impl Congestion {
                     self.window = 2.0 * self.packet;
                 } else if !std::mem::take(&mut self.settling) {
                     let packets = self.window / self.packet;
-                    if unusual {
+                    let is_limit = if compete.eager { full } else { unusual };
+                    if is_limit {
                         self.window = compete.lost(now, packets) * self.packet;
                         self.settling = true;
                     } else if round.limited {
@@ -380,6 +386,7 @@ impl Compete {
 
     /// The window after a round without loss.
     fn grown(&mut self, now: Time, window: f64) -> f64 {
+        self.eager |= window > OUTGROWN * self.before_loss;
         if self.eager {
             return window * 1.25;
         }
