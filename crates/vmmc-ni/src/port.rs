@@ -23,8 +23,9 @@ const MANY: usize = 8;
 /// Batches received from one fabric before the others have their turn.
 const TURNS: usize = 4;
 
-/// Bytes of fetch replies that may be on their way to this node at a time, over all links: what a switch or the kernel can hold for it.
-const FETCH_CREDIT: u64 = 1 << 20;
+/// Bytes of fetch replies that may be on their way to this node at a time, over all links that fetch: what a switch can hold for it.
+const FETCH_CREDIT: u64 = 512 << 10;
+const ALONE_CREDIT: u64 = 1 << 20;
 
 /// The memory of this node, for all links.
 pub trait Host: Memory {
@@ -172,8 +173,7 @@ impl<F: Fabric> Port<F> {
         // At most 64 by construction of a port.
         let paths = addresses.len() as u8;
         let config = Config { local_link: number.0, paths, ..config };
-        let mut link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
-        link.set_fetch_credit(FETCH_CREDIT / self.fetching);
+        let link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
         if let Some(place) = self.places.get_mut(number.index()) {
             place.peer = Some(Peer { link, addresses, touched: true });
         }
@@ -245,8 +245,10 @@ impl<F: Fabric> Port<F> {
             return;
         }
         self.fetching = fetching;
+        // One sender alone has nobody to collide with.
+        let credit = if fetching == 1 { ALONE_CREDIT } else { FETCH_CREDIT / fetching };
         for peer in self.places.iter_mut().filter_map(|place| place.peer.as_mut()) {
-            peer.link.set_fetch_credit(FETCH_CREDIT / fetching);
+            peer.link.set_fetch_credit(credit);
             peer.touched = true;
         }
     }

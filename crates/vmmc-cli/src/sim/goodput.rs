@@ -126,7 +126,7 @@ pub(super) fn run(args: &Measurement, seed: u64, json: bool) -> Result<(), Strin
     if let Some(senders) = args.incast {
         // What the ports of a node divide among their links.
         let Goodput { bits_per_second, repeated } =
-            incast(&transfer, senders, Some(1 << 20)).map_err(failed)?;
+            incast(&transfer, senders, Some(512 << 10)).map_err(failed)?;
         match json {
             true => println!(
                 "{}",
