@@ -38,7 +38,7 @@ macro_rules! over {
         use $crate::socket::Stream;
         let links = $links;
         match $path {
-            Path::Vmmc => {
+            Path::Vmmc | Path::VmmcWaiting => {
                 let $memory = &links.vmmc;
                 $in_memory
             }

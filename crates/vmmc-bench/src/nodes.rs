@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::BenchError;
 use crate::buffer::Buffer;
-use crate::clock::Clock;
+use crate::clock::{Clock, cpu_time};
 use crate::congestion;
-use crate::exchange::{OverMemory, answer, ask};
+use crate::exchange::{Exchange, OverMemory, answer, ask, check, mark};
 use crate::flow::{Flow, Timing};
 use crate::machine::Machine;
-use crate::memory::{Memory, SLOTS, slot_count};
+use crate::memory::{Memory, SLOTS, read_all, received, slot_count};
 use crate::options::{Bench, Options};
 use crate::path::Path;
 use crate::peer::{Order, Outcome};
@@ -31,6 +31,8 @@ use crate::vmmc_memory::{VmmcInbox, VmmcMemory};
 
 /// What is compared.
 const PATHS: [Path; 3] = [Path::Vmmc, Path::TcpSpinning, Path::TcpBlocking];
+/// The same where one payload is waited for.
+const LATENCIES: [Path; 4] = [Path::Vmmc, Path::VmmcWaiting, Path::TcpSpinning, Path::TcpBlocking];
 /// Sizes measured unless told otherwise, in bytes.
 const SIZES: [usize; 4] = [8, 64, 4096, 1 << 20];
 
@@ -52,6 +54,8 @@ pub(crate) struct Wires {
     tcp: TcpStream,
     spin: Spin,
     numbers: u64,
+    /// Processor time that was used for what is measured, in nanoseconds.
+    cpu: u64,
 }
 
 /// Whole JSON messages, one a line.
@@ -90,15 +94,16 @@ fn serve(listener: &TcpListener) -> Result<(), BenchError> {
     let tcp = socket::accept(listener)?;
     let vmmc = inbox.connect_to_node(&introduction.export, &introduction.node)?;
     line.say(&"connected")?;
-    let mut wires = Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1 };
+    let mut wires = Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1, cpu: 0 };
     loop {
         let order: Order = wires.line.hear()?;
         if let Order::Swallow(order) = order {
             wires.line.say(&order.carry_out(listener))?;
             continue;
         }
+        let before = cpu_time();
         let outcome = match carry_out(&order, &wires) {
-            Ok(()) => Outcome::Done { cpu: 0 },
+            Ok(()) => Outcome::Done { cpu: cpu_time() - before },
             Err(cause) => Outcome::Failed(cause.to_string()),
         };
         wires.line.say(&outcome)?;
@@ -110,6 +115,9 @@ fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
     match *order {
         Order::Answer { path: path @ Path::Vmmc, size, answer: reply, first, count } => {
             answer(OverMemory { memory, spin, path }, size, reply, first, count)
+        }
+        Order::Answer { path: Path::VmmcWaiting, size, answer: reply, first, count } => {
+            answer(Waiting { memory }, size, reply, first, count)
         }
         Order::Answer { path, size, answer: reply, first, count } => {
             answer(wires.stream(path)?, size, reply, first, count)
@@ -151,21 +159,23 @@ pub fn run_between(
         true => SIZES.to_vec(),
         false => options.sizes_for(bench)?,
     };
-    let parts = sizes.len() * PATHS.len();
+    let paths = if bench == Bench::SendLatency { &LATENCIES[..] } else { &PATHS };
+    let parts = sizes.len() * paths.len();
     let (rounds, slice) = (options.rounds_of(bench), options.slice(bench, parts)?);
     let progress = Progress::new(options.progress, bench.name(), parts * rounds);
     let mut wires = Wires::connect(between)?;
     let mut rows = Vec::new();
     for size in sizes {
-        let mut series: [Vec<Samples>; PATHS.len()] = Default::default();
+        let mut series = vec![Vec::new(); paths.len()];
         for _ in 0..rounds {
-            for (path, series) in PATHS.iter().zip(&mut series) {
+            for (path, series) in paths.iter().zip(&mut series) {
                 series.push(wires.round(bench, *path, size, slice)?);
                 progress.advance();
             }
         }
-        let row = |(path, series): (&Path, &Vec<Samples>)| row(bench, *path, size, series);
-        rows.extend(PATHS.iter().zip(&series).map(row));
+        rows.extend(
+            paths.iter().zip(&series).map(|(path, series)| row(bench, *path, size, series)),
+        );
     }
     let notes = vec![format!(
         "from node {} to node {}; every process that waits by looking gives way at every eighth look",
@@ -175,11 +185,12 @@ pub fn run_between(
 }
 
 /// One path at one size; of what `samples` count, see [`Wires::round`].
-fn row(bench: Bench, path: Path, size: usize, rounds: &[Samples]) -> Row {
+fn row(bench: Bench, path: Path, size: usize, rounds: &[(Samples, f64)]) -> Row {
     let clock = Clock::calibrated();
     let mut all = Samples::new();
-    rounds.iter().for_each(|round| all.merge(round));
-    let middles: Vec<f64> = rounds.iter().map(|round| round.quantile(0.5)).collect();
+    rounds.iter().for_each(|(round, _)| all.merge(round));
+    let middles: Vec<f64> = rounds.iter().map(|(round, _)| round.quantile(0.5)).collect();
+    let cpus: Vec<f64> = rounds.iter().map(|(_, cpu)| *cpu).collect();
     let bytes = (slot_count(size) * size) as f64;
     let (unit, figure): (Unit, &dyn Fn(f64) -> f64) = match bench {
         Bench::SendLatency => (Unit::Microseconds, &|ticks| clock.microseconds(ticks) / 2.0),
@@ -187,11 +198,29 @@ fn row(bench: Bench, path: Path, size: usize, rounds: &[Samples]) -> Row {
         _ => (Unit::GigabytesPerSecond, &|ticks| bytes / clock.nanoseconds(ticks)),
     };
     let tail = |quantile| figure(all.quantile(quantile));
-    Row::new(path.name(), size, unit, figure(median(&middles))).tails(
-        tail(0.99),
-        tail(0.999),
-        all.len(),
-    )
+    let row = Row::new(path.name(), size, unit, figure(median(&middles)));
+    let row = row.tails(tail(0.99), tail(0.999), all.len());
+    Row { cpu_us: Some(median(&cpus)), ..row }
+}
+
+/// Payloads with a notification each, for which the other process waits as programs do.
+struct Waiting<'a> {
+    memory: &'a VmmcMemory,
+}
+
+impl Exchange for Waiting<'_> {
+    fn post(&mut self, payload: &mut [u8], stamp: u64) -> Result<(), BenchError> {
+        mark(payload, stamp);
+        self.memory.send_notify(SLOTS, payload)
+    }
+
+    fn take(&mut self, payload: &mut [u8], stamp: u64) -> Result<(), BenchError> {
+        self.memory.wait()?;
+        // SAFETY: the notification shows that the payload is complete; the sender waits for our answer.
+        let bytes = unsafe { received(self.memory.inbox(), SLOTS, payload.len()) };
+        read_all(bytes);
+        check(bytes, stamp, Path::VmmcWaiting)
+    }
 }
 
 impl Wires {
@@ -203,17 +232,18 @@ impl Wires {
         let tcp = socket::connect(between.address)?;
         let vmmc = inbox.connect_to_node(&theirs, &between.other)?;
         line.hear::<String>()?;
-        Ok(Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1 })
+        Ok(Wires { line, vmmc, tcp, spin: Spin::between_nodes(), numbers: 1, cpu: 0 })
     }
 
-    /// One path for about `slice`: samples are round trips, fetches, or turns of the window, in ticks.
+    /// One path for about `slice`: samples are round trips, fetches, or turns of the window, in ticks; and the processor time of both processes
+    /// for each message, in microseconds. The node services', which have no part in it where processes host engines, is not counted.
     fn round(
         &mut self,
         bench: Bench,
         path: Path,
         size: usize,
         slice: Duration,
-    ) -> Result<Samples, BenchError> {
+    ) -> Result<(Samples, f64), BenchError> {
         let clock = Clock::calibrated();
         let pilot = match bench {
             Bench::SendLatency | Bench::FetchLatency => 16,
@@ -224,7 +254,11 @@ impl Wires {
         let count = fill(slice, pilot, clock.now() - from);
         // Streams are measured in whole turns.
         let turn = if pilot == 16 { 1 } else { pilot };
-        self.measure(bench, path, size, (count / turn).max(2) * turn)
+        let count = (count / turn).max(2) * turn;
+        self.cpu = 0;
+        let samples = self.measure(bench, path, size, count)?;
+        let messages = if bench == Bench::SendLatency { 2 * count } else { count };
+        Ok((samples, self.cpu as f64 / messages as f64 / 1000.0))
     }
 
     fn measure(
@@ -277,6 +311,10 @@ impl Wires {
                     let mut exchange = OverMemory { memory, spin, path };
                     ask(&mut exchange, sizes, first, (count, 1), clock, &mut samples)?;
                 }
+                Path::VmmcWaiting => {
+                    let mut exchange = Waiting { memory };
+                    ask(&mut exchange, sizes, first, (count, 1), clock, &mut samples)?;
+                }
                 _ => {
                     let mut stream = wires.stream(path)?;
                     ask(&mut stream, sizes, first, (count, 1), clock, &mut samples)?;
@@ -287,14 +325,16 @@ impl Wires {
     }
 
     /// The other process takes no part.
-    fn fetches(&self, size: usize, count: u64) -> Result<Samples, BenchError> {
+    fn fetches(&mut self, size: usize, count: u64) -> Result<Samples, BenchError> {
         let (clock, mut samples) = (Clock::calibrated(), Samples::new());
+        let before = cpu_time();
         let mut fetched = Buffer::filled(0, size);
         for _ in 0..count {
             let from = clock.now();
             self.vmmc.fetch(SLOTS, std::hint::black_box(&mut fetched))?;
             samples.record(clock.ticks_between(from, clock.now()) as f64);
         }
+        self.cpu += cpu_time() - before;
         Ok(samples)
     }
 
@@ -305,14 +345,19 @@ impl Wires {
         part: impl FnOnce(&Wires) -> Result<T, BenchError>,
     ) -> Result<T, BenchError> {
         self.line.say(order)?;
+        let before = cpu_time();
         let ours = part(self);
+        self.cpu += cpu_time() - before;
         if let Err(BenchError::Stalled) = ours {
             // It may be waiting for us just as well.
             return ours;
         }
         match self.line.hear()? {
             Outcome::Failed(why) => Err(BenchError::PeerFailed(why)),
-            Outcome::Done { .. } => ours,
+            Outcome::Done { cpu } => {
+                self.cpu += cpu;
+                ours
+            }
         }
     }
 

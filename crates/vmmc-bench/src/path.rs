@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 pub enum Path {
     /// An import and an export of the `vmmc` library.
     Vmmc,
+    /// The same, waiting for notifications as programs do.
+    VmmcWaiting,
     /// A bare shared mapping and atomic words: the best that can be written by hand.
     SharedMemory,
     /// Kernel TCP over loopback, waiting asleep.
@@ -41,6 +43,7 @@ impl Path {
     pub fn name(self) -> &'static str {
         match self {
             Path::Vmmc => "vmmc",
+            Path::VmmcWaiting => "vmmc-waiting",
             Path::SharedMemory => "shared-memory",
             Path::TcpBlocking => "tcp-blocking",
             Path::TcpSpinning => "tcp-spinning",
@@ -63,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_name_is_what_is_serialised() {
-        for path in Path::COMPARED.into_iter().chain([Path::Line]) {
+        for path in Path::COMPARED.into_iter().chain([Path::Line, Path::VmmcWaiting]) {
             assert_eq!(serde_json::to_value(path).unwrap(), path.name());
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::BenchError;
 
 /// Without progress for this long, the other process is taken for stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How to spin: on one core the other process can only make progress if we give way.
 #[derive(Debug, Clone, Copy)]

@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, ptr};
 
-use vmmc::{Export, ExportId, Import, ImportSource, Process, Rights};
+use vmmc::{Export, ExportId, Import, ImportSource, Notify, Process, Rights, WaitError};
 
 use crate::BenchError;
 use crate::memory::{INBOX, Memory};
+use crate::spin::PATIENCE;
 
 /// Our export, before the other's is known.
 pub(crate) struct VmmcInbox {
@@ -25,6 +26,7 @@ impl VmmcInbox {
         let export = process
             .export(INBOX)
             .rights(Rights::READ_WRITE)
+            .notify(Notify::Event)
             .create()
             .map_err(|cause| BenchError::vmmc("export an inbox", cause))?;
         // SAFETY: the export's own memory, which nobody has imported yet; touching it puts its pages in place.
@@ -107,6 +109,20 @@ pub(crate) struct VmmcMemory {
 }
 
 impl VmmcMemory {
+    /// Copies `bytes` into the other's inbox, and notifies it.
+    pub(crate) fn send_notify(&self, at: usize, bytes: &[u8]) -> Result<(), BenchError> {
+        self.import.send_notify(at, bytes).map_err(failed)
+    }
+
+    /// Waits until the other has notified us.
+    pub(crate) fn wait(&self) -> Result<(), BenchError> {
+        match self.export.wait(PATIENCE) {
+            Ok(_) => Ok(()),
+            Err(WaitError::Timeout) => Err(BenchError::Stalled),
+            Err(cause) => Err(failed(cause)),
+        }
+    }
+
     /// The same pages, to be accessed by hand. Must not be used after `self` is gone.
     pub(crate) fn by_hand(&self) -> ByHand {
         ByHand { ours: self.inbox, theirs: self.import.as_ptr().unwrap_or(self.inbox) }

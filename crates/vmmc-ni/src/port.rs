@@ -70,6 +70,8 @@ pub struct Port<F> {
     buffer: Vec<u8>,
     /// What a fabric had no room for: it is sent before anything else is built.
     held: Option<Held>,
+    /// The last poll sent nothing, for the sake of who waits for what came.
+    answers_later: bool,
     /// Datagrams that belong to no link.
     strays: u64,
     /// How many links share the fetch credit.
@@ -109,6 +111,7 @@ impl<F: Fabric> Port<F> {
             free: Vec::new(),
             buffer: vec![0; BUFFER],
             held: None,
+            answers_later: false,
             strays: 0,
             fetching: 1,
         }
@@ -220,7 +223,13 @@ impl<F: Fabric> Port<F> {
 
     /// Receives what has come, lets time pass, and sends what may go. Whether anything happened.
     pub fn poll(&mut self, now: Time, host: &mut impl Host) -> bool {
-        let mut busy = self.receive(now, host);
+        let received = self.receive(now, host);
+        let mut busy = received > 0;
+        // Whoever waits for what has come shall have it at once: mostly its answer takes the acknowledgement along.
+        self.answers_later = (1..MANY).contains(&received) && !self.answers_later;
+        if self.answers_later {
+            return busy;
+        }
         let room = self.flush();
         for index in 0..self.places.len() {
             let Some(peer) = &mut self.places[index].peer else { continue };
@@ -263,7 +272,7 @@ impl<F: Fabric> Port<F> {
 
     /// When [`Port::poll`] should be called next, if nothing comes before. With something held back for want of room: soon.
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        if self.held.is_some() {
+        if self.held.is_some() || self.answers_later {
             return Some(now);
         }
         self.peers().filter_map(|(_, peer)| peer.link.poll_timeout()).min()
@@ -286,9 +295,9 @@ impl<F: Fabric> Port<F> {
         self.places.iter().filter_map(|place| Some((place.number, place.peer.as_ref()?)))
     }
 
-    fn receive(&mut self, now: Time, host: &mut impl Host) -> bool {
+    fn receive(&mut self, now: Time, host: &mut impl Host) -> usize {
         let (places, strays) = (&mut self.places, &mut self.strays);
-        let mut busy = false;
+        let mut received = 0;
         for fabric in &mut self.fabrics {
             for _ in 0..TURNS {
                 let count = fabric.receive(|datagram| {
@@ -307,14 +316,14 @@ impl<F: Fabric> Port<F> {
                     host.turn_from(&peer.link);
                     peer.touched = true;
                 });
-                busy |= count > 0;
+                received += count;
                 // Few have come: most likely that was all, and whoever waits for them need not wait for another look.
                 if count < MANY {
                     break;
                 }
             }
         }
-        busy
+        received
     }
 
     fn transmit_as(&mut self, now: Time, index: usize, host: &mut impl Host) {
