@@ -169,6 +169,12 @@ pub(crate) fn is_over(fd: i32, slot: &Slot, local: &Local) -> bool {
     local.ends().is_none_or(|ends| pass_over(fd, slot, ends) == Passed::All)
 }
 
+/// Whether TCP holds bytes, and only such as the ring has too.
+pub(crate) fn nothing_else(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    let here = kernel::unread(fd);
+    repeat(slot, ends).is_some() && here > 0 && here <= twice(slot, ends)
+}
+
 /// Bytes that are, or will be, on TCP and were read or can be read in the ring: those a count of both has twice.
 pub(crate) fn twice(slot: &Slot, ends: Ends) -> usize {
     let Some(repeat) = repeat(slot, ends) else { return 0 };

@@ -430,14 +430,16 @@ impl Registrations {
         // The two descriptors carry the same mark, and only TCP says more than IN; a bell without news looks the same
         // as a byte on TCP, so an empty ring is the reason to look there.
         let slot = slot::get(entry.slot);
-        let ring =
-            local::get(entry.slot).ends().is_some_and(|ends| slot.inward.stream.stirred(ends.mine));
+        let ends = local::get(entry.slot).ends();
+        let ring = ends.is_some_and(|ends| slot.inward.stream.stirred(ends.mine));
         let tcp = events & !IN != 0;
         let news = if tcp { events & !OUT != 0 } else { !ring };
         if news {
             slot.look.store(true, Ordering::Release);
         }
-        entry.fresh |= tcp;
+        let old = events & !(IN | OUT) == 0
+            && ends.is_some_and(|ends| repeat::nothing_else(entry.fd, slot, ends));
+        entry.fresh |= tcp && !old;
         self.heat(number);
     }
 
@@ -555,7 +557,8 @@ impl Registration {
             return now;
         }
         let (tail, collisions) = (
-            ends.mine.tail.load(Ordering::Acquire),
+            // That the stream goes on elsewhere is no edge; what comes there is one.
+            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN,
             slot.outward.collisions.load(Ordering::Relaxed),
         );
         // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already.
