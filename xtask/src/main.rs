@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod packages;
 mod peers;
+mod sanitize;
 mod suites;
 mod test;
 mod workspace;
@@ -32,6 +33,8 @@ enum Chore {
     Suites(suites::Args),
     /// Every fuzzer for some seconds: what other processes and hosts can write
     Fuzz(fuzz::Args),
+    /// The tests of who owns which memory when, under AddressSanitizer
+    Sanitize,
     /// The programs that `vmmc bench` measures beside its own ways, installed and built
     Peers,
     /// Unmodified programs over kernel TCP, then over VMMC: same results, other figures
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Chore::Suites(args) => suites::run(&args),
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Peers => peers::run(),
+        Chore::Sanitize => sanitize::run(),
         Chore::Demo(args) => demo::run(&args),
     }
 }

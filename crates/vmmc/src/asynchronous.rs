@@ -196,7 +196,20 @@ impl Import {
         if self.route.is_immediate(bytes.len()) {
             return Transfer::over(self.route.send(offset, bytes, signal), buffer);
         }
-        if let Err(error) = self.route.check(offset, bytes.len(), Rights::WRITE) {
+        self.post_long_send(offset, buffer, signal)
+    }
+
+    #[cold]
+    fn post_long_send<B>(
+        &self,
+        offset: usize,
+        buffer: B,
+        signal: Option<(usize, u64)>,
+    ) -> Transfer<B>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        if let Err(error) = self.route.check(offset, buffer.as_ref().len(), Rights::WRITE) {
             return Transfer::over(Err(error), buffer);
         }
         let mut flying = None;
@@ -206,6 +219,7 @@ impl Import {
         })
     }
 
+    #[cold]
     fn post<B: Send + 'static>(
         &self,
         buffer: B,
@@ -217,7 +231,6 @@ impl Import {
     }
 
     /// Hands an operation to the engine of this import's path.
-    #[cold]
     fn post_in_order<B: Send + 'static>(
         &self,
         alone: bool,

@@ -29,6 +29,11 @@
 //! # }
 //! ```
 //!
+//! This page is the book in short: [the model](#the-model), [what is visible when](#what-is-visible-when), [in which
+//! order](#in-which-order), [on which thread](#on-which-thread), [deaths](#when-something-dies), [hostile
+//! neighbours](#what-other-processes-can-do-to-this-one), [costs](#what-it-costs), [programs to start from](#programs-to-start-from). The
+//! items tell the rest.
+//!
 //! # The model
 //!
 //! **Processes.** [`Process::open`] makes this address space known to the node service, one for each user and runtime directory. It has
@@ -77,6 +82,54 @@
 //! **Streams.** Two memories that lie opposite each other, as those of a pair do, carry a byte stream in each direction: [`stream`] lays them
 //! out, so that either side polls only memory of its own and trusts nothing in it.
 //!
+//! # What is visible when
+//!
+//! Bytes become visible in the exporter's memory while a send runs, in no particular order and perhaps half a word at a time. What *says* that
+//! they are all there is one of these:
+//!
+//! | seen | then visible |
+//! |---|---|
+//! | a new value of a signal word ([`Export::load_signal`], [`Import::load_signal`]) | the send that it came with, and everything that the same thread sent before on this import |
+//! | a [`Notification`] | the same |
+//! | [`Import::send`] has returned | its bytes are in the exporter's memory: a fetch after it, by any import, gets them |
+//! | a [`Transfer`] is over with `Ok` | the same for its bytes |
+//! | [`Import::flush`] has returned | the same for all asynchronous operations posted before it on this import, but those that failed or were cancelled |
+//! | [`Export::finish`] has returned | every byte that was signalled before, in the posted buffer |
+//! | [`Export::unexport`] has returned | nothing more: what an importer still writes reaches nobody |
+//!
+//! A signal word is aligned, 8 bytes, never seen by halves. Plain loads of the memory see no order: use [`Export::read`] after one of the
+//! above, and remember that an importer that keeps to no rules may change it at any time.
+//!
+//! # In which order
+//!
+//! - **Synchronous calls of one thread on one import** take effect in their order, as far as signal words and notifications tell.
+//! - **Asynchronous operations of one import** take effect in the order in which they were posted. One that overlaps an earlier one
+//!   overwrites it.
+//! - **A synchronous call does not wait for asynchronous operations.** Flush between them, or use the asynchronous form of both.
+//! - **Vectors** are written piece by piece in their order, after all were checked.
+//! - **Notifications of one importer** come in the order of its sends; those that found the mailbox full come as one count after them.
+//! - **Between imports, and between threads**, there is no order, unless the program makes one.
+//! - **Revoking** is before everything that returns [`TransferError::Revoked`]. A send at the same moment may succeed and reach nobody.
+//!
+//! The path makes no difference: a mapping, the service's engine and an engine over the link keep all of this, and one suite of tests
+//! runs over each.
+//!
+//! # On which thread
+//!
+//! | what | where |
+//! |---|---|
+//! | [`Import::send`], `signal`, `fetch` | the caller's thread; by the engine ([`Path::Engine`]) it waits for the engine of the service or of this process |
+//! | asynchronous operations up to 256 KiB on a mapping, with nothing pending before them | the caller's thread, at the call |
+//! | other asynchronous operations | the library's thread `vmmc-copies`, or `vmmc-commands` for the engine path; both start with the first of them |
+//! | wakers of transfers, and the drop of a buffer whose [`Transfer`] was dropped | that thread: they must not wait for another transfer |
+//! | handlers of [`Notify::Handler`] | the thread `vmmc-notifier`, one for the process; they may unexport, send and import |
+//! | wakers of [`Export::notified`] | the same |
+//! | [`Export::wait`], [`Process::import`] and all that speaks with the service | the caller's thread, which may sleep |
+//! | finding a new service | the thread `vmmc-watcher`, or in polled mode whoever calls [`Process::reconnect`] |
+//!
+//! Every type here may be used from several threads at once, and dropped on any. A forked child has none of the threads: it may go on using mapped
+//! memory, and opens VMMC anew ([`Process::reopen_after_fork`]).
+//!
 //! # When something dies
 //!
 //! A killed exporter's imports turn [`ExportState::Dead`] at once. A killed importer leaves nothing. When the *service* is killed, memory
@@ -89,6 +142,26 @@
 //! importer can write nonsense into the export and its mailbox, nowhere else; it can neither shorten the memory nor make a call here wait.
 //! A notifier writes to an event that exporter and importers share. Each of them can make it block, fill it at the very moment between a notifier's
 //! look and its write, and so make the notifier wait until the exporter clears it; or clear it, and so delay a wake-up.
+//!
+//! # What it costs
+//!
+//! A send or fetch over a mapping is one range check, one load of the export's state and a copy; a signal word is one store. A notification adds a
+//! note in the mailbox, and two system calls if the exporter announced that it sleeps. By the engine a send costs a note in the
+//! command queue, three copies, and the wake-up of whoever sleeps; asynchronous ones share the wake-up. Setting up costs some tens of microseconds.
+//! `docs/hot-path.md` of the project has the budget of each path, `vmmc bench` the figures of a machine.
+//!
+//! # Programs to start from
+//!
+//! Each runs with `cargo run -p vmmc --example NAME`, and as a test.
+//!
+//! | example | shows |
+//! |---|---|
+//! | `export`, then `send` | two processes: a page, bytes, a signal word |
+//! | `asynchronous` | buffers that are handed over, vectors, order, flush, cancelling |
+//! | `notification` | a handler, a waiting thread, overflow |
+//! | `redirection` | bytes that arrive where the receiver wants them |
+//! | `rights` | keys, an import for writing only, revoking |
+//! | `pinning` | the translation table under a limit |
 //!
 //! # Limits
 //!
