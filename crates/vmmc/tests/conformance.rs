@@ -267,12 +267,22 @@ fn death_of_the_exporter_is_seen(open: Open) {
     let (_node, exporter, importer) = open.processes();
     let export = exporter.export(64).create().unwrap();
     let import = open.import(&importer, &export);
+    let id = export.id();
     // The export is abandoned in place, as by a crash; its process's connection goes.
     std::mem::forget(export);
     let fd = exporter.owned_fds()[0];
     // SAFETY: shuts a socket of this test's own down; the library sees its connection end.
     unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
     until("dead", || import.state() != ExportState::Live);
+    assert_eq!(import.state(), ExportState::Dead);
+    assert_eq!(import.send(0, b"x"), Err(TransferError::Dead));
+    // In truth the process lives, and finds its way back to the service. Who imports anew reaches it by the same id; who was told of its
+    // death is not told otherwise.
+    until("announced again", || {
+        let again = importer.import(ImportSource::Id(id));
+        let here = importer.id().node == id.process.node;
+        if here { again.open() } else { again.node("ada").open() }.is_ok()
+    });
     assert_eq!(import.state(), ExportState::Dead);
     assert_eq!(import.send(0, b"x"), Err(TransferError::Dead));
 }
