@@ -196,20 +196,21 @@ impl Import {
         if self.route.is_immediate(bytes.len()) {
             return Transfer::over(self.route.send(offset, bytes, signal), buffer);
         }
-        self.post_long_send(offset, buffer, signal)
+        let len = bytes.len();
+        self.post_long_send((offset, len), buffer, signal)
     }
 
     #[cold]
     fn post_long_send<B>(
         &self,
-        offset: usize,
+        (offset, len): (usize, usize),
         buffer: B,
         signal: Option<(usize, u64)>,
     ) -> Transfer<B>
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        if let Err(error) = self.route.check(offset, buffer.as_ref().len(), Rights::WRITE) {
+        if let Err(error) = self.route.check(offset, len, Rights::WRITE) {
             return Transfer::over(Err(error), buffer);
         }
         let mut flying = None;

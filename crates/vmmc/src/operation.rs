@@ -289,9 +289,14 @@ impl<B> Transfer<B> {
     /// If its end was taken before by polling it as a future, or if the buffer's own code panicked.
     #[inline]
     pub fn wait(mut self) -> Finished<B> {
-        if let Some(finished) = self.take_over() {
-            return finished;
+        match self.take_over() {
+            Some(finished) => finished,
+            None => self.sleep_until_over(),
         }
+    }
+
+    #[cold]
+    fn sleep_until_over(mut self) -> Finished<B> {
         let waker = this_thread();
         loop {
             if let Some(finished) = self.poll_end(&waker) {
@@ -337,9 +342,14 @@ impl<B> Transfer<B> {
 
     #[inline]
     fn poll_end(&mut self, waker: &Waker) -> Option<Finished<B>> {
-        if let Some(finished) = self.take_over() {
-            return Some(finished);
+        match self.take_over() {
+            None => self.look(waker),
+            finished => finished,
         }
+    }
+
+    #[cold]
+    fn look(&mut self, waker: &Waker) -> Option<Finished<B>> {
         let Progress::Posted(operation) = &self.0 else { panic!("the end was taken before") };
         let finished = operation.poll(waker)?;
         self.0 = Progress::Taken;
