@@ -21,6 +21,8 @@ const DOWN_AFTER: u32 = 3;
 const DOWN_SILENCE: Duration = Duration::from_millis(50);
 /// How seldom a path that is down is asked, at the least.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// However long a round trip seems to take, the peer is asked after this: a clock that jumped says nothing about a path.
+const MOST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Packets remembered, lost ones included: what the peer can tell apart.
 const MOST_REMEMBERED: u64 = 8192;
 /// How late the answer to a probe may come.
@@ -384,7 +386,7 @@ impl Path {
         if (self.in_flight == 0 && self.up) || self.probe_due {
             return None;
         }
-        let timeout = self.rtt.probe_timeout(config.max_ack_delay);
+        let timeout = self.rtt.probe_timeout(config.max_ack_delay).min(MOST_TIMEOUT);
         let backed_off = timeout * (1 << self.probes.min(10));
         Some(self.last_eliciting + backed_off.min(PROBE_INTERVAL.max(timeout)))
     }
