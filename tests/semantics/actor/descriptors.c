@@ -200,6 +200,22 @@ void scenario_descriptor_limit(void) {
     meet();
 }
 
+/* Some servers set their limit to what they were configured for, before the first connection. */
+void scenario_descriptor_limit_lowered(void) {
+    struct rlimit limit = {512, 512};
+    if (me.server)
+        T(setrlimit(RLIMIT_NOFILE, &limit));
+    int fd = connection();
+    if (me.client) {
+        echo_until_end(fd);
+        return;
+    }
+    probe(fd, "fine");
+    T(open("/dev/null", O_RDONLY));
+    close(fd);
+    meet();
+}
+
 /* One dup is closed while bytes wait; the other reads them. */
 void scenario_close_one_dup(void) {
     int fd = connection();

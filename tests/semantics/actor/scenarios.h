@@ -124,6 +124,7 @@ SCENARIO(lowest_number)
 SCENARIO(close_all_others)
 SCENARIO(close_everything_and_reconnect)
 SCENARIO(descriptor_limit)
+SCENARIO(descriptor_limit_lowered)
 SCENARIO(close_one_dup)
 
 /* processes.c */

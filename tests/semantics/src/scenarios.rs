@@ -150,6 +150,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "close_all_others", warm_up: Warm, expectation: Equal },
     Scenario { name: "close_everything_and_reconnect", warm_up: Warm, expectation: Equal },
     Scenario { name: "descriptor_limit", warm_up: Warm, expectation: Equal },
+    Scenario { name: "descriptor_limit_lowered", warm_up: Warm, expectation: Equal },
     Scenario { name: "close_one_dup", warm_up: Warm, expectation: Equal },
     // processes.c
     Scenario { name: "fork_in_turns", warm_up: Warm, expectation: Equal },

@@ -2,7 +2,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::OsError;
+
+/// A limit of descriptors of which none can be spared.
+const FEW: u64 = 256;
 
 /// An owned descriptor, close-on-exec, closed without passing through libc's `close`.
 #[derive(Debug)]
@@ -18,7 +23,8 @@ impl Descriptor {
     }
 
     /// Moves the descriptor to a number of at least `floor`, so that it does not take a number that a program
-    /// expects to get. With floor 0, or when it is high enough, nothing happens.
+    /// expects to get. With floor 0, or when it is high enough, nothing happens. A program that has lowered its limit
+    /// of descriptors below `floor` since, though not to a few, leaves the last quarter of what it has now.
     ///
     /// # Errors
     /// When there is no number left above `floor`; the descriptor is closed then.
@@ -26,7 +32,18 @@ impl Descriptor {
         if self.0 >= floor {
             return Ok(self);
         }
-        rustix::io::fcntl_dupfd_cloexec(&self, floor).map(Self::from)
+        let raised = match rustix::io::fcntl_dupfd_cloexec(&self, floor) {
+            Err(OsError::INVAL) => {
+                let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+                let lower = RawFd::try_from(limit / 4 * 3).unwrap_or(floor);
+                if limit < FEW || lower >= floor {
+                    return Err(OsError::INVAL);
+                }
+                rustix::io::fcntl_dupfd_cloexec(&self, lower)
+            }
+            raised => raised,
+        };
+        raised.map(Self::from)
     }
 }
 
