@@ -464,6 +464,11 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             catch((), vmmc_socket::lower_everything);
             return native(number, a, b, c, d, e, f);
         }
+        _ if crate::programs::may_fork(number) => {
+            let kernel = || native(number, a, b, c, d, e, f);
+            return crate::programs::fork_by_system_call(number, [a, b], kernel)
+                .unwrap_or_else(kernel);
+        }
         _ if !vmmc_socket::is_connection(fd) => return native(number, a, b, c, d, e, f),
         _ => {}
     }

@@ -22,6 +22,111 @@ pub(crate) unsafe extern "C-unwind" fn fork() -> pid_t {
     pid
 }
 
+/// As `fork` without the handlers, for programs in a signal handler: the layer's are needed all the same.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn _Fork() -> pid_t {
+    let native = next!(_Fork: fn() -> pid_t);
+    forking(|| native().into()) as pid_t
+}
+
+/// The bits of `clone` that decide what a child shares with its parent.
+const MEMORY: u64 = libc::CLONE_VM as u64;
+/// In other namespaces, or with the same descriptors, a child is no relative that the layer could follow.
+const STRANGER: u64 = (libc::CLONE_FILES | libc::CLONE_NEWPID | libc::CLONE_NEWUSER) as u64;
+
+/// Whether a system call makes a process or a thread.
+pub(crate) fn may_fork(number: libc::c_long) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    const FORK: libc::c_long = libc::SYS_fork;
+    #[cfg(not(target_arch = "x86_64"))]
+    const FORK: libc::c_long = libc::SYS_clone;
+    [libc::SYS_clone, libc::SYS_clone3, FORK].contains(&number)
+}
+
+/// A system call of the program's own that makes a process, as `fork` does but for its handlers. `None`: the caller
+/// shall make it, because the child is no process of its own, or none that the layer could follow.
+pub(crate) unsafe fn fork_by_system_call(
+    number: libc::c_long,
+    arguments: [usize; 2],
+    native: impl FnOnce() -> libc::c_long,
+) -> Option<libc::c_long> {
+    let (flags, stack) = match number {
+        libc::SYS_clone => (arguments[0] as u64, arguments[1]),
+        // `struct clone_args`: the flags come first, the stack is the sixth word.
+        libc::SYS_clone3 if arguments[0] != 0 && arguments[1] >= 48 => {
+            let words = arguments[0] as *const u64;
+            (words.read_unaligned(), words.add(5).read_unaligned() as usize)
+        }
+        libc::SYS_clone3 => return None,
+        _ => (0, 0),
+    };
+    if flags & MEMORY != 0 {
+        return None;
+    }
+    if flags & STRANGER != 0 || stack != 0 {
+        catch((), || keep_errno(vmmc_socket::lower_everything));
+        return None;
+    }
+    Some(forking(native))
+}
+
+/// Does around `native`, which forks, what the handlers do around the C library's `fork`.
+fn forking(native: impl FnOnce() -> libc::c_long) -> libc::c_long {
+    keep_errno(|| catch((), vmmc_socket::family::before_fork));
+    let pid = native();
+    keep_errno(|| {
+        if pid == 0 {
+            return catch((), vmmc_socket::family::after_fork_in_child);
+        }
+        catch((), vmmc_socket::family::after_fork_in_parent);
+        if pid < 0 {
+            catch((), vmmc_socket::family::fork_failed);
+        }
+    });
+    pid
+}
+
+type Start = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+
+/// What the child of a `clone` begins with.
+struct Begin {
+    start: Start,
+    argument: *mut c_void,
+}
+
+unsafe extern "C-unwind" fn begin(of: *mut c_void) -> c_int {
+    // SAFETY: `clone` passed it; the child has a copy of the parent's memory.
+    let Begin { start, argument } = unsafe { of.cast::<Begin>().read() };
+    catch((), vmmc_socket::family::after_fork_in_child);
+    // SAFETY: as the program asked of `clone`.
+    unsafe { start(argument) }
+}
+
+/// The last three are only there if the flags say so: passing on what stands in their place does no harm.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn clone(
+    start: Option<Start>,
+    stack: *mut c_void,
+    flags: c_int,
+    argument: *mut c_void,
+    parent_id: usize,
+    area: usize,
+    child_id: usize,
+) -> c_int {
+    let native = next!(clone: fn(Option<Start>, *mut c_void, c_int, *mut c_void, usize, usize, usize) -> c_int);
+    let bits = flags as u32 as u64;
+    let Some(first) = start.filter(|_| bits & MEMORY == 0 && !stack.is_null()) else {
+        return native(start, stack, flags, argument, parent_id, area, child_id);
+    };
+    if bits & STRANGER != 0 {
+        catch((), || keep_errno(vmmc_socket::lower_everything));
+        return native(start, stack, flags, argument, parent_id, area, child_id);
+    }
+    let mut first = Begin { start: first, argument };
+    let first = (&raw mut first).cast();
+    forking(|| native(Some(begin), stack, flags, first, parent_id, area, child_id).into()) as c_int
+}
+
 /// Calls that may put the node service out of reach.
 macro_rules! confine {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(

@@ -144,6 +144,12 @@ fn lower_inherited(fd: i32, home: bool) {
         lower::lower_for(fd, Why::Exec);
         return;
     }
+    // What the child duplicated was lowered then; the numbers are its parent's but for those.
+    if let Some(index) = descriptor::connection(fd)
+        && matches!(slot::get(index).phase(), Phase::Tcp | Phase::Offered | Phase::Exchanged)
+    {
+        return lower::lower(fd, index, Why::Exec);
+    }
     let Some(cookie) = cookie(fd) else { return };
     let same = connections().find(|&(_, index)| {
         let slot = slot::get(index);

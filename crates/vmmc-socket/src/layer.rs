@@ -8,7 +8,7 @@ use vmmc::Process;
 
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
-use crate::slot;
+use crate::slot::{self, Why};
 use crate::{board, epoll, kernel, lift, local, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -234,6 +234,8 @@ pub fn duplicated(old: i32, new: i32) {
                 crate::lower::lower_descriptor(new);
             }
         }
+        // A child of vfork makes it ready for the program that it will become.
+        Kind::Connection(index) => crate::lower::lower(old, index, Why::Exec),
         Kind::Set(number) if at_home() => epoll::duplicated(number, new),
         _ => {}
     }

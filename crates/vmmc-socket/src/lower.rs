@@ -233,7 +233,8 @@ pub(crate) fn settle(fd: i32, index: u32) {
         let Some(ends) = local.ends() else { return };
         if slot.outward.way() == Way::Ring
             && slot.outward.stream.closed(ends.theirs)
-            && !slot.finished.load(Ordering::Relaxed)
+            // After its end the service says when it is done; if there is none, this side has to do it.
+            && (!slot.finished.load(Ordering::Relaxed) || ends.mine.told(HAND_YOURSELF))
         {
             slot.outward.set_way(Way::Handover);
         }

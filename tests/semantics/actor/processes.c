@@ -1,6 +1,9 @@
 /* fork in all its forms, with the connection in use on both sides of it. */
 #include "actor.h"
 
+#include <sched.h>
+#include <sys/syscall.h>
+
 #include <spawn.h>
 #include <sys/prctl.h>
 
@@ -131,6 +134,57 @@ void scenario_fork_parent_leaves(void) {
     expect_end(fd);
     put_text(fd, "got it");
     _exit(0);
+}
+
+static int the_child_goes_on(void *connection) {
+    int fd = *(int *)connection;
+    expect_text(fd, "anybody there?");
+    put_text(fd, "a child");
+    get_pattern(fd, 0, 100000, 1);
+    expect_end(fd);
+    put_text(fd, "got it");
+    _exit(0);
+}
+
+static pid_t clone_without_a_stack(int *fd) {
+    pid_t child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    return child == 0 ? the_child_goes_on(fd) : child;
+}
+
+static pid_t fork_for_handlers(int *fd) {
+    pid_t child = _Fork();
+    return child == 0 ? the_child_goes_on(fd) : child;
+}
+
+static pid_t clone_with_a_stack(int *fd) {
+    static char stack[256 * 1024] __attribute__((aligned(16)));
+    return clone(the_child_goes_on, stack + sizeof stack, SIGCHLD, fd);
+}
+
+/* Processes that are made without fork(): the child takes the connection over, the parent closes it at once. However far
+ * lifting has come. */
+void scenario_fork_by_other_means(void) {
+    pid_t (*const means[])(int *) = {clone_without_a_stack, fork_for_handlers, clone_with_a_stack};
+    for (int turn = 0; turn < 9; turn++) {
+        int fd = turn < 3 ? connection() : cold_connection();
+        for (int i = 0; i < turn * 2; i++)
+            hello(fd);
+        if (me.client) {
+            put_text(fd, "anybody there?");
+            expect_text(fd, "a child");
+            put_pattern(fd, 0, 100000, 1);
+            shutdown(fd, SHUT_WR);
+            expect_text(fd, "got it");
+            expect_end(fd);
+        } else {
+            pid_t child = means[turn % 3](&fd);
+            close(fd);
+            finish(child);
+        }
+        meet();
+        if (me.client)
+            close(fd);
+    }
 }
 
 /* The oldest kind of server: one process a connection. */

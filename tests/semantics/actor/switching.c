@@ -86,3 +86,35 @@ void scenario_closed_while_lifted(void) {
     }
     meet();
 }
+
+/* A shell's way to start a program on a connection, however far lifting has come: the program has it alone. */
+void scenario_vfork_while_lifted(void) {
+    for (int turn = 0; turn < 16; turn++) {
+        int fd = cold_connection();
+        for (int i = 0; i < turn; i++)
+            hello(fd);
+        if (me.client) {
+            put_text(fd, "through another program");
+            shutdown(fd, SHUT_WR);
+            expect_text(fd, "through another program");
+            expect_end(fd);
+        } else {
+            pid_t child = vfork();
+            if (child == 0) {
+                dup2(fd, 0);
+                dup2(fd, 1);
+                if (turn % 2)
+                    close(fd);
+                execlp("cat", "cat", NULL);
+                _exit(127);
+            }
+            close(fd);
+            int status = -1;
+            waitpid(child, &status, 0);
+            say_status("cat", status);
+        }
+        meet();
+        if (me.client)
+            close(fd);
+    }
+}

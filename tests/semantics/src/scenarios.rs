@@ -157,6 +157,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "fork_child_leaves", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_half_read", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_parent_leaves", warm_up: Warm, expectation: Equal },
+    Scenario { name: "fork_by_other_means", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_per_connection", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_one_reads_one_writes", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_child_killed", warm_up: Warm, expectation: Equal },
@@ -268,4 +269,5 @@ pub const SCENARIOS: &[Scenario] = &[
     // switching.c
     Scenario { name: "readable_while_lifted", warm_up: Cold, expectation: Equal },
     Scenario { name: "closed_while_lifted", warm_up: Cold, expectation: Equal },
+    Scenario { name: "vfork_while_lifted", warm_up: Cold, expectation: Equal },
 ];
