@@ -297,6 +297,9 @@ fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
     }
 }
 
+/// Bytes of a ring that are never used.
+const ODD: usize = 53;
+
 /// Puts a part of `source` into the ring. The outward lock is held and the way is the ring.
 #[inline]
 fn put(
@@ -311,9 +314,12 @@ fn put(
     if stream.tier() != Tier::Page {
         shrink::before_send(slot, local, ends, want);
     }
-    let mut room = stream.room(ends.mine, want);
+    // A full ring is no round number of pages. nginx takes a connection for drained when FIONREAD was a multiple of what it
+    // reads; on TCP, whose segments are no round numbers, that hardly ever happens to it.
+    let look = || stream.room(ends.mine, want + ODD).saturating_sub(ODD);
+    let mut room = look();
     while room < want && room < stream.tier().capacity() / 2 && stream.grow(ends.theirs) {
-        room = stream.room(ends.mine, want);
+        room = look();
         shrink::grown(local);
     }
     if room == 0 && want > 0 {

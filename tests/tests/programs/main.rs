@@ -4,16 +4,24 @@
 //! A program that is not installed skips its tests with a line on standard error; everything runs on the loopback
 //! interface, on free ports, with a runtime directory for each run.
 
+mod apache;
 mod cpython;
+mod daemons;
 mod disabled;
 mod echo;
 mod in_every_way;
 mod iperf3;
 mod json;
+mod load;
+mod memcached;
 mod nginx;
+mod openssh;
+mod proxies;
 mod python;
 mod redis;
+mod replication;
 mod rings;
+mod runtimes;
 mod service_lost;
 mod sockperf;
 mod static_program;
