@@ -70,6 +70,16 @@ pub(crate) const FOR_BENCH: &[Wanted] = &[
     wanted("cc", "gcc", "the row of UCX's registration cache"),
 ];
 
+/// Packages that start a service, and its name.
+const SERVICES: &[(&str, &str)] = &[
+    ("redis-server", "redis-server"),
+    ("nginx-light", "nginx"),
+    ("apache2", "apache2"),
+    ("haproxy", "haproxy"),
+    ("memcached", "memcached"),
+    ("openssh-server", "ssh"),
+];
+
 /// How long apt may take.
 const APT: Duration = Duration::from_secs(300);
 
@@ -147,15 +157,14 @@ fn apt(prefix: &[&str], names: &[&str], say: &dyn Fn(&str)) {
             continue;
         }
         // We start our own servers on our own ports; the packages' services would only hold theirs.
-        if Path::new("/run/systemd/system").exists()
-            && ["redis-server", "nginx-light"].contains(name)
+        let service =
+            SERVICES.iter().find(|(package, _)| package == name).map(|(_, service)| *service);
+        if let Some(service) = service.filter(|_| Path::new("/run/systemd/system").exists())
+            && call(&["systemctl", "disable", "--now", service]).is_ok()
         {
-            let service = name.trim_end_matches("-light");
-            if call(&["systemctl", "disable", "--now", service]).is_ok() {
-                say(&format!(
-                    "the system service {service}, started by its package, was stopped and disabled"
-                ));
-            }
+            say(&format!(
+                "the system service {service}, started by its package, was stopped and disabled"
+            ));
         }
     }
 }

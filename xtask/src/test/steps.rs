@@ -92,7 +92,7 @@ fn real_programs() -> Step {
     let mut command =
         cargo(&["test", "--package", "vmmc-tests", "--all-targets", "--no-fail-fast"]);
     with_release_programs(&mut command);
-    Step { needs: Some(RELEASE_BUILD), ..step("real programs", 8, Action::Tests(command)) }
+    Step { needs: Some(RELEASE_BUILD), ..step("real programs", 12, Action::Tests(command)) }
 }
 
 fn doc_tests() -> Step {
