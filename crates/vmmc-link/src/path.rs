@@ -388,6 +388,8 @@ impl Path {
         }
         let timeout = self.rtt.probe_timeout(config.max_ack_delay).min(MOST_TIMEOUT);
         let backed_off = timeout * (1 << self.probes.min(10));
-        Some(self.last_eliciting + backed_off.min(PROBE_INTERVAL.max(timeout)))
+        // One that is down is asked often, whatever a round trip was: many questions or answers may get lost in a row.
+        let most = if self.up { PROBE_INTERVAL.max(timeout) } else { PROBE_INTERVAL };
+        Some(self.last_eliciting + backed_off.min(most))
     }
 }
