@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use vmmc_os::{Access, Descriptor, Event, Mapping, OsError, Signals, create_memory, wait_readable};
 use vmmc_proto::{ExportId, PAGE_SIZE};
-use vmmc_shm::mailbox::{Mailbox, Note, Taken};
+use vmmc_shm::mailbox::{Mailbox, Note, Sleep, Taken};
 
 use crate::import::Import;
 use crate::process::lock;
@@ -174,13 +174,15 @@ impl Doorbell {
         taken.map(|taken| self.checked(taken))
     }
 
-    /// Enters a notification that the process's own engine brought, and wakes who sleeps.
-    pub(crate) fn deliver(&self, note: Note) {
-        let mailbox = self.mailbox();
-        if let Some(sleep) = mailbox.push(note) {
-            self.event.signal();
-            mailbox.rung(sleep);
-        }
+    /// Enters a notification that the process's own engine brought; who sleeps has to be [rung](Self::ring) for.
+    pub(crate) fn deliver(&self, note: Note) -> Option<Sleep> {
+        self.mailbox().push(note)
+    }
+
+    /// Wakes who sleeps.
+    pub(crate) fn ring(&self, sleep: Sleep) {
+        self.event.signal();
+        self.mailbox().rung(sleep);
     }
 
     /// Waits for the next notification.

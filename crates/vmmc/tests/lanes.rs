@@ -32,15 +32,14 @@ fn exporter(process: &Process) {
     let counted = Mutex::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let mut last = 0;
             while let Ok(notification) = export.wait(FOREVER) {
-                let mut counted = counted.lock().unwrap();
-                let next = *counted + 1;
-                if notification.lost > 0 {
-                    *counted += notification.lost;
-                } else {
-                    assert_eq!(notification.last_word, next, "in order, and each once");
-                    *counted = next;
+                if notification.lost == 0 {
+                    // What the mailbox had no room for is told by its number, at another place.
+                    assert!(notification.last_word > last, "in order, and none twice");
+                    last = notification.last_word;
                 }
+                *counted.lock().unwrap() += notification.lost.max(1);
             }
         });
         say("ready");
@@ -55,11 +54,26 @@ fn import(process: &Process, node: &str) -> Import {
     process.import(ImportSource::Name("board".to_owned())).node(node).open().unwrap()
 }
 
-/// Sends the next number as a notification.
-fn send_next(import: &Import, number: &mut u64) {
-    let next = *number + 1;
-    import.send_notify(8, &next.to_le_bytes()).unwrap();
-    *number = next;
+/// What a sender did.
+#[derive(Default)]
+struct Sent {
+    last: u64,
+    done: u64,
+    /// Calls that ended without an answer: the exporter was stopped in the middle of a packet.
+    unsure: u64,
+}
+
+impl Sent {
+    /// Sends the next number as a notification; whether it was done.
+    fn next(&mut self, import: &Import) -> bool {
+        self.last += 1;
+        match import.send_notify(8, &self.last.to_le_bytes()) {
+            Ok(()) => self.done += 1,
+            Err(TransferError::Timeout) => self.unsure += 1,
+            Err(error) => panic!("{error}"),
+        }
+        self.unsure == 0
+    }
 }
 
 #[test]
@@ -69,11 +83,12 @@ fn an_exporter_that_is_stopped_at_any_moment_gets_everything_once() {
     assert_eq!(exporter.hear(), "ready");
     let importer = grace.open();
     let import = import(&importer, "ada");
-    let mut sent = 0;
+    let mut total = Sent::default();
     for round in 0..6_u64 {
+        let mut sent = Sent { last: total.last, ..Sent::default() };
         // By the services it asks for another lane now and then.
         until("a lane", || {
-            send_next(&import, &mut sent);
+            sent.next(&import);
             import.path() == Path::Lane
         });
         std::thread::scope(|scope| {
@@ -81,22 +96,27 @@ fn an_exporter_that_is_stopped_at_any_moment_gets_everything_once() {
                 std::thread::sleep(Duration::from_micros(3_000 + 1_234 * round));
                 exporter.signal(libc::SIGSTOP);
             });
-            while !stopper.is_finished() {
-                send_next(&import, &mut sent);
-            }
+            while sent.next(&import) && !stopper.is_finished() {}
         });
-        // Nobody answers there any more; the services carry on. No more than the mailbox holds: what is lost is told without its place.
+        // Nobody answers there any more; the services carry on.
         for _ in 0..20 {
-            send_next(&import, &mut sent);
+            if !sent.next(&import) {
+                break;
+            }
         }
-        assert_eq!(import.path(), Path::Engine);
         exporter.signal(libc::SIGCONT);
+        total = Sent {
+            last: sent.last,
+            done: total.done + sent.done,
+            unsure: total.unsure + sent.unsure,
+        };
     }
+    let expected = total.done..=total.done + total.unsure;
     until("all counted", || {
         exporter.tell("count");
         let counted: u64 = exporter.hear().parse().unwrap();
-        assert!(counted <= sent, "{counted} notifications of {sent}");
-        counted == sent
+        assert!(counted <= *expected.end(), "{counted} notifications of {expected:?}");
+        expected.contains(&counted)
     });
 }
 

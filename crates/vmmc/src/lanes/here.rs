@@ -9,7 +9,7 @@ use vmmc_ni::port::{Host, LinkNumber};
 use vmmc_os::Mapping;
 use vmmc_proto::Rights;
 use vmmc_shm::lane::LanePage;
-use vmmc_shm::mailbox::Note;
+use vmmc_shm::mailbox::{Note, Sleep};
 
 use crate::lane::Lane;
 use crate::notification::Doorbell;
@@ -36,6 +36,8 @@ pub(crate) struct Here {
     current: Option<LinkNumber>,
     /// The current lane's page is ours until the turn is over.
     entered: bool,
+    /// Who has to be woken when it is: not before, for a process may be stopped where it makes a system call.
+    rings: Vec<(Arc<Doorbell>, Sleep)>,
 }
 
 /// Our end of a link.
@@ -219,7 +221,9 @@ impl Memory for Here {
         let count = usize::try_from(len).map_err(|_| Refusal::Bounds)?;
         arrival.reach(Rights::WRITE, offset, count)?;
         let doorbell = arrival.target.doorbell.as_ref();
-        doorbell.ok_or(Refusal::Bounds)?.deliver(Note { offset, len, last_word: value });
+        let doorbell = Arc::clone(doorbell.ok_or(Refusal::Bounds)?);
+        let sleep = doorbell.deliver(Note { offset, len, last_word: value });
+        self.rings.extend(sleep.map(|sleep| (doorbell, sleep)));
         Ok(())
     }
 
@@ -264,6 +268,9 @@ impl Host for Here {
             page.leave();
         }
         self.entered = false;
+        for (doorbell, sleep) in self.rings.drain(..) {
+            doorbell.ring(sleep);
+        }
         let packets = link.stats().packets_received;
         end.lanes.values().for_each(|lane| lane.heard(packets));
     }
