@@ -11,7 +11,7 @@ use crate::path::Path;
 use crate::progress::Progress;
 use crate::report::{Report, Row, Unit};
 use crate::rounds::{Plan, Round, Series, in_turns};
-use crate::statistics::median;
+use crate::statistics::{Samples, median};
 use crate::{
     BenchError, bandwidth, idle, latency, notify, redirection, scale, send_rate, setup, sockets,
     utlb,
@@ -97,13 +97,15 @@ fn bandwidths(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Row>, BenchError> {
     let mut others = Others::of(bench, options, machine, notes)?;
-    let mut unread = Vec::new();
+    let (mut unread, mut unread_all) = (Vec::new(), Samples::new());
     let series = all_paths(bench, options, machine, |peer, path, size, slice| {
         if path == Path::Vmmc {
             others.measure(size)?;
         }
         if path == Path::Vmmc && size == LARGEST && bench == Bench::SendBandwidth {
-            unread.push(bandwidth::unread(peer, size, slice)?.quantile(0.5));
+            let round = bandwidth::unread(peer, size, slice)?;
+            unread.push(round.quantile(0.5));
+            unread_all.merge(&round);
         }
         measure(peer, path, size, slice)
     })?;
@@ -129,8 +131,11 @@ fn bandwidths(
         })
         .collect();
     if !unread.is_empty() {
-        let figure = rate(LARGEST, median(&unread));
-        rows.push(Row::new("vmmc-unread", LARGEST, Unit::GigabytesPerSecond, figure));
+        let figure = |ticks: f64| rate(LARGEST, ticks);
+        let tail = |quantile: f64| figure(unread_all.quantile(quantile));
+        let row =
+            Row::new("vmmc-unread", LARGEST, Unit::GigabytesPerSecond, figure(median(&unread)));
+        rows.push(row.tails(tail(0.99), tail(0.999), unread_all.len()));
     }
     others.add_to(&mut rows)?;
     rows.extend(line(&series));
