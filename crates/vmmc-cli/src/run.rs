@@ -18,6 +18,7 @@ Environment:
   VMMC_SPIN=MICROS    how long a waiting call looks before it sleeps (default 50; 0: sleeps at once)
   VMMC_LIFT_AFTER=CALLS  lift a connection after so many calls that moved data (default 4; 0: before its first byte)
   VMMC_RUNTIME_DIR    where the node service's socket is
+  VMMC_EXPLAIN=FILE   what --explain=FILE sets; empty: standard error
 
 Exit status: the program's own; 127 if it does not exist, 126 if it cannot be executed, 125 for an error of vmmc's own.
 
@@ -25,6 +26,12 @@ Examples:
   vmmc run redis-server
   vmmc run -- redis-benchmark -t get -c 50")]
 pub(crate) struct Args {
+    /// When the program ends by itself, tell what became of each connection, on standard error or at the end of FILE: whether
+    /// it was lifted, or why not, how many bytes went over it, how often and how long calls on it slept or looked. Each
+    /// process that it forks tells for itself
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
+    explain: Option<PathBuf>,
+
     /// The program and its arguments
     #[arg(
         required = true,
@@ -61,6 +68,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
             // With this the library brings the service back if it goes.
             command.env("VMMC_NODE_PROGRAM", program);
         }
+        if let Some(file) = args.explain {
+            // The program may change its directory.
+            let file = if file == Path::new("-") { PathBuf::new() } else { absolute(file) };
+            command.env("VMMC_EXPLAIN", file);
+        }
         command.env("LD_PRELOAD", preload(&library, std::env::var_os("LD_PRELOAD")));
     }
     let error = command.exec();
@@ -71,6 +83,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     eprintln!("vmmc: {program}: cannot be executed: {error}");
     ExitCode::from(126)
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 fn disabled() -> bool {

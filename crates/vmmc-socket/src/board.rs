@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, O
 
 use vmmc::{Export, Process, Rights};
 
-use crate::kernel;
 use crate::slot::{Phase, SLOTS, Slot, Way, Why};
+use crate::{explain, kernel};
 
 /// The name under which a process exports its board.
 pub const NAME: &str = "vmmc-socket.board";
@@ -19,7 +19,7 @@ pub const NAME: &str = "vmmc-socket.board";
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct Row {
-    /// 0: the row is empty.
+    /// [`EMPTY`], [`OPEN`] or [`CLOSED`].
     used: AtomicU32,
     fd: AtomicI32,
     state: AtomicU32,
@@ -27,6 +27,10 @@ pub struct Row {
     sent: AtomicU64,
     received: AtomicU64,
     slept: AtomicU64,
+    rang: AtomicU64,
+    /// Ticks in calls on this connection alone; counted for [`crate::explain`] only.
+    asleep: AtomicU64,
+    spun: AtomicU64,
     local: Address,
     peer: Address,
 }
@@ -58,9 +62,20 @@ pub struct Connection {
     pub sent: u64,
     /// Bytes received while lifted.
     pub received: u64,
-    /// Times that a call slept in the kernel for it.
+    /// Times that a call on it slept in the kernel.
     pub slept: u64,
+    /// Times that the peer had to be woken.
+    pub rang: u64,
+    #[serde(skip)]
+    pub(crate) asleep: u64,
+    #[serde(skip)]
+    pub(crate) spun: u64,
 }
+
+const EMPTY: u32 = 0;
+const OPEN: u32 = 1;
+/// What became of it can still be read, until another connection gets the row.
+const CLOSED: u32 = 2;
 
 const LIFTED: u32 = 1;
 const LIFTING: u32 = 2;
@@ -132,7 +147,8 @@ pub(crate) fn forked() {
 
 pub(crate) fn open(index: u32, fd: i32) {
     let Some(row) = rows().and_then(|rows| rows.get(index as usize)) else { return };
-    for count in [&row.sent, &row.received, &row.slept] {
+    let times = [&row.rang, &row.asleep, &row.spun];
+    for count in [&row.sent, &row.received, &row.slept].into_iter().chain(times) {
         count.store(0, Ordering::Relaxed);
     }
     row.local.version.store(0, Ordering::Relaxed);
@@ -140,17 +156,20 @@ pub(crate) fn open(index: u32, fd: i32) {
     row.fd.store(fd, Ordering::Relaxed);
     row.state.store(TCP, Ordering::Relaxed);
     row.why.store(Why::Young as u32, Ordering::Relaxed);
-    row.used.store(1, Ordering::Release);
+    row.used.store(OPEN, Ordering::Release);
 }
 
 /// Whether a row is open for the connection: not for a socket that was only made so far, or that listens.
 pub(crate) fn shows(index: u32) -> bool {
-    row(index).is_some_and(|row| row.used.load(Ordering::Acquire) != 0)
+    row(index).is_some_and(|row| row.used.load(Ordering::Acquire) == OPEN)
 }
 
 pub(crate) fn close(index: u32) {
-    if let Some(row) = row(index) {
-        row.used.store(0, Ordering::Release);
+    if let Some(row) = row(index).filter(|row| row.used.load(Ordering::Relaxed) == OPEN) {
+        if explain::asked() {
+            row.note_addresses();
+        }
+        row.used.store(CLOSED, Ordering::Release);
     }
 }
 
@@ -165,12 +184,7 @@ pub(crate) fn update(index: u32, slot: &Slot) {
     };
     row.why.store(slot.why() as u32, Ordering::Relaxed);
     row.state.store(state, Ordering::Release);
-    let fd = row.fd.load(Ordering::Relaxed);
-    for (stored, peer) in [(&row.local, false), (&row.peer, true)] {
-        if let (0, Some(known)) = (stored.version.load(Ordering::Relaxed), address(fd, peer)) {
-            stored.store(known);
-        }
-    }
+    row.note_addresses();
 }
 
 #[inline]
@@ -189,9 +203,42 @@ pub(crate) fn received(index: u32, len: usize) {
 }
 
 pub(crate) fn slept(index: u32) {
-    if let Some(row) = row(index) {
-        row.slept.store(row.slept.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    count(index, |row| &row.slept, 1);
+}
+
+/// The peer was woken.
+pub(crate) fn rang(index: u32) {
+    count(index, |row| &row.rang, 1);
+}
+
+/// A call on the connection alone slept for so many ticks.
+pub(crate) fn asleep(index: u32, ticks: u64) {
+    count(index, |row| &row.asleep, ticks);
+}
+
+/// A call on the connection alone looked for so many ticks.
+pub(crate) fn spun(index: u32, ticks: u64) {
+    count(index, |row| &row.spun, ticks);
+}
+
+fn count(index: u32, of: impl Fn(&'static Row) -> &'static AtomicU64, more: u64) {
+    if let Some(count) = row(index).map(of) {
+        count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
     }
+}
+
+/// All connections that this process had, as far as their rows were not needed for others.
+pub(crate) fn all() -> Vec<Connection> {
+    let rows = rows().unwrap_or_default().iter();
+    rows.filter_map(|row| {
+        match row.used.load(Ordering::Acquire) {
+            EMPTY => return None,
+            OPEN => row.note_addresses(),
+            _ => {}
+        }
+        Some(row.connection())
+    })
+    .collect()
 }
 
 /// The address of `fd`, or of its peer.
@@ -256,10 +303,21 @@ impl Address {
 pub unsafe fn read(memory: *const u8, len: usize) -> Vec<Connection> {
     // SAFETY: as promised; every bit pattern is a valid `Row`, and all its fields are atomics.
     let rows = unsafe { std::slice::from_raw_parts(memory.cast::<Row>(), len / size_of::<Row>()) };
-    rows.iter().filter(|row| row.used.load(Ordering::Acquire) != 0).map(Row::connection).collect()
+    let open = rows.iter().filter(|row| row.used.load(Ordering::Acquire) == OPEN);
+    open.map(Row::connection).collect()
 }
 
 impl Row {
+    /// Asks the kernel for the addresses of a connection that is open, unless they are known.
+    fn note_addresses(&self) {
+        let fd = self.fd.load(Ordering::Relaxed);
+        for (stored, peer) in [(&self.local, false), (&self.peer, true)] {
+            if let (0, Some(known)) = (stored.version.load(Ordering::Relaxed), address(fd, peer)) {
+                stored.store(known);
+            }
+        }
+    }
+
     fn connection(&self) -> Connection {
         let state = self.state.load(Ordering::Acquire);
         Connection {
@@ -275,6 +333,9 @@ impl Row {
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             slept: self.slept.load(Ordering::Relaxed),
+            rang: self.rang.load(Ordering::Relaxed),
+            asleep: self.asleep.load(Ordering::Relaxed),
+            spun: self.spun.load(Ordering::Relaxed),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
-use crate::{board, epoll, kernel, lift, local, lower, thread};
+use crate::{board, epoll, explain, kernel, lift, local, lower, thread};
 
 /// Numbers that this process has as connections.
 fn connections() -> impl Iterator<Item = (i32, u32)> {
@@ -77,6 +77,7 @@ pub fn after_fork_in_child() {
     layer::forget_process();
     let shown: Vec<_> = connections().filter(|&(_, index)| board::shows(index)).collect();
     board::forked();
+    explain::forked();
     STRUCTURE.with(|structure| structure.offers.clear());
     for index in distinct_connections() {
         let (slot, local) = (slot::get(index), local::get(index));
@@ -181,4 +182,5 @@ pub fn at_exit() {
             lift::end_at_exit(fd, index);
         }
     }
+    explain::tell();
 }

@@ -9,7 +9,7 @@ use vmmc::Process;
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::slot::{self, Why};
-use crate::{board, epoll, kernel, lift, local, service, spin};
+use crate::{board, epoll, explain, kernel, lift, local, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
@@ -119,6 +119,7 @@ pub fn start() {
         lift::set_calls(calls);
     }
     service::remember();
+    explain::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
     ENABLED.store(true, Ordering::Release);
 }

@@ -16,12 +16,13 @@
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
 //! | [`family`] | fork, exec, exit |
-//! | [`board`] | what `vmmc stat` reads |
+//! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
 //!
 //! Every function here takes descriptors as the program gives them and says through [`Route`] whether the layer did the
 //! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
 
 mod descriptor;
+mod explain;
 mod guarded;
 mod layer;
 mod lift;

@@ -15,7 +15,7 @@ use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{lift, receive, shrink, spin, transmit};
+use crate::{explain, lift, receive, shrink, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -113,7 +113,8 @@ impl Polling<'_> {
             local::get(index).pin().map(|pin| pin.ends().mine.cpu.load(Ordering::Relaxed))
         });
         let (mut last, mut patience) = (thread::ticks(), KERNEL_LOOK.0);
-        spin::until(
+        let start = explain::clock();
+        let found = spin::until(
             || peer.unwrap_or(0),
             || {
                 if self.lifted.iter().any(|&(n, index)| self.rings(n, index) != 0) {
@@ -126,7 +127,9 @@ impl Polling<'_> {
                 (last, patience) = (now, KERNEL_LOOK.1);
                 self.others_stir()
             },
-        )
+        );
+        explain::spun_since(start);
+        found
     }
 
     /// Whether the kernel has something to say of all that the rings do not tell.
@@ -247,7 +250,9 @@ impl Polling<'_> {
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
         let lifted_at = list.len();
         list.extend(bells.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
         let outcome = kernel::poll(&mut list, time, self.mask);
+        explain::slept_since(start);
         self.rung |= list[lifted_at..].iter().any(|bell| bell.revents != 0);
         if outcome.is_err() && immediate == 0 {
             return outcome;

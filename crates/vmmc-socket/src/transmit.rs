@@ -343,6 +343,7 @@ fn put(
     }
     if take_announcement(&ends.mine.reader_waiting) {
         kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        board::rang(index);
     }
     board::sent(index, len);
     Ok(Step::Sent(len))

@@ -10,7 +10,7 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, lift, shrink, spin, thread, transmit};
+use crate::{board, explain, lift, shrink, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,8 @@ pub(crate) struct Wait {
     /// The last sleep was ended by the bell, which says so until it is silenced. It may have been rung for something
     /// older than the announcement that stands.
     rung: bool,
+    /// When the sleep began, if that is measured.
+    since: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +76,7 @@ enum Limit {
 
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
-        Self { fd, index, direction, limit: Limit::NotAsked, rung: false }
+        Self { fd, index, direction, limit: Limit::NotAsked, rung: false, since: None }
     }
 
     /// Waits without sleeping; `None` when it is worth to look again, else the sleep that is due, or the error that the
@@ -95,6 +97,7 @@ impl Wait {
             return self.on(-1, events, None).map(Some);
         };
         let ends = pin.ends();
+        let start = explain::clock();
         let spun = match self.direction {
             Direction::In if slot.inward.way() == Way::Ring => spin::until(
                 || ends.mine.cpu.load(Ordering::Relaxed),
@@ -105,6 +108,9 @@ impl Wait {
             }
             _ => false,
         };
+        if let Some(start) = start {
+            board::spun(self.index, thread::ticks().wrapping_sub(start));
+        }
         if spun {
             return Ok(None);
         }
@@ -140,6 +146,7 @@ impl Wait {
             (Direction::Out, _) => libc::POLLOUT,
         };
         board::slept(self.index);
+        self.since = explain::clock();
         let soon = handover.then_some(Duration::from_millis(2));
         self.on(bell, tcp, soon.or_else(shrink::rest)).map(Some)
     }
@@ -160,6 +167,9 @@ impl Wait {
         outcome: Outcome,
         moved: usize,
     ) -> Result<(), Errno> {
+        if let Some(since) = self.since.take() {
+            board::asleep(self.index, thread::ticks().wrapping_sub(since));
+        }
         let asleep = self.direction.asleep(slot::get(self.index));
         if asleep.load(Ordering::Relaxed) == thread::id() {
             asleep.store(0, Ordering::Relaxed);

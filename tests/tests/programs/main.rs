@@ -9,6 +9,7 @@ mod cpython;
 mod daemons;
 mod disabled;
 mod echo;
+mod explain;
 mod in_every_way;
 mod iperf3;
 mod json;

@@ -7,7 +7,7 @@ use super::{Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::thread::{self, MICROSECOND};
-use crate::{lift, shrink, spin};
+use crate::{explain, lift, shrink, spin};
 
 /// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
 const KERNEL_LOOK: u64 = 30 * MICROSECOND;
@@ -98,6 +98,7 @@ impl Waiting {
             .set
             .with(|registrations| registrations.hot().then(|| registrations.peer_processor()));
         let Some(peer) = peer else { return Ok(false) };
+        let start = explain::clock();
         let mut kernel_spoke = Ok(false);
         let found = spin::until(
             || peer,
@@ -117,6 +118,7 @@ impl Waiting {
                 })
             },
         );
+        explain::spun_since(start);
         kernel_spoke.map(|spoke| found || spoke)
     }
 
@@ -128,11 +130,13 @@ impl Waiting {
             registrations.catch_up(self.epfd);
             registrations.cool_all()
         });
+        let start = explain::clock().filter(|_| quiet);
         let woken = if quiet {
             kernel::epoll_wait(self.epfd, self.out, self.most, most, self.mask)
         } else {
             Ok(usize::MAX)
         };
+        explain::slept_since(start);
         self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
         if woken == Ok(usize::MAX) {
             return Ok(None);
