@@ -130,12 +130,14 @@ scenarios! {
     close_all_others
     close_everything_and_reconnect
     descriptor_limit
+    descriptor_limit_lowered
     close_one_dup
     // processes.c
     fork_in_turns
     fork_child_leaves
     fork_half_read
     fork_parent_leaves
+    fork_by_other_means
     fork_per_connection
     fork_one_reads_one_writes
     fork_child_killed
@@ -246,6 +248,7 @@ scenarios! {
     other_program_after_shutdown
     readable_while_lifted
     closed_while_lifted
+    vfork_while_lifted
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.
