@@ -80,7 +80,9 @@ fn play(acts: Vec<Act>, mine: *mut u8, theirs: *mut u8, buffer: &mut [u8]) {
             }
             Act::Grow => drop(sender.grow(their_words)),
             Act::Finish => sender.finish(their_words),
-            Act::Freeze => receiver.freeze(my_words),
+            Act::Freeze => {
+                receiver.freeze(my_words);
+            }
             Act::Receive { most } => {
                 let Ok(arrived) = receiver.arrived(my_words) else { continue };
                 let tier = receiver.tier();

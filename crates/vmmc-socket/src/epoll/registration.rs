@@ -569,7 +569,10 @@ impl Registration {
         }
         self.fresh = false;
         self.seen_tail = tail;
-        self.seen_collisions = collisions;
+        // A writer that was told of something else while there was no room has still to be told of the room.
+        if now & OUT != 0 {
+            self.seen_collisions = collisions;
+        }
         now
     }
 
