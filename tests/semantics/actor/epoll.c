@@ -125,6 +125,33 @@ void scenario_epoll_edge_writable(void) {
     meet();
 }
 
+/* The same, and something else was reported while there was no room. */
+void scenario_epoll_edge_room_after_news(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.server) {
+        size_t total = told();
+        put_text(fd, "news");
+        meet();
+        get_pattern(fd, 0, total, 7);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    add(set, fd, EPOLLIN | EPOLLOUT | EPOLLET, 3);
+    look("added", set, 0);
+    size_t total = fill_up(fd, 7);
+    while (epoll_wait(set, &(struct epoll_event){0}, 1, 0) == 1)
+        ;
+    tell(total);
+    await_readable(fd, 4);
+    look("news", set, 5000);
+    T(read(fd, buffer, sizeof buffer));
+    meet();
+    look("room", set, 5000);
+    meet();
+}
+
 /* Bytes that came and were read between two waits are an edge of what is true by then; not for who wants none. */
 void scenario_epoll_edge_read_before(void) {
     char buffer[8];

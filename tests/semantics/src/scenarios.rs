@@ -81,6 +81,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "epoll_level", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_edge", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_edge_writable", warm_up: Warm, expectation: Equal },
+    Scenario { name: "epoll_edge_room_after_news", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_edge_read_before", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_oneshot", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_hangup", warm_up: Warm, expectation: Equal },

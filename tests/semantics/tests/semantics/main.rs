@@ -61,6 +61,7 @@ scenarios! {
     epoll_level
     epoll_edge
     epoll_edge_writable
+    epoll_edge_room_after_news
     epoll_edge_read_before
     epoll_oneshot
     epoll_hangup
