@@ -91,14 +91,14 @@ impl Site {
         Ok(found)
     }
 
-    /// Asks again and again, for at most ten seconds, until `wanted` holds of the connections of `port`.
+    /// Asks again and again, for at most thirty seconds, until `wanted` holds of the connections of `port`.
     /// Returns what was seen last either way. A service that does not answer yet is asked again.
     pub fn connections_when(
         &self,
         port: u16,
         wanted: impl Fn(&[Connection]) -> bool,
     ) -> Result<Vec<Connection>, StatError> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             let seen = self.connections(port);
             if Instant::now() > end || seen.as_ref().is_ok_and(|seen| wanted(seen)) {
@@ -108,7 +108,7 @@ impl Site {
         }
     }
 
-    /// Waits, for at most ten seconds, until a connection to the server's `port` is lifted at both ends and at least
+    /// Waits, for at most thirty seconds, until a connection to the server's `port` is lifted at both ends and at least
     /// `bytes` went through VMMC at each.
     pub fn lifted_at_both_ends(&self, port: u16, bytes: u64) -> Result<(), StatError> {
         let server = format!(":{port}");

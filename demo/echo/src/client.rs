@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
@@ -9,7 +10,7 @@ use crate::pattern::{self, CHUNK};
 
 /// Sends `count` messages of `size` bytes one after the other and waits for each to come back unchanged.
 ///
-/// After message `pause_at` it prints `paused` and waits for the end of its standard input, with the connection open.
+/// After message `pause_at` it prints `paused` and sends only now and then until the end of its standard input.
 pub(crate) fn ping(address: &str, size: usize, count: usize, pause_at: usize) -> io::Result<()> {
     if size == 0 || count == 0 {
         return Err(io::Error::other("--size and --count must be at least 1"));
@@ -34,7 +35,12 @@ pub(crate) fn ping(address: &str, size: usize, count: usize, pause_at: usize) ->
         if number == pause_at {
             println!("paused");
             io::stdout().flush()?;
-            io::copy(&mut io::stdin(), &mut io::sink())?;
+            let told = thread::spawn(|| io::copy(&mut io::stdin(), &mut io::sink()));
+            while !told.is_finished() {
+                connection.write_all(&sent)?;
+                connection.read_exact(&mut got)?;
+                thread::sleep(Duration::from_millis(5));
+            }
         }
     }
     connection.shutdown(Shutdown::Write)?;

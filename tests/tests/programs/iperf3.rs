@@ -35,7 +35,7 @@ fn transfers(test: &str, options: &[&str]) {
             site.serve_when_it_says(server.args(["-s", "--forceflush"]), "Server listening")?;
         let mut client = iperf3(site, way.lifts_client(), port);
         // Long enough to be looked at while it runs.
-        let seconds = if way == Way::BothLifted { "2" } else { "1" };
+        let seconds = if way == Way::BothLifted { "4" } else { "1" };
         client.args(["-c", "127.0.0.1", "-J", "-t", seconds]).args(options);
         let mut client = Running::start(&mut client)?;
         if way == Way::BothLifted {

@@ -9,7 +9,7 @@ use crate::in_every_way::{LIMIT, prove, same_in_every_way};
 use crate::load::{program, wait_until};
 
 const CLIENT: &str = r#"
-import socket, sys, threading
+import select, socket, sys, threading
 def one(number, seen):
     connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
     stream = connection.makefile("rb")
@@ -22,7 +22,9 @@ def one(number, seen):
     seen.append(number)
     if number == 0:
         print("ready", flush=True)
-        sys.stdin.read()
+        while not select.select([sys.stdin], [], [], 0.005)[0]:
+            connection.sendall(b"get nothing\r\n")
+            assert stream.readline() == b"END\r\n"
     connection.sendall(b"quit\r\n")
     assert stream.read() == b""
 seen = []

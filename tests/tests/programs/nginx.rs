@@ -49,7 +49,12 @@ fn wrk_sees_no_error_from_nginx() {
         fs::write(site.path().join("index.html"), "x".repeat(1024))?;
         let (_server, url) = serve(site, way)?;
         let mut command = site.command(way.lifts_client(), program("wrk"));
-        let mut client = Running::start(command.args(["-t1", "-c64", "-d2s", &url]))?;
+        let mut client = Running::start(command.args([
+            "-t1",
+            "-c64",
+            if way == Way::BothLifted { "-d4s" } else { "-d1s" },
+            &url,
+        ]))?;
         if way == Way::BothLifted {
             let port = url.rsplit(':').next().unwrap_or_default().trim_end_matches('/');
             site.lifted_at_both_ends(port.parse()?, 1024)?;

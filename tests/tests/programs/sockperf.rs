@@ -16,7 +16,11 @@ fn sockperf_ping_pong_loses_nothing() {
         let _server = site.serve(&mut sockperf(way.lifts_server(), "server"), port)?;
         let mut client = sockperf(way.lifts_client(), "ping-pong");
         // Without the limit sockperf gives up when messages come back faster than it thought possible.
-        let mut client = Running::start(client.args(["-t", "2", "--mps=5000000"]))?;
+        let mut client = Running::start(client.args([
+            "-t",
+            if way == Way::BothLifted { "4" } else { "1" },
+            "--mps=5000000",
+        ]))?;
         if way == Way::BothLifted {
             site.lifted_at_both_ends(port, 1)?;
         }

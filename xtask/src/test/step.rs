@@ -127,10 +127,23 @@ fn show(output: &str) {
             failures.push(line);
         }
     }
-    let lines = if failures.is_empty() { output.lines().collect() } else { failures };
+    // A test program that died names no failures: what it said last stands among what cargo said of all the others.
+    let lines = match failures.is_empty() {
+        true => output.lines().filter(|line| !is_usual(line)).collect(),
+        false => failures,
+    };
     for line in &lines[lines.len().saturating_sub(SHOWN)..] {
         eprintln!("      | {line}");
     }
+}
+
+/// Whether it is said of every test program, whatever happens.
+fn is_usual(line: &str) -> bool {
+    let line = line.trim_start();
+    let begins = ["Running ", "Compiling ", "Finished ", "running ", "test result: ok"];
+    line.is_empty()
+        || begins.iter().any(|begin| line.starts_with(begin))
+        || (line.starts_with("test ") && line.ends_with(" ... ok"))
 }
 
 impl Outcome {
