@@ -95,6 +95,21 @@ pub(crate) fn floor() -> i32 {
     FLOOR.load(Ordering::Relaxed)
 }
 
+/// How many pairs have room for their two bells, beside what the connection to the service takes.
+pub(crate) fn room_for_pairs() -> usize {
+    const OTHERS: u64 = 4;
+    let limit = descriptor_limit();
+    let floor = u64::from(floor().unsigned_abs());
+    let floor = if floor < limit { floor } else { limit / 4 * 3 };
+    ((limit - floor).saturating_sub(OTHERS) / 2) as usize
+}
+
+fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
+    let _ = kernel::call!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut limit);
+    limit.rlim_cur
+}
+
 fn program_name() -> String {
     let name = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
     name.trim_end().to_owned()
@@ -107,9 +122,7 @@ pub fn start() {
     {
         return;
     }
-    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
-    let _ = kernel::call!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut limit);
-    FLOOR.store((limit.rlim_cur / 4 * 3).min(16 * 1024) as i32, Ordering::Relaxed);
+    FLOOR.store((descriptor_limit() / 4 * 3).min(16 * 1024) as i32, Ordering::Relaxed);
     if let Some(microseconds) = std::env::var("VMMC_SPIN").ok().and_then(|value| value.parse().ok())
     {
         spin::set_budget(microseconds);

@@ -178,6 +178,11 @@ fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u
     let (Some(process), Some(&fd)) = (layer::process(), parts.descriptors.first()) else {
         return false;
     };
+    // Without room for the peer's bell too, this side's own would only take that of another pair.
+    if structure.pairs.len() >= layer::room_for_pairs() {
+        stay(index, slot, Why::Descriptors);
+        return false;
+    }
     let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST };
     // SAFETY: a descriptor that the program has open (or has just closed; then the service refuses it).
     match process.pair_export(pair, memory, unsafe { BorrowedFd::borrow_raw(fd) }) {

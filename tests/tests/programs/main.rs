@@ -14,6 +14,7 @@ mod in_every_way;
 mod iperf3;
 mod json;
 mod load;
+mod many;
 mod memcached;
 mod nginx;
 mod openssh;
