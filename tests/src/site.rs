@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -13,7 +14,7 @@ use crate::build::{BuildError, release_programs};
 use crate::running::{Running, RunningError};
 
 /// Bound on everything that should take an instant.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A directory for files, a VMMC runtime directory in it that nobody else uses, and the `vmmc` that is tried.
 ///
@@ -193,12 +194,26 @@ impl Drop for Site {
     }
 }
 
-/// A port of 127.0.0.1 that was free a moment ago.
+/// A port of 127.0.0.1 that was free a moment ago, and that the kernel gives to no connection of its own accord: else any of the
+/// thousands that other tests make might have it before the server does.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .expect("the kernel gives out a port of the loopback interface")
+    const FIRST: u16 = 10_240;
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let end = first_ephemeral_port().unwrap_or(32_768).max(FIRST + 1000);
+    let begin = (std::process::id() * 151 % u32::from(end - FIRST)) as u16;
+    loop {
+        let number = begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = FIRST + number % (end - FIRST);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// The first of the ports that connections get.
+fn first_ephemeral_port() -> Option<u16> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    range.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether something accepts connections on `port` of 127.0.0.1.
@@ -207,7 +222,7 @@ pub fn connects(port: u16) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok()
 }
 
-/// Waits until `server` listens on `port`; false if it ends or some twenty seconds pass first.
+/// Waits until `server` listens on `port`; false if it ends or a minute passes first.
 pub fn wait_until_listening(server: &mut Running, port: u16) -> bool {
     let end = Instant::now() + SOON;
     while Instant::now() < end && server.is_running() {
