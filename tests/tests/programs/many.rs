@@ -2,7 +2,7 @@
 
 use vmmc_tests::{Connection, Way, free_port};
 
-use crate::in_every_way::{Failure, LIMIT, same_in_every_way};
+use crate::in_every_way::{LIMIT, same_in_every_way};
 
 const CONNECTIONS: usize = 90;
 /// The layer leaves the first three quarters to the program and needs two for each connection.
