@@ -19,6 +19,7 @@
 mod boundary;
 mod bytes;
 mod descriptors;
+mod loans;
 mod programs;
 mod sockets;
 mod stdio;

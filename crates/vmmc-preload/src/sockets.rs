@@ -189,6 +189,9 @@ pub(crate) unsafe extern "C-unwind" fn ioctl(
         (argument as *mut c_int).write_unaligned(count.min(c_int::MAX as usize) as c_int);
         return 0;
     }
+    if let Some(done) = crate::loans::ioctl(fd, request, argument) {
+        return done;
+    }
     let done = native(fd, request, argument);
     if done == 0 && request == libc::FIONBIO && argument != 0 {
         vmmc_socket::set_nonblocking(fd, (argument as *const c_int).read_unaligned() != 0);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
-use crate::{board, epoll, explain, kernel, lift, local, lower, thread};
+use crate::{board, epoll, explain, kernel, lift, loan, local, lower, thread};
 
 /// Numbers that this process has as connections.
 fn connections() -> impl Iterator<Item = (i32, u32)> {
@@ -136,6 +136,9 @@ pub fn before_exec() {
     for fd in standard.chain(connections().map(|(fd, _)| fd)) {
         if kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0) {
             lower_inherited(fd, home);
+        } else if let (true, Some(index)) = (home, descriptor::connection(fd)) {
+            // The rest of the family shall not wait for what the next program does not know of.
+            loan::abandon(slot::get(index));
         }
     }
 }

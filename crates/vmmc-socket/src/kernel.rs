@@ -162,6 +162,14 @@ pub fn unread(fd: i32) -> usize {
     count.max(0) as usize
 }
 
+/// Whether the program may write four bytes at `address`; whatever stands there is gone. `fd` is a TCP connection.
+pub fn probe(fd: i32, address: usize) -> Result<(), Errno> {
+    match call!(SYS_ioctl, fd, libc::FIONREAD, address) {
+        Err(fault @ Errno(libc::EFAULT)) => Err(fault),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the kernel's next byte is the urgent mark.
 pub fn at_mark(fd: i32) -> bool {
     const SIOCATMARK: libc::c_ulong = 0x8905;

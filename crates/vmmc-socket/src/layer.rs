@@ -154,6 +154,12 @@ pub(crate) fn at_home() -> bool {
     kernel::process_id() == PROCESS_ID.load(Ordering::Relaxed)
 }
 
+/// This process's number, as the layer last learnt it.
+#[inline]
+pub(crate) fn process_number() -> u32 {
+    PROCESS_ID.load(Ordering::Relaxed)
+}
+
 /// This process is another than before: a child of fork.
 pub(crate) fn moved() {
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);

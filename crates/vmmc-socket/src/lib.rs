@@ -12,6 +12,7 @@
 //! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
 //! | `lift`, `lower` | from TCP onto VMMC and back |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
+//! | `loan` | space and bytes of the rings, lent to the program |
 //! | `shrink` | large rings that become small again |
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
@@ -26,6 +27,7 @@ mod explain;
 mod guarded;
 mod layer;
 mod lift;
+mod loan;
 mod local;
 mod lock;
 mod lower;
@@ -52,6 +54,7 @@ pub use layer::{
     closing, closing_between, duplicated, is_connection, is_own, is_tracked, leave, opened,
     own_between, renewed, set_nonblocking, start, track,
 };
+pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{lower_descriptor, lower_everything, lower_passed};
 pub use receive::{Receiving, at_mark, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Transfer};

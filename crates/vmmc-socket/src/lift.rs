@@ -18,7 +18,7 @@ use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{board, epoll, kernel, repeat, service, tcp};
+use crate::{board, epoll, kernel, loan, repeat, service, tcp};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -373,6 +373,8 @@ pub(crate) fn switch_outward(fd: i32, index: u32, slot: &Slot, ends: local::Ends
 pub(crate) fn close(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
     let pair = slot.pair.load(Ordering::Relaxed);
+    // The program may still look at what it has on loan.
+    let lent = loan::abandon(slot);
     epoll::leave(index, local, pair != 0);
     if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
         end_on_tcp(fd, slot);
@@ -386,7 +388,7 @@ pub(crate) fn close(fd: i32, index: u32) {
         let ends = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1);
         ends.map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
     };
-    let_go(index, goodbye);
+    let_go(index, goodbye, lent);
 }
 
 /// What remains to be done for the peer of a connection that was closed.
@@ -399,10 +401,11 @@ enum Goodbye {
 
 /// Lets go of the pair and its memory.
 pub(crate) fn forget(index: u32) {
-    let_go(index, Goodbye::Plain);
+    let lent = loan::abandon(slot::get(index));
+    let_go(index, Goodbye::Plain, lent);
 }
 
-fn let_go(index: u32, goodbye: Goodbye) {
+fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
     let (slot, local) = (slot::get(index), local::get(index));
     let pair = slot.pair.load(Ordering::Relaxed);
     if pair == 0 {
@@ -422,8 +425,9 @@ fn let_go(index: u32, goodbye: Goodbye) {
         for bell in bells {
             descriptor::remove(bell, Kind::Own);
         }
-        if local.pinned() {
-            // Another thread still waits on the connection: its memory stays for good, rather than go under it.
+        if local.pinned() || lent {
+            // Another thread still waits on the connection, or looks at its memory: that stays for good, rather than go
+            // under it.
             std::mem::forget((parts.export.take(), parts.import.take()));
         }
         parts.export = None;

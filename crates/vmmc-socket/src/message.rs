@@ -21,6 +21,11 @@ impl<'a> Pieces<'a> {
         (left <= isize::MAX as usize).then_some(Self { pieces, skip: 0, left })
     }
 
+    /// The one `piece`.
+    pub(crate) fn of_one(piece: &'a libc::iovec) -> Self {
+        Self { pieces: std::slice::from_ref(piece), skip: 0, left: piece.iov_len }
+    }
+
     /// Bytes that are left.
     pub(crate) fn left(&self) -> usize {
         self.left

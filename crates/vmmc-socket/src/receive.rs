@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, take_announcement};
+use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, Ring, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -153,6 +153,15 @@ impl Transfer for Receiving<'_> {
     }
 }
 
+impl<'a> Receiving<'a> {
+    /// Passes over as many bytes as `len` is long, whose memory is not touched.
+    pub(crate) fn nowhere(fd: i32, index: u32, len: &'a libc::iovec) -> Self {
+        let pieces = Pieces::of_one(len);
+        let flags = libc::MSG_TRUNC | libc::MSG_WAITALL;
+        Self { fd, index, pieces, flags, got: 0, wait: Wait::new(fd, index, Direction::In) }
+    }
+}
+
 impl Receiving<'_> {
     /// Whether what was received ends the call. Where the stream goes on in a larger ring, or leaves the ring for TCP, the
     /// call goes on there, because to the program that is no boundary.
@@ -290,7 +299,7 @@ unsafe fn step(
 }
 
 /// Once in a while a non-blocking reader of an empty ring asks TCP, even if nothing told it to.
-fn due(slot: &Slot) -> bool {
+pub(crate) fn due(slot: &Slot) -> bool {
     let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
     slot.calls.store(calls, Ordering::Relaxed);
     calls.is_multiple_of(256)
@@ -306,6 +315,7 @@ unsafe fn take(
     flags: i32,
 ) -> Result<Option<usize>, Errno> {
     let stream = &slot.inward.stream;
+    slot.inward.loan.in_the_way()?;
     let (head, position, tier) = (stream.head(), stream.position(), stream.tier());
     let len = arrived.min(pieces.left());
     let Some(ring) = local.ring_in(tier) else { return Err(Errno(libc::ENOMEM)) };
@@ -315,15 +325,37 @@ unsafe fn take(
         // SAFETY: the pieces are valid (caller of `receive`); `arrived` is at most the capacity.
         unsafe { pieces.fill_from(ring, position, len) }
     };
-    if stream.head() != head {
+    if stream.head() != head || slot.inward.loan.stands() {
         return Ok(None);
     }
-    stream.consume(ends.theirs, len, next);
+    give_back(slot, local, ends, ring, arrived, (len, next));
+    Ok(Some(len))
+}
+
+/// Passes over `len` of the `arrived` bytes of the current ring; false: it cannot be mapped. The inward lock is held.
+pub(crate) fn pass(slot: &Slot, local: &Local, ends: Ends, arrived: usize, len: usize) -> bool {
+    let stream = &slot.inward.stream;
+    let Some(ring) = local.ring_in(stream.tier()) else { return false };
+    let next = ring.advance(stream.position(), len);
+    give_back(slot, local, ends, ring, arrived, (len, next));
+    true
+}
+
+/// Gives the first bytes of those that have `arrived` in `ring` back to the peer: how many, and where the next one lies.
+#[inline]
+fn give_back(
+    slot: &Slot,
+    local: &Local,
+    ends: Ends,
+    ring: Ring,
+    arrived: usize,
+    (len, next): (usize, usize),
+) {
+    slot.inward.stream.consume(ends.theirs, len, next);
     // A sleeping writer is woken when half the ring is free, not for every byte.
     if arrived - len <= ring.capacity() / 2 && take_announcement(&ends.mine.writer_waiting) {
         kernel::ring(local.peer_bell.load(Ordering::Acquire));
     }
-    Ok(Some(len))
 }
 
 /// Copies what has arrived and leaves it there: how many; none if a signal handler on this thread took some of it.
@@ -368,12 +400,28 @@ fn from_kernel(fd: i32, pieces: &Pieces<'_>, flags: i32, most: usize) -> Result<
 }
 
 /// The peer broke the rules: its stream ends here, as after a reset.
-fn give_up(slot: &Slot) -> Errno {
+pub(crate) fn give_up(slot: &Slot) -> Errno {
     slot.set_why(Why::Broken);
     slot.inward.passed.store(Inward::NOTHING_REPEATED, Ordering::Relaxed);
     slot.inward.set_way(Way::Lowered);
     slot.look.store(true, Ordering::Release);
     Errno(libc::ECONNRESET)
+}
+
+/// Whether the next byte comes through the ring; takes the step from TCP to it where that is due. The inward lock is held.
+pub(crate) fn reached_ring(fd: i32, index: u32, slot: &Slot, ends: Ends) -> Result<bool, Errno> {
+    match (slot.inward.way(), ends.mine.switch_offset()) {
+        (Way::Ring, _) => return Ok(true),
+        (Way::Tcp, Some(offset)) => match tcp::consumed(fd) {
+            Some(consumed) if consumed < offset => return Ok(false),
+            Some(consumed) if consumed == offset => {}
+            _ => return Err(give_up(slot)),
+        },
+        _ => return Ok(false),
+    }
+    slot.inward.set_way(Way::Ring);
+    board::update(index, slot);
+    Ok(true)
 }
 
 /// Whether what stands in the ring comes next, but for bytes that have arrived on TCP. Until the direction has switched TCP

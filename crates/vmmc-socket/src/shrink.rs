@@ -64,6 +64,9 @@ pub(crate) fn grown(local: &Local) {
 
 /// Before `len` bytes are sent on a stream that is in a larger ring. The outward lock is held.
 pub(crate) fn before_send(slot: &Slot, local: &Local, ends: Ends, len: usize) {
+    if slot.outward.stream.tier() == Tier::Page {
+        return;
+    }
     let now = thread::ticks();
     let needed = slot.outward.stream.unread(ends.mine) as usize + len;
     if needed > Tier::Page.capacity() {
@@ -76,6 +79,9 @@ pub(crate) fn before_send(slot: &Slot, local: &Local, ends: Ends, len: usize) {
 /// True if the stream is in its small ring now, or will not be used again. The outward lock is held.
 fn shrink(slot: &Slot, local: &Local, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
+    if slot.outward.loan.stands() {
+        return false;
+    }
     if slot.outward.way() != Way::Ring || stream.closed(ends.theirs) {
         local.girth.slim();
         return true;

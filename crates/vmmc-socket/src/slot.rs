@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use vmmc::stream::{Receiver, Transmitter};
 
 use crate::kernel;
+use crate::loan::Loan;
 use crate::lock::Lock;
 
 /// Connections a fork family can track; more stay on TCP.
@@ -118,6 +119,8 @@ pub(crate) struct Inward {
     /// Bytes passed over on TCP that the ring had given already ([`vmmc::stream::Repeat`]); [`Inward::NOTHING_REPEATED`]
     /// if whatever the peer says of such is void.
     pub(crate) passed: AtomicU64,
+    /// Bytes that the program looks at where they lie.
+    pub(crate) loan: Loan,
 }
 
 /// The sending direction; changed with its lock held.
@@ -129,6 +132,8 @@ pub(crate) struct Outward {
     /// A full ring was met this often: an edge for edge-triggered waiters when there is room again.
     pub(crate) collisions: AtomicU32,
     pub(crate) stream: Transmitter,
+    /// Space that the program fills where it lies.
+    pub(crate) loan: Loan,
 }
 
 macro_rules! word_of {
@@ -206,9 +211,11 @@ impl Slot {
         self.inward.set_way(Way::Tcp);
         self.inward.stream.reset();
         self.inward.passed.store(0, Ordering::Relaxed);
+        self.inward.loan.end();
         self.outward.set_way(Way::Tcp);
         self.outward.collisions.store(0, Ordering::Relaxed);
         self.outward.stream.reset();
+        self.outward.loan.end();
     }
 }
 

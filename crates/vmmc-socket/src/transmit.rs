@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use vmmc::stream::{
-    CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, Tier, take_announcement,
+    CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, take_announcement,
 };
 
 use crate::kernel::{self, Errno, Outcome};
@@ -12,7 +12,7 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, lift, lower, shrink, tcp, thread};
+use crate::{board, descriptor, lift, loan, lower, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -29,6 +29,10 @@ enum Source<'a> {
     File {
         file: i32,
         at: i64,
+        left: usize,
+    },
+    /// Space of the ring that was on loan, and is filled: so many bytes.
+    Lent {
         left: usize,
     },
 }
@@ -180,7 +184,7 @@ impl Source<'_> {
     fn left(&self) -> usize {
         match self {
             Self::Memory(pieces) => pieces.left(),
-            Self::File { left, .. } => *left,
+            Self::File { left, .. } | Self::Lent { left } => *left,
         }
     }
 
@@ -192,6 +196,7 @@ impl Source<'_> {
                 *at += len as i64;
                 *left -= len;
             }
+            Self::Lent { left } => *left -= len,
         }
         self.left()
     }
@@ -206,15 +211,22 @@ impl Source<'_> {
                 let got = kernel::read_at(*file, to, part, *at)?;
                 Ok((got, ring.advance(position, got)))
             }
+            Self::Lent { .. } => Ok((len, ring.advance(position, len))),
         }
     }
 }
 
 impl Sending<'_> {
+    /// What was committed of a loan, and cannot go through the ring any more.
+    pub(crate) fn lent(fd: i32, index: u32, len: usize) -> Self {
+        let (source, wait) = (Source::Lent { left: len }, Wait::new(fd, index, Direction::Out));
+        Self { fd, index, source, flags: 0, sent: 0, wait, patience: true }
+    }
+
     fn step(&self, slot: &Slot) -> Result<Step, Errno> {
         let local = local::get(self.index);
         let _held = slot.outward.lock.hold();
-        let Some(ends) = local.ends() else { return self.to_kernel() };
+        let Some(ends) = local.ends() else { return self.to_kernel(slot, local) };
         let way = prepare(self.fd, self.index, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
             return Err(after_end(self.fd));
@@ -222,16 +234,17 @@ impl Sending<'_> {
         match way {
             Way::Ring => put(self.index, slot, local, ends, &self.source),
             Way::Handover => Ok(Step::Nothing),
-            Way::Tcp | Way::Lowered => self.to_kernel(),
+            Way::Tcp | Way::Lowered => self.to_kernel(slot, local),
         }
     }
 
-    fn to_kernel(&self) -> Result<Step, Errno> {
+    fn to_kernel(&self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
         let sent = match &self.source {
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
             Source::File { .. } => return Ok(Step::Kernel),
+            Source::Lent { left } => loan::send_lent(self.fd, slot, local, *left),
         };
         match sent {
             Ok(len) => Ok(Step::Sent(len)),
@@ -243,7 +256,7 @@ impl Sending<'_> {
 
 /// What sending on a direction that the program has ended comes to: an error that waits to be told is told first.
 #[cold]
-fn after_end(fd: i32) -> Errno {
+pub(crate) fn after_end(fd: i32) -> Errno {
     match kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
         Some(error) if error != 0 => Errno(error),
         _ => Errno(libc::EPIPE),
@@ -311,9 +324,8 @@ fn put(
 ) -> Result<Step, Errno> {
     let stream = &slot.outward.stream;
     let want = source.left().min(CHUNK);
-    if stream.tier() != Tier::Page {
-        shrink::before_send(slot, local, ends, want);
-    }
+    slot.outward.loan.in_the_way()?;
+    shrink::before_send(slot, local, ends, want);
     // A full ring is no round number of pages. nginx takes a connection for drained when FIONREAD was a multiple of what it
     // reads; on TCP, whose segments are no round numbers, that hardly ever happens to it.
     let look = || stream.room(ends.mine, want + ODD).saturating_sub(ODD);
@@ -332,21 +344,37 @@ fn put(
     if len == 0 {
         return Ok(Step::End);
     }
-    if (stream.tail(), stream.tier()) != (tail, tier) {
-        // A signal handler on this very thread sent in between; its bytes stand where ours would go.
+    if (stream.tail(), stream.tier()) != (tail, tier) || slot.outward.loan.stands() {
+        // A signal handler on this very thread sent in between, or reserved; its bytes stand where ours would go.
         return Ok(Step::Sent(0));
     }
+    match publish(index, slot, local, ends, len, next) {
+        Publish::Done => Ok(Step::Sent(len)),
+        Publish::Frozen => Ok(Step::Sent(0)),
+    }
+}
+
+/// Makes `len` bytes that lie in the ring already, up to the position `next`, a part of the stream. The outward lock is held.
+#[inline]
+pub(crate) fn publish(
+    index: u32,
+    slot: &Slot,
+    local: &Local,
+    ends: Ends,
+    len: usize,
+    next: usize,
+) -> Publish {
     say_where(ends);
-    if stream.publish(ends.theirs, len, next) == Publish::Frozen {
+    if slot.outward.stream.publish(ends.theirs, len, next) == Publish::Frozen {
         slot.outward.set_way(Way::Handover);
-        return Ok(Step::Sent(0));
+        return Publish::Frozen;
     }
     if take_announcement(&ends.mine.reader_waiting) {
         kernel::ring(local.peer_bell.load(Ordering::Acquire));
         board::rang(index);
     }
     board::sent(index, len);
-    Ok(Step::Sent(len))
+    Publish::Done
 }
 
 /// Publishes the processor this side runs on, where it changed.

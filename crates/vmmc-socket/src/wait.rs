@@ -63,6 +63,8 @@ pub(crate) struct Wait {
     /// The last sleep was ended by the bell, which says so until it is silenced. It may have been rung for something
     /// older than the announcement that stands.
     rung: bool,
+    /// Bytes that have arrived and are not enough.
+    too_few: usize,
     /// When the sleep began, if that is measured.
     since: Option<u64>,
 }
@@ -76,7 +78,19 @@ enum Limit {
 
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
-        Self { fd, index, direction, limit: Limit::NotAsked, rung: false, since: None }
+        Self { fd, index, direction, limit: Limit::NotAsked, rung: false, too_few: 0, since: None }
+    }
+
+    /// So many bytes have arrived; only more are news.
+    pub(crate) fn for_more_than(&mut self, len: usize) {
+        self.too_few = len;
+    }
+
+    fn ready(&self, slot: &Slot, ends: Ends) -> bool {
+        self.direction.ready(slot, ends)
+            && (self.too_few == 0
+                || slot.deaf.load(Ordering::SeqCst)
+                || slot.inward.stream.stirred_beyond(ends.mine, self.too_few))
     }
 
     /// Waits without sleeping; `None` when it is worth to look again, else the sleep that is due, or the error that the
@@ -101,7 +115,7 @@ impl Wait {
         let spun = match self.direction {
             Direction::In if slot.inward.way() == Way::Ring => spin::until(
                 || ends.mine.cpu.load(Ordering::Relaxed),
-                || slot.inward.stream.stirred(ends.mine),
+                || slot.inward.stream.stirred_beyond(ends.mine, self.too_few),
             ),
             Direction::Out if slot.outward.way() == Way::Ring => {
                 spin::until(|| ends.mine.cpu.load(Ordering::Relaxed), || can_send(slot, ends))
@@ -129,7 +143,7 @@ impl Wait {
         }
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
         announce(flag);
-        if self.direction.ready(slot, ends) || bell < 0 {
+        if self.ready(slot, ends) || bell < 0 {
             self.direction.asleep(slot).store(0, Ordering::SeqCst);
             return Ok(None);
         }

@@ -64,7 +64,7 @@ impl Actor {
 
     fn compile(&self, name: &str, sources: &[PathBuf], flags: &[&str]) -> Result<(), ActorError> {
         let mut compiler = Command::new("cc");
-        compiler.args(["-std=gnu11", "-O2", "-g"]).args(flags).args(sources);
+        compiler.args(["-std=gnu11", "-O2", "-g"]).args(flags).arg(HEADERS).args(sources);
         compiler.arg("-o").arg(self.directory.path().join(name)).args(["-pthread", "-ldl"]);
         Running::start(&mut compiler)
             .and_then(|mut compiler| compiler.succeed(Duration::from_secs(120)))
@@ -72,6 +72,10 @@ impl Actor {
         Ok(())
     }
 }
+
+/// Where `vmmc/loan.h` is.
+const HEADERS: &str =
+    concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../../crates/vmmc-loan/include");
 
 fn sources() -> io::Result<Vec<PathBuf>> {
     let mut sources = Vec::new();

@@ -176,6 +176,13 @@ impl Receiver {
         stirred
     }
 
+    /// As [`Receiver::stirred`], for who knows of `len` unread bytes already.
+    #[inline]
+    pub fn stirred_beyond(&self, mine: &Words, len: usize) -> bool {
+        let known = self.head.load(Ordering::Relaxed) + len as u64;
+        mine.tail.load(Ordering::Acquire) != known
+    }
+
     /// Gives `len` bytes back to the producer, through `theirs`, the words in the peer's memory.
     #[inline]
     pub fn consume(&self, theirs: &Words, len: usize, position: usize) {

@@ -250,6 +250,24 @@ scenarios! {
     readable_while_lifted
     closed_while_lifted
     vfork_while_lifted
+    // loans.c
+    loan_round_trips
+    loan_bulk
+    loan_of_grown_rings
+    loan_rules
+    loan_arguments
+    loan_waits
+    loan_waits_for_room
+    loan_ends
+    loan_of_the_killed
+    loan_lowered_by_receiver
+    loan_lowered_by_sender
+    loan_and_another_program
+    loan_and_fork
+    loan_and_close
+    loan_threads
+    loan_edges
+    loan_while_lifted
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.
