@@ -33,6 +33,8 @@ pub enum Bench {
     Utlb,
     /// A program that knows only `std::net`, plain and under `vmmc run`.
     Sockets,
+    /// Messages that are produced and consumed in place, plain and under `vmmc run`.
+    Loans,
     /// Idle connections of such programs, plain and under `vmmc run`.
     Idle,
     /// Streams to another node and kernel TCP over the same wire: alone in turns, then at the same time.
@@ -54,6 +56,7 @@ impl Bench {
             Bench::Setup => &[4096, 16384, 65536, 262_144, 1_048_576],
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
             Bench::Sockets => &[8, 64, 1024, 16384, 65536],
+            Bench::Loans => &[64, 65536, LARGEST],
             Bench::Idle => &[],
             Bench::Congestion => &[LARGEST],
         }
@@ -81,6 +84,7 @@ impl Bench {
             | Bench::Setup
             | Bench::Utlb
             | Bench::Sockets
+            | Bench::Loans
             | Bench::Scale => 5,
             _ => 15,
         }
@@ -100,6 +104,7 @@ impl Bench {
             Bench::Setup => "setup",
             Bench::Utlb => "utlb",
             Bench::Sockets => "sockets",
+            Bench::Loans => "loans",
             Bench::Idle => "idle",
             Bench::Congestion => "congestion",
         }

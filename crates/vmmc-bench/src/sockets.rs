@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, cpu_time};
 use crate::exchange::{answer, ask};
 use crate::flow::Flow;
+use crate::loans::InPlace;
 use crate::machine::{Machine, pin};
 use crate::options::{Bench, Options, PeerProgram};
 use crate::path::Path;
@@ -25,7 +26,7 @@ use crate::rounds::fill;
 use crate::socket::{Stream, accept, connect, listen};
 use crate::spin::Spin;
 use crate::statistics::{Samples, median};
-use crate::{BenchError, bandwidth};
+use crate::{BenchError, bandwidth, loans};
 
 const ASK: &str = "sockets-ask";
 const ANSWER: &str = "sockets-answer";
@@ -34,6 +35,7 @@ const ANSWER: &str = "sockets-answer";
 #[derive(Debug, Serialize, Deserialize)]
 struct Task {
     sizes: Vec<usize>,
+    kinds: Vec<Kind>,
     /// Time for each kind at each size.
     slice: Duration,
     machine: [usize; 2],
@@ -53,10 +55,45 @@ enum Kind {
     Blocking,
     Spinning,
     Stream,
-    Finished,
+    /// Round trips in place.
+    InPlace,
+    /// A stream of messages whose bytes are all made and looked at.
+    Messages,
+    /// The same in place.
+    MessagesInPlace,
 }
 
-const KINDS: [Kind; 3] = [Kind::Blocking, Kind::Spinning, Kind::Stream];
+/// Every kind, by its number in an order.
+const KINDS: [Kind; 6] = [
+    Kind::Blocking,
+    Kind::Spinning,
+    Kind::Stream,
+    Kind::InPlace,
+    Kind::Messages,
+    Kind::MessagesInPlace,
+];
+
+impl Kind {
+    fn measured_by(bench: Bench) -> &'static [Kind] {
+        match bench {
+            Bench::Loans => &[Kind::Blocking, Kind::InPlace, Kind::Messages, Kind::MessagesInPlace],
+            _ => &[Kind::Blocking, Kind::Spinning, Kind::Stream],
+        }
+    }
+
+    fn streams(self) -> bool {
+        matches!(self, Kind::Stream | Kind::Messages | Kind::MessagesInPlace)
+    }
+
+    /// Names of its path, plain and lifted.
+    fn paths(self) -> [&'static str; 2] {
+        match self {
+            Kind::Blocking | Kind::Stream | Kind::Messages => ["tcp-blocking", "lifted"],
+            Kind::Spinning => ["tcp-spinning", "lifted-spinning"],
+            Kind::InPlace | Kind::MessagesInPlace => ["tcp-in-place", "lifted-in-place"],
+        }
+    }
+}
 
 /// What the asking program prints: one figure of one round. Microseconds or GB/s.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,12 +108,17 @@ struct Figure {
 }
 
 /// Measures plain and lifted.
-pub(crate) fn run(options: &Options, machine: &Machine) -> Result<Vec<Row>, BenchError> {
-    let sizes = options.sizes_for(Bench::Sockets)?;
-    let slice = options.slice(Bench::Sockets, sizes.len() * KINDS.len() * 2)?;
-    let task = Task { sizes, slice, machine: machine.pinned, program: options.peer.clone() };
-    let rounds = options.rounds_of(Bench::Sockets);
-    let progress = Progress::new(options.progress, "sockets", rounds * 2);
+pub(crate) fn run(
+    bench: Bench,
+    options: &Options,
+    machine: &Machine,
+) -> Result<Vec<Row>, BenchError> {
+    let (sizes, kinds) = (options.sizes_for(bench)?, Kind::measured_by(bench).to_vec());
+    let slice = options.slice(bench, sizes.len() * kinds.len() * 2)?;
+    let (machine, program) = (machine.pinned, options.peer.clone());
+    let task = Task { sizes, kinds, slice, machine, program };
+    let rounds = options.rounds_of(bench);
+    let progress = Progress::new(options.progress, bench.name(), rounds * 2);
     let (mut plain, mut lifted) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let mut command = Command::new(&options.peer.program);
@@ -88,21 +130,21 @@ pub(crate) fn run(options: &Options, machine: &Machine) -> Result<Vec<Row>, Benc
     }
     let mut rows = Vec::new();
     for index in 0..plain[0].len() {
-        rows.push(row(&plain, index, ["tcp-blocking", "tcp-spinning", "tcp-blocking"]));
-        rows.push(row(&lifted, index, ["lifted", "lifted-spinning", "lifted"]));
+        let [plain_name, lifted_name] = plain[0][index].kind.paths();
+        rows.push(row(&plain, index, plain_name));
+        rows.push(row(&lifted, index, lifted_name));
     }
     Ok(rows)
 }
 
-fn row(rounds: &[Vec<Figure>], index: usize, names: [&str; 3]) -> Row {
+fn row(rounds: &[Vec<Figure>], index: usize, name: &'static str) -> Row {
     let over_rounds = |figure: &dyn Fn(&Figure) -> f64| {
         median(&rounds.iter().filter_map(|round| round.get(index)).map(figure).collect::<Vec<_>>())
     };
     let first = &rounds[0][index];
-    let (name, part, unit) = match first.kind {
-        Kind::Stream => (names[2], "stream", Unit::GigabytesPerSecond),
-        Kind::Spinning => (names[1], "ping-pong", Unit::Microseconds),
-        _ => (names[0], "ping-pong", Unit::Microseconds),
+    let (part, unit) = match first.kind.streams() {
+        true => ("stream", Unit::GigabytesPerSecond),
+        false => ("ping-pong", Unit::Microseconds),
     };
     let samples = rounds.iter().filter_map(|round| round.get(index)).map(|f| f.samples).sum();
     let row = Row::new(name, first.size, unit, over_rounds(&|f| f.p50))
@@ -122,7 +164,7 @@ fn pair(command: &mut Command, task: &Task) -> Result<Vec<Figure>, BenchError> {
     }
     let figures: Vec<Figure> =
         serde_json::from_slice(&output.stdout).map_err(|cause| failed(cause.to_string()))?;
-    if figures.len() == task.sizes.len() * KINDS.len() {
+    if figures.len() == task.sizes.len() * task.kinds.len() {
         Ok(figures)
     } else {
         Err(failed(format!("{} figures", figures.len())))
@@ -176,11 +218,11 @@ fn ask_all(task: &Task) -> Result<Vec<Figure>, BenchError> {
     pin(task.machine[0])?;
     let mut figures = Vec::new();
     for &size in &task.sizes {
-        for kind in KINDS {
+        for &kind in &task.kinds {
             figures.push(asking.figure(kind, size, task.slice)?);
         }
     }
-    asking.announce(Kind::Finished, 0, 0, 0)?;
+    asking.announce(None, 0, 0, 0)?;
     match child.wait() {
         Ok(status) if status.success() => Ok(figures),
         Ok(status) => Err(BenchError::PeerFailed(status.to_string())),
@@ -217,7 +259,7 @@ impl Asking {
     /// One kind at one size: two short runs to warm up and to see how many operations fill the slice, then the measured one.
     fn figure(&mut self, kind: Kind, size: usize, slice: Duration) -> Result<Figure, BenchError> {
         let clock = Clock::calibrated();
-        let unit = if kind == Kind::Stream { bandwidth::messages_in_turn(size) } else { 1 };
+        let unit = if kind.streams() { bandwidth::messages_in_turn(size) } else { 1 };
         let mut count = 8;
         for share in [16, 1] {
             let from = clock.now();
@@ -225,13 +267,11 @@ impl Asking {
             count = fill(slice / share, count, clock.now() - from).max(4);
         }
         let (samples, cpu) = self.operations(kind, size, count * unit)?;
-        let figure = |quantile: f64| match kind {
-            Kind::Stream => {
-                (unit * size as u64) as f64 / clock.nanoseconds(samples.quantile(quantile))
-            }
-            _ => clock.microseconds(samples.quantile(quantile)) / 2.0,
+        let figure = |quantile: f64| match kind.streams() {
+            true => (unit * size as u64) as f64 / clock.nanoseconds(samples.quantile(quantile)),
+            false => clock.microseconds(samples.quantile(quantile)) / 2.0,
         };
-        let ways = if kind == Kind::Stream { 1.0 } else { 2.0 };
+        let ways = if kind.streams() { 1.0 } else { 2.0 };
         Ok(Figure {
             kind,
             size,
@@ -251,7 +291,7 @@ impl Asking {
     ) -> Result<(Samples, u64), BenchError> {
         let first = self.numbers;
         self.numbers += count + 1;
-        self.announce(kind, size, first, count)?;
+        self.announce(Some(kind), size, first, count)?;
         let before = cpu_time();
         let clock = Clock::calibrated();
         let mut samples = Samples::new();
@@ -259,6 +299,17 @@ impl Asking {
         let mut stream = Stream::new(&self.socket, spin)?;
         match kind {
             Kind::Stream => samples = flow(size, first, count, self.spin).write(stream)?.turns,
+            Kind::Messages => {
+                samples = loans::write(flow(size, first, count, self.spin), stream)?.turns;
+            }
+            Kind::MessagesInPlace => {
+                let flow = flow(size, first, count, self.spin);
+                samples = InPlace::new(&self.socket).produce(flow)?.turns;
+            }
+            Kind::InPlace => {
+                let mut stream = InPlace::new(&self.socket);
+                ask(&mut stream, (size, size), first, (count, 1), clock, &mut samples)?;
+            }
             _ => ask(&mut stream, (size, size), first, (count, 1), clock, &mut samples)?,
         }
         let cpu = cpu_time() - before;
@@ -267,8 +318,15 @@ impl Asking {
         Ok((samples, cpu + u64::from_ne_bytes(theirs)))
     }
 
-    fn announce(&self, kind: Kind, size: usize, first: u64, count: u64) -> Result<(), BenchError> {
-        let kind = KINDS.iter().position(|k| *k == kind).unwrap_or(KINDS.len());
+    /// Tells the answering program what comes; none: that it may end.
+    fn announce(
+        &self,
+        kind: Option<Kind>,
+        size: usize,
+        first: u64,
+        count: u64,
+    ) -> Result<(), BenchError> {
+        let kind = KINDS.iter().position(|k| Some(*k) == kind).unwrap_or(KINDS.len());
         let words = [kind as u64, size as u64, first, count];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         Stream::new(&self.socket, None)?.write_all(&bytes)
@@ -297,6 +355,13 @@ fn answer_all(contact: &Contact) -> Result<(), BenchError> {
         let stream = Stream::new(&socket, spin_here)?;
         match kind {
             Kind::Stream => flow(size as usize, first, count, spin).read(stream).map(drop)?,
+            Kind::Messages => loans::read(flow(size as usize, first, count, spin), stream)?,
+            Kind::MessagesInPlace => {
+                InPlace::new(&socket).consume(flow(size as usize, first, count, spin))?;
+            }
+            Kind::InPlace => {
+                answer(InPlace::new(&socket), size as usize, size as usize, first, count)?;
+            }
             _ => answer(stream, size as usize, size as usize, first, count)?,
         }
         let used = cpu_time() - before;

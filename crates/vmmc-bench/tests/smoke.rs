@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     {
         return serve_peer(role);
     }
-    let tests: [Test; 11] = [
+    let tests: [Test; 12] = [
         ("latencies", latencies),
         ("bandwidths", bandwidths),
         ("send_rate", send_rate),
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ("setup", setup),
         ("utlb", utlb),
         ("sockets", sockets),
+        ("loans", loans),
         ("idle", idle),
         ("no_peer", no_peer),
     ];
@@ -223,6 +224,12 @@ fn sockets(place: &Place) {
     let report = run(Bench::Sockets, &place.options(&[8, 4096])).unwrap();
     let paths = ["tcp-blocking", "tcp-spinning", "lifted", "lifted-spinning"];
     check(&report, &paths.map(|path| (path, 8)));
+}
+
+fn loans(place: &Place) {
+    let report = run(Bench::Loans, &place.options(&[64, 4096])).unwrap();
+    let paths = ["tcp-blocking", "tcp-in-place", "lifted", "lifted-in-place"];
+    check(&report, &paths.map(|path| (path, 64)));
 }
 
 fn idle(place: &Place) {

@@ -69,6 +69,8 @@ enum Name {
     Utlb,
     /// A program that knows only std::net, plain and under vmmc run
     Sockets,
+    /// Messages produced and consumed in place, without a copy, and through buffers, plain and under vmmc run
+    Loans,
     /// Memory and processor time of idle connections, plain and under vmmc run
     Idle,
     /// Streams to another node and kernel TCP over the same wire, alone in turns and then at the same time
@@ -89,6 +91,7 @@ impl From<Name> for Bench {
             Name::Setup => Bench::Setup,
             Name::Utlb => Bench::Utlb,
             Name::Sockets => Bench::Sockets,
+            Name::Loans => Bench::Loans,
             Name::Idle => Bench::Idle,
             Name::Congestion => Bench::Congestion,
         }

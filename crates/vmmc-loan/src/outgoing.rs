@@ -22,7 +22,10 @@ enum Owed {
     /// So many bytes of a ring.
     Lent(usize),
     /// A part of the buffer.
-    Buffered { from: usize, to: usize },
+    Buffered {
+        from: usize,
+        to: usize,
+    },
 }
 
 impl<S: AsFd> Outgoing<S> {

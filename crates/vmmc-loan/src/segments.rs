@@ -19,8 +19,7 @@ impl Segments {
     /// The one piece that `bytes` is.
     pub(crate) fn one(bytes: &mut [u8]) -> Self {
         let mut loan = Loan::ask(1, 1, 0);
-        loan.segment[0] =
-            libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        loan.segment[0] = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         loan.segments = u32::from(!bytes.is_empty());
         Self::of(&loan)
     }

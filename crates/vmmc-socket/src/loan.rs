@@ -414,7 +414,11 @@ pub fn release(fd: i32, read: &libc::iovec) -> Return<Receiving<'_>> {
         }
     }
     loan.end();
-    if left == 0 { Return::Done(Ok(len)) } else { Return::OverTcp(Receiving::nowhere(fd, index, read)) }
+    if left == 0 {
+        Return::Done(Ok(len))
+    } else {
+        Return::OverTcp(Receiving::nowhere(fd, index, read))
+    }
 }
 
 /// What giving back `len` bytes comes to, if that is known without a look at the stream.
@@ -455,10 +459,7 @@ pub(crate) fn send_lent(fd: i32, slot: &Slot, local: &Local, len: usize) -> Outc
 
 /// This process gives up its hold of the connection: what it had on loan is nobody's. Whether it had anything.
 pub(crate) fn abandon(slot: &Slot) -> bool {
-    let loans = [
-        (&slot.inward.lock, &slot.inward.loan),
-        (&slot.outward.lock, &slot.outward.loan),
-    ];
+    let loans = [(&slot.inward.lock, &slot.inward.loan), (&slot.outward.lock, &slot.outward.loan)];
     let mut any = false;
     for (lock, loan) in loans {
         let _held = lock.hold();

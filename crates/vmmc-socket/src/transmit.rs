@@ -2,9 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{
-    CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, take_announcement,
-};
+use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};

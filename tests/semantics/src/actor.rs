@@ -74,8 +74,7 @@ impl Actor {
 }
 
 /// Where `vmmc/loan.h` is.
-const HEADERS: &str =
-    concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../../crates/vmmc-loan/include");
+const HEADERS: &str = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../../crates/vmmc-loan/include");
 
 fn sources() -> io::Result<Vec<PathBuf>> {
     let mut sources = Vec::new();
