@@ -30,7 +30,9 @@ const LATEST_ANSWER: Duration = Duration::from_secs(5);
 /// How often a peer that owes a fetch is asked whether it is there.
 const AWAITING: Duration = Duration::from_millis(100);
 /// An acknowledgement goes out at the latest with this many packets.
-const ACK_EVERY: u32 = 10;
+const ACK_EVERY: u32 = 64;
+/// So many times in a window the peer is asked for an acknowledgement, if the window holds back.
+const ASKED_PER_WINDOW: u64 = 4;
 /// Packets in flight that the peer's window of packet numbers can tell apart.
 const MOST_IN_FLIGHT: u64 = 4096;
 /// Pacing may run ahead by this.
@@ -60,6 +62,12 @@ pub(crate) struct Path {
     last_eliciting: Time,
     last_heard: Time,
     pace_until: Time,
+    /// Nanoseconds that a byte takes by the pace that is kept; 0 before there is one.
+    pace: f64,
+    /// How far pacing may make up, in nanoseconds: a round trip.
+    catch_up: u64,
+    /// The packet behind the last one that asked for an acknowledgement.
+    asked_until: u64,
     /// Packets that wait for acknowledgement, since when, and when it has to go.
     unacked: u32,
     newest_at: Time,
@@ -88,6 +96,9 @@ impl Path {
             last_eliciting: now,
             last_heard: now,
             pace_until: now,
+            pace: 0.0,
+            catch_up: 0,
+            asked_until: 0,
             unacked: 0,
             newest_at: now,
             ack_at: None,
@@ -177,19 +188,33 @@ impl Path {
             self.in_flight += u64::from(bytes);
             self.last_eliciting = now;
             self.probe_due = false;
-            if !self.rtt.is_sampled() {
-                // The first window goes at once: there is nothing yet to pace by.
-                return;
-            }
-            let round_trip = self.congestion.paced_round_trip(self.rtt.smoothed());
-            let share = f64::from(bytes) / self.congestion.paced_window().max(1.0);
             // Whoever had no processor for a while makes up for it, by a round trip at most: meanwhile the queue has emptied.
-            let late =
-                Time::from_nanos(now.as_nanos().saturating_sub(round_trip.as_nanos() as u64));
-            self.pace_until = self.pace_until.max(late) + round_trip.mul_f64(share.min(1e6));
+            let late = Time::from_nanos(now.as_nanos().saturating_sub(self.catch_up));
+            let takes = Duration::from_nanos((f64::from(bytes) * self.pace) as u64);
+            self.pace_until = self.pace_until.max(late) + takes;
         } else {
             self.sent.forget(Time::ZERO, MOST_REMEMBERED);
         }
+    }
+
+    /// The round trip or the window has changed. The first window goes at once: there is nothing yet to pace by.
+    fn set_pace(&mut self) {
+        if self.rtt.is_sampled() {
+            let round_trip = self.congestion.paced_round_trip(self.rtt.smoothed());
+            self.catch_up = round_trip.as_nanos() as u64;
+            self.pace = self.catch_up as f64 / self.congestion.paced_window().max(1.0);
+        }
+    }
+
+    /// Whether a packet that closes the window has to ask for an acknowledgement: not if one on its way already did that comes soon enough.
+    pub(crate) fn may_ask(&self) -> bool {
+        let since = (self.sent.next() - self.asked_until) * u64::from(self.mtu.current());
+        since >= self.congestion.window() / ASKED_PER_WINDOW
+    }
+
+    /// The next packet asks for an acknowledgement.
+    pub(crate) fn asks(&mut self) {
+        self.asked_until = self.sent.next() + 1;
     }
 
     /// Takes an acknowledgement; what became of each record goes to `fates`. Returns the newest packet acknowledged for the
@@ -246,7 +271,7 @@ impl Path {
                     }
                     None => self.mtu.packet_acked(size),
                 }
-                fates.extend(self.sent.records(number).map(|record| (record.clone(), Fate::Acked)));
+                self.sent.records(number).for_each(|record| arrived(record, fates));
             }
         }
         if first_time {
@@ -261,6 +286,7 @@ impl Path {
         }
         self.detect_losses(now, recovery, fates);
         self.forget_lost(now);
+        self.set_pace();
         Ok(newest)
     }
 
@@ -343,6 +369,7 @@ impl Path {
                 if self.up {
                     self.up = false;
                     self.congestion.reset(self.sent.next());
+                    self.set_pace();
                 }
             }
             if let Some(number) = self.sent.oldest_in_flight() {
@@ -392,4 +419,17 @@ impl Path {
         let most = if self.up { PROBE_INTERVAL.max(timeout) } else { PROBE_INTERVAL };
         Some(self.last_eliciting + backed_off.min(most))
     }
+}
+
+/// Notes that a record arrived. What arrived together and follows on each other counts as one, so that what it leads to is done once.
+fn arrived(record: &Record, fates: &mut Vec<(Record, Fate)>) {
+    if let (Record::Range { channel, generation, range }, Some((before, Fate::Acked))) =
+        (record, fates.last_mut())
+        && let Record::Range { channel: same, generation: life, range: before } = before
+        && (*channel, *generation, range.start) == (*same, *life, before.end)
+    {
+        before.end = range.end;
+        return;
+    }
+    fates.push((record.clone(), Fate::Acked));
 }

@@ -7,6 +7,7 @@
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 
+use crate::checksum::checksum;
 use crate::wire::{HEADER_LEN, Header};
 
 /// How the packets of a link are protected.
@@ -236,9 +237,4 @@ fn expand<const N: usize>(secret: &[u8; 32], label: &[u8]) -> Result<[u8; N], Ke
         .and_then(|okm| okm.fill(&mut out))
         .map_err(|_| KeyError::Derive)?;
     Ok(out)
-}
-
-/// CRC-64/NVME of header and payload.
-fn checksum(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }

@@ -168,7 +168,7 @@ impl Link {
         }
         let len = HEADER_LEN + writer.len() + tag;
         let path = &self.paths[index];
-        let closes = !path.has_window(2 * len as u64) && path.in_flight > 0;
+        let closes = !path.has_window(2 * len as u64) && path.in_flight > 0 && path.may_ask();
         let flushed = !more && std::mem::take(&mut self.flushing);
         let ack_now = eliciting && (occasion == Occasion::Probe || flushed || (closes && more));
         self.seal_and_note(now, index, ack_now, &mut room[..len], eliciting, None)
@@ -268,6 +268,9 @@ impl Link {
     ) -> Option<usize> {
         self.rotate_key();
         let path = &mut self.paths[index];
+        if ack_now {
+            path.asks();
+        }
         let header = Header {
             key_phase: self.sealer.phase(),
             ack_now,

@@ -104,6 +104,7 @@ fn main() {
     let start = Instant::now();
     let config = Config { max_mtu: mtu.parse::<u16>().unwrap() - 28, ..Config::default() };
     port.open(link, config, &keys, vec![peer], Time::ZERO).unwrap();
+    port.settle_peers();
     let import = port.link(link).unwrap().import(BINDING).unwrap();
     let bytes = Bytes { exported: vec![0; LEN], local: vec![7; LEN] };
     let mut node = Node { port, bytes, link, import, start, completed: 0 };

@@ -64,6 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = || Time::from_nanos(start.elapsed().as_nanos() as u64);
     let number = port.reserve()?;
     port.open(number, config, &keys, vec![peer], now())?;
+    port.settle_peers();
     let mut memory = Bytes(vec![7; LEN as usize]);
     let Some(seconds) = seconds else {
         loop {

@@ -71,6 +71,36 @@ pub(super) fn receive_datagrams(socket: impl AsFd, into: &mut [u8]) -> io::Resul
     Ok(Datagrams { len, segment: segment.max(1) })
 }
 
+/// Sends datagrams of `segment` bytes each, of which the last may be shorter, to a UDP socket's peer, without blocking (`UDP_SEGMENT`).
+///
+/// # Errors
+/// Among others when there is no room, or the way there has no segmentation offload.
+pub(super) fn send_datagrams(socket: impl AsFd, bytes: &[u8], segment: u16) -> io::Result<()> {
+    #[repr(C, align(8))]
+    struct Control([u8; 32]);
+    let mut control = Control([0; 32]);
+    let mut slice =
+        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: a header of zeros is one without name, buffers and control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut slice;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: the room for control data is aligned, and longer than one message with two bytes takes, which is what is written.
+    unsafe {
+        header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
+        let message = libc::CMSG_FIRSTHDR(&raw const header);
+        (*message).cmsg_level = libc::SOL_UDP;
+        (*message).cmsg_type = libc::UDP_SEGMENT;
+        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+        libc::CMSG_DATA(message).cast::<u16>().write_unaligned(segment);
+    }
+    // SAFETY: the descriptor is open; the header names bytes that are only read, and control data, which outlive the call.
+    let sent =
+        unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Takes a UDP socket's peer away; it stays bound where it was bound.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Socket, Type};
 use vmmc_os::enlarge_socket_buffers;
 
-use super::datagrams::{disconnect, quiet_datagrams, receive_datagrams};
+use super::datagrams::{disconnect, quiet_datagrams, receive_datagrams, send_datagrams};
 use super::{Fabric, Sent};
 
 /// Bytes of the largest super-packet, sent or received.
@@ -101,8 +101,17 @@ impl Fabric for UdpFabric {
     }
 
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
-        if self.peer == Some(to) && bytes.len() <= segment {
-            return sent(self.socket.send(bytes).map(drop));
+        // Without an address the kernel need not look for the way.
+        if self.peer == Some(to) {
+            if bytes.len() <= segment {
+                return sent(self.socket.send(bytes).map(drop));
+            }
+            let size = u16::try_from(segment).unwrap_or(u16::MAX);
+            match send_datagrams(&self.socket, bytes, size) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {}
+                result => return sent(result),
+            }
+            // Perhaps the device lost its offload: then it is done, and remembered, below.
         }
         let transmit = Transmit {
             destination: to,
