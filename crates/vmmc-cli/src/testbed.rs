@@ -50,6 +50,9 @@ enum Action {
         /// Bytes of a packet
         #[arg(long, default_value_t = 1500)]
         mtu: u16,
+        /// Do not encrypt what VMMC's nodes send each other
+        #[arg(long)]
+        plaintext: bool,
     },
     /// Run a program on a node
     Run {
@@ -104,8 +107,8 @@ const OWN_ERROR: u8 = 125;
 pub(crate) fn run(args: Args) -> ExitCode {
     let name = &args.name;
     let result = match args.action {
-        Action::Up { nodes, rails, loss, rate, delay, mtu } => {
-            vmmc_testbed::up(name, &Options { nodes, rails, loss, rate, delay, mtu })
+        Action::Up { nodes, rails, loss, rate, delay, mtu, plaintext } => {
+            vmmc_testbed::up(name, &Options { nodes, rails, loss, rate, delay, mtu, plaintext })
                 .map(|()| println!("{nodes} nodes are up"))
         }
         Action::Run { node, command } => return run_on(name, node, &command),

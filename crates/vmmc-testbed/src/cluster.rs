@@ -22,9 +22,10 @@ pub(crate) fn config(node: u8, options: &Options) -> String {
         all.collect::<Vec<_>>().join(", ")
     };
     let mut text = format!(
-        "name = \"node{node}\"\naddresses = [{}]\nkey_file = \"cluster.key\"\nmtu = {}\n",
+        "name = \"node{node}\"\naddresses = [{}]\nkey_file = \"cluster.key\"\nmtu = {}\nplaintext = {}\n",
         listed(node),
-        options.mtu
+        options.mtu,
+        options.plaintext
     );
     for other in (1..=options.nodes).filter(|other| *other != node) {
         let _ =

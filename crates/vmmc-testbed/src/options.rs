@@ -26,11 +26,22 @@ pub struct Options {
     pub delay: Option<Duration>,
     /// Bytes of an IP packet at most: 1280 to 65,535.
     pub mtu: u16,
+    /// The nodes' links are not encrypted: to measure what that costs.
+    #[serde(default)]
+    pub plaintext: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: 2, rails: 1, loss: None, rate: None, delay: None, mtu: 1500 }
+        Options {
+            nodes: 2,
+            rails: 1,
+            loss: None,
+            rate: None,
+            delay: None,
+            mtu: 1500,
+            plaintext: false,
+        }
     }
 }
 
