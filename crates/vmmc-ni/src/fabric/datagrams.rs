@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Has the kernel leave out what it would tell beside each datagram of a UDP socket: the address it was sent to, and its traffic class.
+/// Has the kernel leave out what it would tell beside each datagram of a UDP socket: when it came, the address it was sent to, and its traffic class.
 pub(super) fn quiet_datagrams(socket: impl AsFd) {
     let off: libc::c_int = 0;
     for (level, option) in [
+        (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
         (libc::IPPROTO_IP, libc::IP_PKTINFO),
         (libc::IPPROTO_IP, libc::IP_RECVTOS),
         (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
