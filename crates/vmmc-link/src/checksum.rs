@@ -50,7 +50,7 @@ mod wide {
         let (mut value, mut at) = (1_u64, 0);
         while at < exponent {
             let carry = value >> 63;
-            value = value << 1 ^ carry * POLYNOMIAL;
+            value = (value << 1) ^ (carry * POLYNOMIAL);
             at += 1;
         }
         value
@@ -61,8 +61,8 @@ mod wide {
         let (mut rest, mut quotient, mut at) = (POLYNOMIAL, 0_u64, 0);
         while at < 64 {
             let carry = rest >> 63;
-            quotient = quotient << 1 | carry;
-            rest = rest << 1 ^ carry * POLYNOMIAL;
+            quotient = (quotient << 1) | carry;
+            rest = (rest << 1) ^ (carry * POLYNOMIAL);
             at += 1;
         }
         quotient
@@ -161,9 +161,9 @@ mod wide {
         let second = _mm_extract_epi64::<1>(bytes).cast_unsigned();
         let (high, low) = product(first, BY_HALF);
         let high = high ^ second;
-        let multiple = high ^ product(high, QUOTIENT).0 << 1;
+        let multiple = high ^ (product(high, QUOTIENT).0 << 1);
         let (above, below) = product(multiple, POLYNOMIAL.reverse_bits());
-        low ^ (below << 1 | above >> 63)
+        low ^ ((below << 1) | (above >> 63))
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
             0xae8b_1486_0a79_9888,
             "the check value of the catalogue"
         );
-        let bytes: Vec<u8> = (0..9000_u32).map(|at| (at * at >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..9000_u32).map(|at| ((at * at) >> 3) as u8).collect();
         for len in (0..1100).chain([1464, 4096, 8964, 9000]) {
             for start in [0, 1, 7].into_iter().filter(|start| start + len <= bytes.len()) {
                 let bytes = &bytes[start..start + len];
