@@ -36,6 +36,8 @@ pub(crate) struct Client {
     /// Readable when the process has ended; a control client has none.
     pub(crate) life: Option<Descriptor>,
     pub(crate) credentials: Credentials,
+    /// Its network namespace, if it is a process that has said Hello.
+    pub(crate) network: Option<u64>,
     /// After Hello.
     pub(crate) identity: Option<Identity>,
     /// It may only export and pair.
@@ -103,6 +105,7 @@ impl Client {
             last_lane: 0,
             life,
             credentials,
+            network: None,
             identity: None,
             exports: HashSet::new(),
             imports: HashSet::new(),

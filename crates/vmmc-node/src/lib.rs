@@ -8,6 +8,7 @@
 //! The service never waits for a client: what does not fit into a client's socket is kept for it, and a client
 //! that sends nonsense is disconnected alone.
 
+mod apart;
 mod clients;
 mod cluster;
 mod control;

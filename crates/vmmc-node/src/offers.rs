@@ -21,6 +21,11 @@ impl OfferKey {
         Self { network: identity.network, local: identity.local, peer: identity.peer }
     }
 
+    /// Whether it is of another network.
+    pub(crate) fn is_apart(self, other: Self) -> bool {
+        self.network != other.network
+    }
+
     /// The same connection as the other end sees it.
     pub(crate) fn reversed(self) -> Self {
         Self { network: self.network, local: self.peer, peer: self.local }

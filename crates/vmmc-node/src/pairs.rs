@@ -397,7 +397,8 @@ impl Pair {
         let shown = if index == 0 { shown } else { shown.reversed() };
         let end = &mut self.ends[index];
         let same_user = self.uid == uid;
-        let same_connection = self.key.is_none_or(|key| key == shown);
+        // Between networks the addresses say nothing; but nobody else knows the pair's number.
+        let same_connection = self.key.is_none_or(|key| key == shown || key.is_apart(shown));
         let same_socket = end.cookie.is_none_or(|cookie| cookie == identity.cookie);
         if !same_user || !same_connection || !same_socket || end.closed {
             return false;

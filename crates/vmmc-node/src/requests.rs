@@ -1,14 +1,18 @@
 //! What the service does for each request.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use vmmc_os::{Descriptor, connection_identity, memory_len, memory_seals, random_u64};
+use vmmc_os::{
+    Descriptor, connection_identity, memory_len, memory_seals, network_of, random_u64,
+};
 use vmmc_proto::{
     Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
     PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
 };
 use vmmc_shm::table::ExportState;
 
+use crate::apart::Apart;
 use crate::clients::{ClientKey, Clients, Identity, Post};
 use crate::cluster::Wish;
 use crate::exports::Exports;
@@ -128,7 +132,7 @@ impl Service {
                 let bytes = self.pinning.reserve(key, bytes);
                 self.reply(key, Answer::Reserved { seq, bytes });
             }
-            Request::PairOffer { offer } => self.offer(key, process, offer, descriptors),
+            Request::PairOffer { offer } => self.offer(key, offer, &descriptors),
             Request::PairExport { pair, len, mapped } => {
                 self.with_pairs(|pairs, around| {
                     pairs.export(around, (key, process), pair, (len, mapped), descriptors);
@@ -193,9 +197,12 @@ impl Service {
             if let Some(client) = self.clients.get_mut(key) {
                 client.pairing_only = hello.pairing_only;
                 client.hosts_lanes = hello.hosts_lanes;
+                client.network = network_of(&client.socket).ok();
+                client.network.into_iter().for_each(|network| self.apart.enter(network));
             }
+            self.slots.tell_networks(self.apart.networks());
         }
-        let Ok(table) = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&self.slots.table)) else {
+        let Ok(table) = Descriptor::duplicate(self.slots.table.as_fd()) else {
             return refuse(self, Refusal::Exhausted);
         };
         #[allow(clippy::cast_possible_truncation)]
@@ -284,18 +291,9 @@ impl Service {
         entries.take(MAX_ENTRIES).collect()
     }
 
-    fn offer(
-        &mut self,
-        key: ClientKey,
-        process: ProcessId,
-        id: OfferId,
-        descriptors: Vec<Descriptor>,
-    ) {
-        let identity =
-            descriptors.first().map(|socket| connection_identity(std::os::fd::AsFd::as_fd(socket)));
-        // Closed now, before anything else: a program that closes its socket must not wait for us.
-        drop(descriptors);
-        let Some(Ok(identity)) = identity else { return };
+    fn offer(&mut self, key: ClientKey, id: OfferId, descriptors: &[Descriptor]) {
+        let Some(socket) = descriptors.first().map(AsFd::as_fd) else { return };
+        let Ok(identity) = connection_identity(socket) else { return };
         if !identity.established {
             return;
         }
@@ -304,38 +302,58 @@ impl Service {
             return;
         }
         let uid = client.credentials.uid;
-        let pid = client.credentials.pid;
         let offer_key = OfferKey::of(&identity);
         let offer = Offer { client: key, uid, id, cookie: identity.cookie };
-        let Some(other) = self.offers.take_match(offer_key, &offer) else {
-            self.offers.wait(offer_key, offer);
-            client.offers.push_back(offer_key);
-            if client.offers.len() > Offers::MAX_OF_PROCESS
-                && let Some(oldest) = client.offers.pop_front()
-            {
-                self.offers.forget(oldest, key);
+        if let Some(other) = self.offers.take_match(offer_key, &offer) {
+            self.apart.forget(other.cookie);
+            return self.pair_up(offer_key.reversed(), [other, offer]);
+        }
+        self.offers.wait(offer_key, offer);
+        client.offers.push_back(offer_key);
+        if client.offers.len() > Offers::MAX_OF_PROCESS
+            && let Some(oldest) = client.offers.pop_front()
+        {
+            self.offers.forget(oldest, key);
+        }
+        let gone = self.apart.wait(socket, offer_key, offer, !identity.stays_here());
+        gone.into_iter().for_each(|gone| self.unseen(gone));
+    }
+
+    /// Compares the ends that wait for others in other networks, if it is time.
+    pub(crate) fn look_apart(&mut self) {
+        let (recognised, over) = self.apart.look();
+        for ends in recognised {
+            for end in &ends {
+                self.offers.forget(end.key, end.offer.client);
             }
-            return;
+            self.pair_up(ends[0].key, ends.map(|end| end.offer));
+        }
+        over.into_iter().for_each(|gone| self.unseen(gone));
+    }
+
+    /// An end was not recognised. If its process will offer it again, it does not wait here.
+    fn unseen(&mut self, Apart { key, offer, told, .. }: Apart) {
+        if told {
+            self.offers.forget(key, offer.client);
+            self.reply(offer.client, Answer::PairUnseen { offer: offer.id });
+        }
+    }
+
+    /// Tells the owners of two ends of one connection; `key` is how end 0 sees it, the one that was shown first.
+    fn pair_up(&mut self, key: OfferKey, ends: [Offer; 2]) {
+        let of = |offer: &Offer| {
+            let client = self.clients.get(offer.client)?;
+            Some((client.process_id()?, client.credentials.pid))
         };
-        let Some(other_process) = self.clients.get(other.client).and_then(|c| c.process_id())
-        else {
-            return;
-        };
-        let other_pid = self.clients.get(other.client).map_or(0, |c| c.credentials.pid);
-        // End 0 is the one that was shown first.
-        let [first, second] = self.pairs.add(
-            offer_key.reversed(),
-            uid,
-            [(other.client, other.cookie), (key, offer.cookie)],
-        );
-        for (client, offer, pair, peer, peer_pid) in [
-            (other.client, other.id, first, process, pid),
-            (key, id, second, other_process, other_pid),
-        ] {
-            if let Some(client) = self.clients.get_mut(client) {
+        let [Some(first), Some(second)] = ends.each_ref().map(of) else { return };
+        let holders = ends.map(|offer| (offer.client, offer.cookie));
+        let pairs = self.pairs.add(key, ends[0].uid, holders);
+        for ((offer, pair), (peer, peer_pid)) in ends.iter().zip(pairs).zip([second, first]) {
+            if let Some(client) = self.clients.get_mut(offer.client) {
                 client.holds.insert(pair);
             }
-            self.reply(client, Answer::PairMatched { offer, pair, peer, peer_pid });
+            let matched = Answer::PairMatched { offer: offer.id, pair, peer, peer_pid };
+            self.reply(offer.client, matched);
         }
     }
 

@@ -11,6 +11,7 @@ use vmmc_os::{
 use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus, decode_request};
 use vmmc_shm::table::ExportState;
 
+use crate::apart::ApartEnds;
 use crate::clients::{Client, ClientKey, Clients, Flushed, Identity, Post};
 use crate::cluster::{Around, CALLERS, CHANNEL, Cluster, ClusterConfig, ClusterError};
 use crate::directory::{ClaimError, Directory};
@@ -87,6 +88,7 @@ pub(crate) struct Service {
     pub(crate) clients: Clients,
     pub(crate) exports: Exports,
     pub(crate) offers: Offers,
+    pub(crate) apart: ApartEnds,
     pub(crate) pairs: Pairs,
     pub(crate) pinning: Pinning,
     pub(crate) cluster: Option<Cluster>,
@@ -127,6 +129,7 @@ impl Service {
             clients: Clients::default(),
             exports: Exports::new(),
             offers: Offers::default(),
+            apart: ApartEnds::default(),
             pairs: Pairs::default(),
             pinning: Pinning::new(options.pinned_limit),
             cluster: None,
@@ -167,7 +170,7 @@ impl Service {
             } else {
                 None
             };
-            let timeout = timeout.into_iter().chain(awaited).min();
+            let timeout = timeout.into_iter().chain(awaited).chain(self.apart.timeout()).min();
             if timeout == Some(Duration::ZERO) {
                 // Whoever is waited for may need this processor.
                 std::thread::yield_now();
@@ -187,6 +190,7 @@ impl Service {
                 }
                 self.settle();
             }
+            self.look_apart();
             self.take_turns();
             self.with_cluster(|cluster, around| cluster.poll(around));
             for key in std::mem::take(&mut self.later) {
@@ -378,6 +382,10 @@ impl Service {
         self.take_last_turn(key);
         let Some(client) = self.clients.remove(key) else { return };
         self.pinning.end(key);
+        if let Some(network) = client.network {
+            self.apart.leave(network, key);
+            self.slots.tell_networks(self.apart.networks());
+        }
         if let Some(Identity::Process { id, mail_slot, .. }) = &client.identity {
             for number in &client.exports {
                 let export = ExportId { process: *id, number: *number };

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use vmmc_os::{
     Access, Descriptor, Mapping, OsError, announce_life, create_memory, reopen_read_only,
 };
-use vmmc_shm::table::{ExportState, MAIL_SLOTS, STATE_SLOTS, StatusTable, state_word};
+use vmmc_shm::table::{ExportState, MAIL_SLOTS, Networks, STATE_SLOTS, StatusTable, state_word};
 
 /// The word of one export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,11 @@ impl Slots {
     /// Keeps the table mapped until the process ends, so that the kernel can mark the life word.
     pub(crate) fn release(self) {
         std::mem::forget(self.mapping);
+    }
+
+    /// Tells every process which networks there are.
+    pub(crate) fn tell_networks(&self, networks: Networks) {
+        self.view().set_networks(networks);
     }
 
     /// A word for a new export, live now; `None` when all are taken.

@@ -219,6 +219,11 @@ pub enum Answer {
         /// Its process number, 0 if the service cannot see it.
         peer_pid: u32,
     },
+    /// Mail: the other end of a connection that may lead to another network namespace was not shown in time. Offer it again later.
+    PairUnseen {
+        /// The offer of the receiver that is no longer waiting.
+        offer: OfferId,
+    },
     /// Mail. Descriptors: the peer's memory and eventfd.
     PairReady {
         /// The receiver's end.
@@ -256,6 +261,7 @@ impl Answer {
         matches!(
             self,
             Self::PairMatched { .. }
+                | Self::PairUnseen { .. }
                 | Self::PairReady { .. }
                 | Self::PairHanded { .. }
                 | Self::PairBroken { .. }

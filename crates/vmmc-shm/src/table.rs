@@ -3,7 +3,7 @@
 //! The service writes it, processes map it read-only and look with plain loads:
 //!
 //! ```text
-//! page 0        magic, version, life word (set by the kernel when the service dies)
+//! page 0        magic, life word (set by the kernel when the service dies), networks
 //! then          one mail line for each process slot: how many mail messages the service has sent to that process
 //! then          one state word for each export slot: generation << 2 | state
 //! ```
@@ -32,12 +32,25 @@ pub enum ExportState {
     Dead,
 }
 
+/// The network namespaces of the processes that a service serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Networks {
+    /// All are in one.
+    One = 0,
+    /// There are several, and the service recognises the ends of connections between them.
+    Several = 1,
+    /// There are several, between which the service recognises nobody.
+    Separate = 2,
+}
+
 /// The table as it lies in shared memory; all zero is a table that the service has not opened yet.
 #[repr(C, align(4096))]
 pub struct StatusTable {
     magic: AtomicU64,
     life: AtomicU32,
-    _header: [u8; 4096 - 12],
+    networks: AtomicU32,
+    _header: [u8; 4096 - 16],
     mail: [MailLine; MAIL_SLOTS],
     states: [AtomicU64; STATE_SLOTS],
 }
@@ -78,6 +91,20 @@ impl StatusTable {
     #[inline]
     pub fn life(&self) -> &AtomicU32 {
         &self.life
+    }
+
+    /// Tells which networks there are (service).
+    pub fn set_networks(&self, networks: Networks) {
+        self.networks.store(networks as u32, Ordering::Release);
+    }
+
+    /// Which networks there are.
+    pub fn networks(&self) -> Networks {
+        match self.networks.load(Ordering::Acquire) {
+            1 => Networks::Several,
+            2 => Networks::Separate,
+            _ => Networks::One,
+        }
     }
 
     /// The count of mail messages sent to the process with this slot; `None` for a slot that does not exist.

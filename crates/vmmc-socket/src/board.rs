@@ -354,6 +354,9 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Peer as u32 => "the other end lowered it, or could not lift it",
         x if x == Why::Broken as u32 => "the other end died or broke the rules",
         x if x == Why::Set as u32 => "it is in an epoll object that cannot be followed",
+        x if x == Why::Separate as u32 => {
+            "in another network namespace, where the node service recognises nobody (see vmmc doctor)"
+        }
         _ => "unknown",
     }
 }

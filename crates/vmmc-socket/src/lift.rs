@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmmc::stream::{CLOSED, FROZEN, LINGERS, READY, Tier, take_announcement};
-use vmmc::{BrokenReason, PairError, PairMemory, PairingEvent, Process};
+use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process};
 
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE, Structure};
@@ -47,7 +47,7 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(calls, Ordering::Relaxed);
     let enough = CALLS.load(Ordering::Relaxed);
     match slot.phase() {
-        Phase::Tcp if calls >= enough => {
+        Phase::Tcp if calls >= enough.max(slot.patience.load(Ordering::Relaxed)) => {
             offer(fd, index, slot);
             if enough == 0 {
                 wait_for_lifting(slot);
@@ -87,9 +87,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
     if slot.holders.load(Ordering::Acquire) != 1 {
         return wait_longer(index, slot, Why::Shared);
     }
-    if !same_host(fd) {
-        return stay(index, slot, Why::PeerNotLifted);
-    }
+    let stays_here = stays_here(fd);
     if !tcp::established(fd) || !layer::at_home() {
         return;
     }
@@ -100,6 +98,11 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         let Some(process) = structure.process() else {
             return wait_longer(index, slot, Why::NoService);
         };
+        match process.networks() {
+            Networks::One if !stays_here => return try_later(index, slot, Why::PeerNotLifted),
+            Networks::Separate if !stays_here => return try_later(index, slot, Why::Separate),
+            _ => {}
+        }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
         // another socket, or none, and refuses.
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
@@ -115,9 +118,9 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
     });
 }
 
-/// Whether the two ends have the same address or a loopback one; only then can the peer be on this host, and only then
-/// is the service asked.
-fn same_host(fd: i32) -> bool {
+/// Whether the two ends have the same address or a loopback one. Only then can the peer be on this host; unless there are
+/// several network namespaces.
+fn stays_here(fd: i32) -> bool {
     let (Some(local), Some(peer)) = (board::address(fd, false), board::address(fd, true)) else {
         return false;
     };
@@ -141,6 +144,15 @@ fn take_mail(structure: &mut Structure) {
                     found.is_some_and(|(index, serial)| exchange(structure, pair, index, serial));
                 if let (false, Some(process)) = (taken, layer::process()) {
                     let _ = process.pair_drop(pair);
+                }
+            }
+            PairingEvent::Unseen { offer } => {
+                if let Some((index, serial)) = structure.offers.remove(&offer.0)
+                    && let Some((slot, _)) = current(index, serial)
+                    && slot.phase() == Phase::Offered
+                {
+                    slot.set_phase(Phase::Tcp);
+                    try_later(index, slot, Why::PeerNotLifted);
                 }
             }
             PairingEvent::Ready { pair, import } => {
@@ -212,6 +224,13 @@ fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u
 fn stay(index: u32, slot: &Slot, why: Why) {
     slot.stay(why);
     board::update(index, slot);
+}
+
+/// Leaves the connection on TCP for now, and each time longer: most such never find their other end.
+fn try_later(index: u32, slot: &Slot, why: Why) {
+    let longer = slot.patience.load(Ordering::Relaxed).saturating_mul(16).clamp(16, 1 << 20);
+    slot.patience.store(longer, Ordering::Relaxed);
+    wait_longer(index, slot, why);
 }
 
 /// Leaves the connection on TCP for now: after more traffic it is tried again.

@@ -71,6 +71,8 @@ pub(crate) enum Why {
     Broken = 10,
     /// It sits in an epoll object that the layer cannot follow.
     Set = 11,
+    /// The other end may be in another network namespace, where the node service recognises nobody.
+    Separate = 12,
 }
 
 /// See the module's text. One cache line for each rhythm.
@@ -99,6 +101,8 @@ pub(crate) struct Slot {
     /// The kernel's name of the connection, known once it is paired.
     pub(crate) cookie: AtomicU64,
     pub(crate) calls: AtomicU32,
+    /// It is not offered before so many calls that moved data.
+    pub(crate) patience: AtomicU32,
     /// Kernel calls of the time before lifting that are under way: no direction switches under them.
     pub(crate) receiving: AtomicU32,
     pub(crate) sending: AtomicU32,
@@ -179,7 +183,8 @@ impl Slot {
             Call,
             Peer,
             Broken,
-            Set
+            Set,
+            Separate
         ]
     );
 
@@ -199,7 +204,7 @@ impl Slot {
         }
         self.pair.store(0, Ordering::Relaxed);
         self.cookie.store(0, Ordering::Relaxed);
-        let numbers = [&self.calls, &self.receiving, &self.sending];
+        let numbers = [&self.calls, &self.patience, &self.receiving, &self.sending];
         for number in numbers.into_iter().chain([&self.receiver_asleep, &self.sender_asleep]) {
             number.store(0, Ordering::Relaxed);
         }

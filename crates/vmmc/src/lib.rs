@@ -199,6 +199,7 @@ pub use notified::Notified;
 pub use open::{OpenError, OpenOptions};
 pub use operation::{Finished, Transfer};
 pub use pairing::{PairError, PairMemory, PairingEvent};
+pub use vmmc_shm::table::Networks;
 pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
 pub use range::{DiscardError, ExtendError};
 pub use redirection::{

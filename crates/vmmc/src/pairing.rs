@@ -27,6 +27,7 @@ use vmmc_proto::{
     Answer, BrokenReason, ExportId, Grant, MAX_EXPORT_LEN, MAX_INLINE, OfferId, PairId, ProcessId,
     Request, Rights,
 };
+use vmmc_shm::table::Networks;
 
 use crate::Process;
 use crate::connection::Connection;
@@ -57,6 +58,12 @@ pub enum PairingEvent {
         peer: ProcessId,
         /// Its process number, as the service sees it; 0 if it does not.
         peer_pid: u32,
+    },
+    /// The other end was not shown in time, and this one no longer waits: offer it again after some traffic. Comes only for ends
+    /// whose address says that the other one may be in another network namespace.
+    Unseen {
+        /// The offer.
+        offer: OfferId,
     },
     /// The peer's memory, for reading and writing; its event is [`Import::notify_fd`].
     Ready {
@@ -133,6 +140,7 @@ impl Process {
                 Answer::PairMatched { offer, pair, peer, peer_pid } => {
                     return Some(PairingEvent::Matched { offer, pair, peer, peer_pid });
                 }
+                Answer::PairUnseen { offer } => return Some(PairingEvent::Unseen { offer }),
                 Answer::PairHanded { pair } => return Some(PairingEvent::Handed { pair }),
                 Answer::PairBroken { pair, why } => {
                     return Some(PairingEvent::Broken { pair, why });
@@ -162,8 +170,15 @@ impl Process {
         }
     }
 
+    /// The network namespaces of the processes that the service knows: whether connections to other addresses than one's own
+    /// may be worth an offer. Two loads of memory.
+    pub fn networks(&self) -> Networks {
+        self.inner.connection().table.view().networks()
+    }
+
     /// Shows one end of an established TCP connection. The service looks at it and closes its descriptor at once. Nothing
-    /// comes back unless the other end is shown too, by a process of the same user.
+    /// comes back unless the other end is shown too, by a process of the same user; or, if that may be in another network
+    /// namespace, [`PairingEvent::Unseen`] two seconds later.
     ///
     /// # Errors
     /// See [`PairError`].

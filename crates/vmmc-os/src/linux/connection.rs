@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, ipproto, sockopt};
 
+use crate::OsError;
+
 /// One end of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionIdentity {
@@ -29,6 +31,22 @@ pub enum IdentityError {
     NotConnected,
     /// the kernel tells no socket or namespace cookie: Linux 5.14 or later is needed
     NoCookie,
+}
+
+impl ConnectionIdentity {
+    /// Whether the addresses say that the other end is on this host and in this network: both are the same, or the other is a
+    /// loopback address.
+    pub fn stays_here(&self) -> bool {
+        self.peer.ip().is_loopback() || self.peer.ip() == self.local.ip()
+    }
+}
+
+/// The network namespace of a socket; of a local one that was accepted, that of the process that connected.
+///
+/// # Errors
+/// On kernels before 5.14.
+pub fn network_of(socket: impl AsFd) -> Result<u64, OsError> {
+    netns_cookie(socket.as_fd()).ok_or(OsError::NOPROTOOPT)
 }
 
 /// Looks at a TCP socket.
@@ -105,11 +123,11 @@ fn socket_option(
 ///
 /// # Errors
 /// `AGAIN` when nothing fits, `PIPE` or `CONNRESET` when the connection is gone.
-pub fn send_stream(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, crate::OsError> {
+pub fn send_stream(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, OsError> {
     use rustix::net::SendFlags;
     loop {
         match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Err(crate::OsError::INTR) => {}
+            Err(OsError::INTR) => {}
             other => return other,
         }
     }

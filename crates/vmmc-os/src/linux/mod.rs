@@ -1,6 +1,7 @@
 //! Linux 5.14 and later; 6.5 for process descriptors that cannot be mistaken.
 
 mod barrier;
+mod bpf;
 mod connection;
 mod credentials;
 mod datagram;
@@ -18,10 +19,12 @@ mod poller;
 mod private;
 mod process;
 mod runtime_dir;
+mod sequence;
 
 pub use barrier::{enable_process_barrier, process_barrier};
 pub use connection::{
-    ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, send_stream,
+    ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, network_of,
+    send_stream,
 };
 pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
 pub use datagram::enlarge_socket_buffers;
@@ -46,6 +49,7 @@ pub use process::{
     start_thread, termination_signals,
 };
 pub use runtime_dir::{RuntimeDirError, default_runtime_dir, prepare_runtime_dir};
+pub use sequence::{Sequence, SequenceError, SequenceReader};
 
 /// An error of the operating system.
 pub use rustix::io::Errno as OsError;
