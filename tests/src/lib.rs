@@ -5,6 +5,7 @@
 //! - [`Running`] is one program: its output is kept, waiting for it is bounded, it dies with its owner.
 //! - [`Way`] says which ends of a pair are lifted.
 //! - [`Site`] is the surroundings of one pair: a runtime directory of its own, and the `vmmc` that is tried.
+//! - [`Container`] is a namespace of every kind, joined to others by cables.
 //! - [`cpython`] runs the interpreter's own tests.
 //! - [`Connection`] is a line of `vmmc stat`: the proof that a connection was lifted, or the reason why it was not.
 //!
@@ -22,6 +23,7 @@
 //! ```
 
 mod build;
+mod container;
 pub mod cpython;
 mod interrupt;
 mod program;
@@ -32,6 +34,7 @@ mod watchdog;
 mod way;
 
 pub use build::{BuildError, release_programs};
+pub use container::{Container, ContainerError};
 pub use interrupt::{interrupted, note_interrupts};
 pub use program::{find_program, missing_programs};
 pub use running::{Finished, Running, RunningError};

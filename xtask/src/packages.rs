@@ -50,6 +50,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("ip", "iproute2", "the tests between several hosts"),
     wanted("tc", "iproute2", "the tests between several hosts"),
     wanted("unshare", "util-linux", "the tests between several hosts"),
+    wanted("nft", "nftables", "the test of containers behind address translation"),
     wanted("cc", "gcc", "the tests that compile small C programs"),
     wanted("/usr/include/liburing.h", "liburing-dev", "the test of a program with liburing"),
 ];

@@ -118,6 +118,8 @@ fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
                 "imports": status.imports,
                 "offers": status.offers,
                 "pairs": status.pairs,
+                "networks": status.networks,
+                "networks_meet": status.networks_meet,
                 "reserved_bytes": status.reserved_bytes,
                 "pinned_limit": status.pinned_limit,
                 "runtime_dir": dir,
@@ -133,6 +135,12 @@ fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
             println!("imports      {}", status.imports);
             println!("offers       {}", status.offers);
             println!("pairs        {}", status.pairs);
+            let meet = match status.networks {
+                0 | 1 => "",
+                _ if status.networks_meet => ", connections between them are lifted",
+                _ => ", between which nothing is lifted (see vmmc doctor)",
+            };
+            println!("networks     {}{meet}", status.networks);
             let (reserved, limit) = (status.reserved_bytes >> 20, status.pinned_limit >> 20);
             println!("pinned       {reserved} MiB reserved of {limit} MiB");
         }

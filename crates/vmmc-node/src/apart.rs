@@ -70,6 +70,11 @@ impl ApartEnds {
         self.waiting.retain(|_, apart| apart.offer.client != client);
     }
 
+    /// Networks in which there are processes.
+    pub(crate) fn network_count(&self) -> usize {
+        self.networks.len()
+    }
+
     /// What processes are told about the networks.
     pub(crate) fn networks(&self) -> Networks {
         match &self.reader {

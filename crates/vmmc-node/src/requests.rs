@@ -3,9 +3,7 @@
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use vmmc_os::{
-    Descriptor, connection_identity, memory_len, memory_seals, network_of, random_u64,
-};
+use vmmc_os::{Descriptor, connection_identity, memory_len, memory_seals, network_of, random_u64};
 use vmmc_proto::{
     Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
     PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,

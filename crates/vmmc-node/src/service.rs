@@ -9,7 +9,7 @@ use vmmc_os::{
     raise_descriptor_limit, receive, start_identity, termination_signals, user_id,
 };
 use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus, decode_request};
-use vmmc_shm::table::ExportState;
+use vmmc_shm::table::{ExportState, Networks};
 
 use crate::apart::ApartEnds;
 use crate::clients::{Client, ClientKey, Clients, Flushed, Identity, Post};
@@ -268,6 +268,8 @@ impl Service {
                 + self.cluster.as_ref().map_or(0, Cluster::away_count)) as u64,
             offers: self.offers.len() as u64,
             pairs: self.pairs.len() as u64,
+            networks: self.apart.network_count() as u64,
+            networks_meet: self.apart.networks() == Networks::Several,
             reserved_bytes: self.pinning.reserved(),
             pinned_limit: self.pinning.limit(),
         }

@@ -21,6 +21,10 @@ pub struct NodeStatus {
     pub offers: u64,
     /// Pairs of which an end is held.
     pub pairs: u64,
+    /// Network namespaces of these processes.
+    pub networks: u64,
+    /// Whether connections between them can be lifted.
+    pub networks_meet: bool,
     /// Bytes that processes may have pinned now, all together.
     pub reserved_bytes: u64,
     /// The most there can be.

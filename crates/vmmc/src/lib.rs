@@ -199,7 +199,6 @@ pub use notified::Notified;
 pub use open::{OpenError, OpenOptions};
 pub use operation::{Finished, Transfer};
 pub use pairing::{PairError, PairMemory, PairingEvent};
-pub use vmmc_shm::table::Networks;
 pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
 pub use range::{DiscardError, ExtendError};
 pub use redirection::{
@@ -211,6 +210,7 @@ pub use vmmc_proto::{
     Allow, BrokenReason, ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId, Refusal,
     Rights,
 };
+pub use vmmc_shm::table::Networks;
 pub use vmmc_shm::{stream, table::ExportState};
 
 /// The examples of the project's first page, so that they are compiled.

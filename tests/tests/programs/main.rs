@@ -5,6 +5,7 @@
 //! interface, on free ports, with a runtime directory for each run.
 
 mod apache;
+mod containers;
 mod cpython;
 mod daemons;
 mod disabled;

@@ -7,7 +7,15 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use super::finding::Finding;
 
 pub(super) fn findings() -> Vec<Finding> {
-    vec![pidfd(), rseq(), io_uring(), ptrace_scope(), user_namespaces(), network_namespaces()]
+    vec![
+        pidfd(),
+        rseq(),
+        io_uring(),
+        ptrace_scope(),
+        user_namespaces(),
+        network_namespaces(),
+        containers(),
+    ]
 }
 
 fn pidfd() -> Finding {
@@ -110,6 +118,22 @@ fn network_namespaces() -> Finding {
             "run as root, or allow user namespaces",
         ),
     }
+}
+
+fn containers() -> Finding {
+    let name = "between containers";
+    let (found, change) = match vmmc_os::SequenceReader::open() {
+        Ok(_) => {
+            let follows = "connections between network namespaces that share the runtime directory are lifted";
+            return Finding::good(name, "sequence numbers can be read", follows);
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let (found, change) = text.split_once(": ").unwrap_or((&text, ""));
+            (found.to_owned(), change.to_owned())
+        }
+    };
+    Finding::limited(name, found, "connections between network namespaces stay on TCP", change)
 }
 
 /// Zero, or the error's number.

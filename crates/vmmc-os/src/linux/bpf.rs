@@ -22,7 +22,8 @@ impl Instruction {
     const TO_END: i16 = i16::MAX;
 
     fn new(code: u8, to: Register, from: Register, off: i16, imm: i32) -> Self {
-        let registers = if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
+        let registers =
+            if cfg!(target_endian = "little") { from << 4 | to } else { to << 4 | from };
         Self { code, registers, off, imm }
     }
 
@@ -248,7 +249,8 @@ impl KernelTypes {
     }
 
     fn is(&self, at: u32, name: &str) -> bool {
-        let rest = self.names.get(at as usize..).and_then(|rest| rest.strip_prefix(name.as_bytes()));
+        let rest =
+            self.names.get(at as usize..).and_then(|rest| rest.strip_prefix(name.as_bytes()));
         rest.is_some_and(|rest| rest.first() == Some(&0))
     }
 

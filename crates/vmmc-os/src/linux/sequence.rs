@@ -76,9 +76,15 @@ impl SequenceReader {
     ///
     /// # Errors
     /// When the kernel has no memory.
-    pub fn show(&self, socket: BorrowedFd<'_>, cookie: u64, during: Duration) -> Result<(), OsError> {
+    pub fn show(
+        &self,
+        socket: BorrowedFd<'_>,
+        cookie: u64,
+        during: Duration,
+    ) -> Result<(), OsError> {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let now = Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap_or(0));
+        let now =
+            Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap_or(0));
         let until = u64::try_from((now + during).as_nanos()).unwrap_or(u64::MAX);
         let (key, value) = (socket.as_raw_fd(), Shown { cookie, until });
         let attributes = Attributes::new()
