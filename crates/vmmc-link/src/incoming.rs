@@ -4,11 +4,17 @@
 //! left alone: memory ends up as if everything had been placed in order. For that the places of bytes ahead of a gap are
 //! remembered until the gap closes.
 
-use std::ops::Range;
+use std::collections::VecDeque;
 
+use crate::ahead::Ahead;
 use crate::memory::{Memory, Refusal};
 use crate::ranges::Ranges;
 use crate::wire::{Binding, Position};
+
+/// Gaps of an import that are remembered, and commands behind them: so many that no peer that keeps to its limits meets this one, and so few that a peer that
+/// sends nothing but gaps makes no packet of his long to handle.
+const MOST_GAPS: usize = 2048;
+const MOST_WAITING: usize = 2048;
 
 /// A command that waits for what is in front of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,17 +64,9 @@ pub(crate) struct Incoming {
     /// Placed, beyond the first gap.
     placed: Ranges,
     /// Where that was placed.
-    ahead: Vec<Ahead>,
+    ahead: Ahead,
     /// Ordered commands beyond the first gap, by sequence number.
-    waiting: Vec<(u64, Ordered)>,
-}
-
-/// Bytes placed ahead of a gap.
-#[derive(Debug)]
-struct Ahead {
-    target: Range<u64>,
-    /// Of the last byte, plus one.
-    sequence: u64,
+    waiting: VecDeque<(u64, Ordered)>,
 }
 
 /// What executing needs from the link: the answering of fetches, and room to remember.
@@ -99,7 +97,7 @@ impl Incoming {
         if offset.checked_add(bytes.len() as u64).is_none() {
             return self.refuse(Refusal::Bounds);
         }
-        if whole.start > self.reached && host.room < 2 {
+        if whole.start > self.reached && !self.has_room(host) {
             return Verdict::NoRoom;
         }
         let mut rest = whole.start.max(self.reached)..whole.end;
@@ -115,7 +113,7 @@ impl Incoming {
             if gap.start == self.reached {
                 self.reached = gap.end;
             } else {
-                self.remember(place..place + (gap.end - gap.start), gap.end);
+                self.ahead.insert(place..place + (gap.end - gap.start), gap.end);
                 self.placed.insert(gap);
             }
         }
@@ -136,13 +134,17 @@ impl Incoming {
             return Verdict::Accepted;
         }
         let index = self.waiting.partition_point(|&(sequence, _)| sequence < at.sequence);
+        // The one that all others wait for always finds room.
+        let is_next = at.sequence <= self.reached
+            && self.waiting.front().is_none_or(|&(sequence, _)| sequence > self.reached);
+        let is_full = host.room == 0 || self.waiting.len() >= MOST_WAITING;
         match self.waiting.get_mut(index) {
             Some((sequence, there)) if *sequence == at.sequence => {
                 if command.len() > there.len() {
                     *there = command;
                 }
             }
-            _ if host.room == 0 => return Verdict::NoRoom,
+            _ if is_full && !is_next => return Verdict::NoRoom,
             _ => self.waiting.insert(index, (at.sequence, command)),
         }
         self.advance(at, host)
@@ -158,9 +160,12 @@ impl Incoming {
             while let Some(end) = self.placed.take_reached(self.reached) {
                 self.reached = self.reached.max(end);
             }
-            self.ahead.retain(|ahead| ahead.sequence > self.reached);
+            match self.placed.is_empty() {
+                true => self.ahead.clear(),
+                false => self.ahead.forget(self.reached),
+            }
             let Some(&(sequence, command)) =
-                self.waiting.first().filter(|(sequence, _)| *sequence <= self.reached)
+                self.waiting.front().filter(|(sequence, _)| *sequence <= self.reached)
             else {
                 return Verdict::Accepted;
             };
@@ -191,7 +196,7 @@ impl Incoming {
                 }
                 self.reached = sequence + command.len();
             }
-            self.waiting.remove(0);
+            self.waiting.pop_front();
         }
     }
 
@@ -207,9 +212,7 @@ impl Incoming {
         if !offset.is_multiple_of(8) {
             return Err(Refusal::Unaligned);
         }
-        let word = offset..end;
-        if self.ahead.iter().any(|ahead| ahead.sequence > sequence && overlap(&ahead.target, &word))
-        {
+        if self.ahead.newer(offset..end, sequence).is_some() {
             return self.place_around(target, offset, &value.to_le_bytes(), sequence, memory);
         }
         memory.signal(target, offset, value)
@@ -230,31 +233,25 @@ impl Incoming {
         let end = offset + bytes.len() as u64;
         let mut at = offset;
         while at < end {
-            let later = |ahead: &&Ahead| ahead.sequence > sequence && ahead.target.end > at;
-            let next = self.ahead.iter().filter(later).min_by_key(|ahead| ahead.target.start);
-            let until = next.map_or(end, |ahead| ahead.target.start.clamp(at, end));
+            let newer = self.ahead.newer(at..end, sequence);
+            let until = newer.as_ref().map_or(end, |newer| newer.start.max(at));
             if until > at {
                 let part = (at - offset) as usize..(until - offset) as usize;
                 memory.place(target, at, &bytes[part])?;
             }
-            at = next.map_or(end, |ahead| ahead.target.end.max(until));
+            at = newer.map_or(end, |newer| newer.end);
         }
         Ok(())
     }
 
-    /// Remembers where bytes ahead of a gap lie; a run of them is one entry.
-    fn remember(&mut self, target: Range<u64>, sequence: u64) {
-        let len = target.end - target.start;
-        for ahead in self.ahead.iter_mut().rev().take(4) {
-            if ahead.target == target {
-                return ahead.sequence = ahead.sequence.max(sequence);
-            }
-            if ahead.target.end == target.start && ahead.sequence + len == sequence {
-                (ahead.target.end, ahead.sequence) = (target.end, sequence);
-                return;
-            }
+    /// Whether bytes ahead of a gap can be remembered.
+    fn has_room<M: Memory>(&mut self, host: &mut Host<'_, M>) -> bool {
+        if host.room < 2 || self.ahead.is_full() {
+            let before = self.ahead.count();
+            self.ahead.forget_now(self.reached);
+            host.room += before - self.ahead.count();
         }
-        self.ahead.push(Ahead { target, sequence });
+        host.room >= 2 && self.placed.count() < MOST_GAPS && !self.ahead.is_full()
     }
 
     fn bind(&mut self, binding: Option<Binding>) -> Option<Binding> {
@@ -280,10 +277,6 @@ impl Incoming {
 
     /// Entries that it remembers.
     pub(crate) fn held(&self) -> usize {
-        self.placed.count() + self.ahead.len() + self.waiting.len()
+        self.placed.count() + self.ahead.count() + self.waiting.len()
     }
-}
-
-fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
-    one.start < other.end && other.start < one.end
 }

@@ -7,6 +7,7 @@
 //!
 //! The wire format is in `docs/wire.md` and the module [`wire`].
 
+mod ahead;
 mod checksum;
 mod config;
 mod congestion;

@@ -423,12 +423,9 @@ impl Path {
 
 /// Notes that a record arrived. What arrived together and follows on each other counts as one, so that what it leads to is done once.
 fn arrived(record: &Record, fates: &mut Vec<(Record, Fate)>) {
-    if let (Record::Range { channel, generation, range }, Some((before, Fate::Acked))) =
-        (record, fates.last_mut())
-        && let Record::Range { channel: same, generation: life, range: before } = before
-        && (*channel, *generation, range.start) == (*same, *life, before.end)
+    if let Some((before, Fate::Acked)) = fates.last_mut()
+        && before.take_in(record)
     {
-        before.end = range.end;
         return;
     }
     fates.push((record.clone(), Fate::Acked));

@@ -18,6 +18,28 @@ pub(crate) enum Record {
     Reset { channel: u16, generation: u32 },
 }
 
+impl Record {
+    /// Makes this one out of both, if `next` goes on where it ends.
+    pub(crate) fn take_in(&mut self, next: &Record) -> bool {
+        let (range, more) = match (self, next) {
+            (
+                Record::Range { channel, generation, range },
+                Record::Range { channel: same, generation: life, range: more },
+            ) if (&*channel, &*generation) == (same, life) => (range, more),
+            (
+                Record::Reply { job, serial, range },
+                Record::Reply { job: same, serial: life, range: more },
+            ) if (&*job, &*serial) == (same, life) => (range, more),
+            _ => return false,
+        };
+        let follows = range.end == more.start;
+        if follows {
+            range.end = more.end;
+        }
+        follows
+    }
+}
+
 /// What became of a record's packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -68,15 +90,9 @@ impl Sent {
     /// The packet being built carries this. Records that follow on each other become one.
     pub(crate) fn record(&mut self, record: Record) {
         let built = self.records_end() < self.record_base + self.records.len() as u64;
-        if let (true, Some(Record::Range { channel, generation, range })) =
-            (built, self.records.back_mut())
-            && let Record::Range { channel: c, generation: g, range: more } = &record
-            && (*channel, *generation, range.end) == (*c, *g, more.start)
-        {
-            range.end = more.end;
-            return;
+        if !built || !self.records.back_mut().is_some_and(|before| before.take_in(&record)) {
+            self.records.push_back(record);
         }
-        self.records.push_back(record);
     }
 
     /// The packet is built and sent; [`State::Done`] if nobody waits for its acknowledgement.

@@ -128,6 +128,48 @@ fn what_was_not_granted_is_refused_and_the_sender_learns_why() {
 }
 
 #[test]
+fn a_peer_that_sends_nothing_but_gaps_is_remembered_within_bounds_and_may_close_them() {
+    let (mut receiver, mut memory) = (link(&Keys::Plaintext), Plain::new());
+    let mut number = 0;
+    let mut send = |receiver: &mut Link, places: &[u64]| {
+        let header = Header {
+            key_phase: 0,
+            ack_now: false,
+            plaintext: true,
+            path: 0,
+            link: 0,
+            incarnation: 0,
+            number,
+        };
+        number += 1;
+        let mut datagram = header.encode().to_vec();
+        for place in places {
+            // A send of one byte, whose sequence number is its place.
+            datagram.extend([0x11, 0, 0, 0, 0, 0, 0]);
+            datagram.extend(place.to_le_bytes());
+            datagram.extend(GRANTED.export.to_le_bytes());
+            datagram.extend(GRANTED.capability.to_le_bytes());
+            datagram.extend(place.to_le_bytes());
+            datagram.extend([1, 0, 9]);
+        }
+        datagram.extend(crc64(&datagram).to_le_bytes());
+        receiver.handle_datagram(Time::ZERO, &mut datagram, &mut memory)
+    };
+    let odd: Vec<u64> = (0..10_000).map(|at| 2 * at + 1).collect();
+    let refused =
+        odd.chunks(20).filter(|places| send(&mut receiver, places) == Err(Dropped::NoRoom));
+    assert!(refused.count() > 300);
+    assert!((4000..4200).contains(&receiver.remembered()), "{} entries", receiver.remembered());
+    // In order, everything finds room.
+    for at in 0..10_000 {
+        send(&mut receiver, &[2 * at, 2 * at + 1]).unwrap();
+    }
+    assert_eq!(receiver.remembered(), 0);
+    assert_eq!(receiver.reached().next(), Some((0, 20_000)));
+    assert!(memory.bytes[..20_000].iter().all(|byte| *byte == 9));
+}
+
+#[test]
 fn plaintext_is_refused_where_encryption_was_agreed_and_the_other_way_round() {
     let mut memory = Plain::new();
     for (keys, traffic) in [

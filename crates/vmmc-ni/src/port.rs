@@ -25,7 +25,8 @@ const TURNS: usize = 4;
 
 /// Bytes of fetch replies that may be on their way to this node at a time, over all links that fetch: what a switch can hold for it.
 const FETCH_CREDIT: u64 = 512 << 10;
-const ALONE_CREDIT: u64 = 1 << 20;
+/// Enough that a megabyte is asked for at once.
+const ALONE_CREDIT: u64 = 2 << 20;
 
 /// The memory of this node, for all links.
 pub trait Host: Memory {
@@ -159,7 +160,7 @@ impl<F: Fabric> Port<F> {
         Ok(LinkNumber(index))
     }
 
-    /// Opens the link that a number was reserved for. Of `config` the numbers of paths and of this side are filled in; `addresses` are the
+    /// Opens the link that a number was reserved for. Of `config` the numbers of paths and of this side, and the fetch credit, are filled in; `addresses` are the
     /// peer's, by path.
     ///
     /// # Errors
@@ -175,7 +176,7 @@ impl<F: Fabric> Port<F> {
         addresses.truncate(self.fabrics.len());
         // At most 64 by construction of a port.
         let paths = addresses.len() as u8;
-        let config = Config { local_link: number.0, paths, ..config };
+        let config = Config { local_link: number.0, paths, fetch_credit: ALONE_CREDIT, ..config };
         let link = Link::new(config, keys, now).map_err(OpenLinkError::Key)?;
         if let Some(place) = self.places.get_mut(number.index()) {
             place.peer = Some(Peer { link, addresses, touched: true });
