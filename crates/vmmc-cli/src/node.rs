@@ -95,11 +95,16 @@ fn start_service(dir: &std::path::Path, json: bool) -> Result<(), String> {
     if json {
         println!("{}", serde_json::json!({ "running": true, "pid": pid, "started": new }));
     } else if new {
-        println!("started, process {pid}");
+        println!("started, {}", process(pid));
     } else {
-        println!("already running, process {pid}");
+        println!("already running, {}", process(pid));
     }
     Ok(())
+}
+
+/// The service's process, as it is seen from here.
+pub(crate) fn process(pid: u32) -> String {
+    if pid == 0 { "in another process namespace".into() } else { format!("process {pid}") }
 }
 
 fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
@@ -127,7 +132,7 @@ fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
             println!("{answer}");
         }
         (Some(status), false) => {
-            println!("service      process {}, up {} s", status.pid, status.uptime_seconds);
+            println!("service      {}, up {} s", process(status.pid), status.uptime_seconds);
             println!("node         {:x}", status.node);
             println!("directory    {}", dir.display());
             println!("processes    {}", status.processes);

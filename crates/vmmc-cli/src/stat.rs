@@ -68,7 +68,13 @@ fn show(programs: &[Program]) {
         println!("no program runs under vmmc, or none has had a connection worth lifting yet");
     }
     for program in programs {
-        println!("{} ({})", program.name, program.pid);
+        match program.pid {
+            0 => println!(
+                "{} (in a process namespace that the node service does not see)",
+                program.name
+            ),
+            pid => println!("{} ({pid})", program.name),
+        }
         for connection in &program.connections {
             let address = |address: Option<std::net::SocketAddr>| {
                 address.map_or("-".into(), |a| a.to_string())

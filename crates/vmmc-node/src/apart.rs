@@ -9,7 +9,7 @@
 //! that somebody forges changes what is read, and a translation of addresses leaves the numbers as they are. If bytes are just
 //! under way the numbers differ: then they are read again, a little later.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,11 @@ pub(crate) struct ApartEnds {
     reader: Option<Result<SequenceReader, SequenceError>>,
     /// By the sockets' cookies.
     waiting: HashMap<u64, Apart>,
-    last_look: Option<Instant>,
+    /// In the order in which they came, all and those of each process; both may name some that no longer wait.
+    in_order: VecDeque<u64>,
+    of_client: HashMap<ClientKey, VecDeque<u64>>,
+    /// Not before, lest looking take a noticeable share of a processor.
+    may_look: Option<Instant>,
     next_look: Option<Instant>,
     pause: Duration,
 }
@@ -46,10 +50,13 @@ pub(crate) struct ApartEnds {
 impl ApartEnds {
     /// How long an end waits. Then its process is to offer it again, after more traffic.
     const PATIENCE: Duration = Duration::from_secs(2);
-    /// Most that wait at a time: a look at one costs a fraction of a microsecond.
-    const MAX_WAITING: usize = 256;
-    /// Between two looks: at least, and at most.
+    /// Most that wait at a time, all and of one process: the last that came.
+    const MAX_WAITING: usize = 4096;
+    const MAX_OF_CLIENT: usize = 1024;
+    /// Between two looks: at least, and, when nobody new has come, at most.
     const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
+    /// A look may take one part of so many.
+    const SHARE: u32 = 20;
 
     /// A process of this network has come.
     pub(crate) fn enter(&mut self, network: u64) {
@@ -67,7 +74,11 @@ impl ApartEnds {
                 self.networks.remove(&network);
             }
         }
-        self.waiting.retain(|_, apart| apart.offer.client != client);
+        for cookie in self.of_client.remove(&client).into_iter().flatten() {
+            if self.waiting.get(&cookie).is_some_and(|apart| apart.offer.client == client) {
+                self.forget(cookie);
+            }
+        }
     }
 
     /// Networks in which there are processes.
@@ -84,31 +95,36 @@ impl ApartEnds {
         }
     }
 
-    /// An end of which the other was not shown yet, or is in another network. Returns one that does not wait, or no longer: it, if
-    /// nobody can be recognised; or, if there are too many, the one that has waited longest.
+    /// An end of which the other was not shown yet, or is in another network. Returns those that do not wait, or no longer: it, if
+    /// nobody can be recognised; or those that have waited longest, if there are too many.
     pub(crate) fn wait(
         &mut self,
         socket: BorrowedFd<'_>,
         key: OfferKey,
         offer: Offer,
         told: bool,
-    ) -> Option<Apart> {
+    ) -> Vec<Apart> {
         let now = Instant::now();
         let apart = Apart { key, offer, told, until: now + Self::PATIENCE };
         let Some(Ok(reader)) = self.reader.as_ref().filter(|_| self.networks.len() > 1) else {
-            return Some(apart);
+            return vec![apart];
         };
         if reader.show(socket, offer.cookie, Self::PATIENCE).is_err() {
-            return Some(apart);
+            return vec![apart];
         }
-        let full = self.waiting.len() >= Self::MAX_WAITING;
-        let oldest = self.waiting.values().min_by_key(|apart| apart.until).copied();
-        let gone = oldest.filter(|_| full).and_then(|oldest| self.forget(oldest.offer.cookie));
         self.waiting.insert(offer.cookie, apart);
+        let own = self.of_client.entry(offer.client).or_default();
+        let mut crowded_out = Vec::new();
+        for (line, most) in [(own, Self::MAX_OF_CLIENT), (&mut self.in_order, Self::MAX_WAITING)] {
+            line.push_back(offer.cookie);
+            if line.len() > most {
+                crowded_out.extend(line.pop_front());
+            }
+        }
         let [least, _] = Self::PAUSES;
         self.pause = least;
-        self.next_look = Some(self.last_look.map_or(now, |last| now.max(last + least)));
-        gone
+        self.next_look = self.may_look.max(Some(now));
+        crowded_out.into_iter().filter_map(|cookie| self.forget(cookie)).collect()
     }
 
     /// An end need not wait any longer.
@@ -118,41 +134,50 @@ impl ApartEnds {
 
     /// When to call [`Self::look`] at the latest; `None` while nobody waits.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        let end = self.waiting.values().map(|apart| apart.until).min()?;
+        let first = self.in_order.iter().find_map(|cookie| self.waiting.get(cookie))?;
         let look = self.next_look.filter(|_| self.waiting.len() > 1);
-        Some(look.map_or(end, |look| look.min(end)).saturating_duration_since(Instant::now()))
+        let next = look.map_or(first.until, |look| look.min(first.until));
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Compares all that wait, if it is time: who was recognised, the one that waits longer first; and who has waited long enough.
     pub(crate) fn look(&mut self) -> (Vec<[Apart; 2]>, Vec<Apart>) {
-        if self.waiting.is_empty() {
+        if self.in_order.is_empty() {
             return (Vec::new(), Vec::new());
         }
         let now = Instant::now();
-        let mut recognised = Vec::new();
-        if self.waiting.len() > 1 && self.next_look.is_some_and(|next| next <= now) {
-            let [_, most] = Self::PAUSES;
-            self.last_look = Some(now);
-            self.next_look = Some(now + self.pause);
-            self.pause = (2 * self.pause).min(most);
-            let read = self.reader.as_ref().and_then(|reader| reader.as_ref().ok()?.read().ok());
-            for cookies in pairs(&read.unwrap_or_default()) {
-                let [Some(a), Some(b)] = cookies.map(|cookie| self.waiting.get(&cookie).copied())
-                else {
-                    continue;
-                };
-                for cookie in cookies {
-                    self.forget(cookie);
-                }
-                recognised.push(if a.until <= b.until { [a, b] } else { [b, a] });
+        let due = self.waiting.len() > 1 && self.next_look.is_some_and(|next| next <= now);
+        let recognised = if due { self.compare(now) } else { Vec::new() };
+        let mut over = Vec::new();
+        while let Some(cookie) = self.in_order.front().copied() {
+            if self.waiting.get(&cookie).is_some_and(|first| first.until > now) {
+                break;
             }
-        }
-        let over = |apart: &&Apart| apart.until <= now;
-        let over: Vec<Apart> = self.waiting.values().filter(over).copied().collect();
-        for apart in &over {
-            self.forget(apart.offer.cookie);
+            self.in_order.pop_front();
+            over.extend(self.forget(cookie));
         }
         (recognised, over)
+    }
+
+    fn compare(&mut self, start: Instant) -> Vec<[Apart; 2]> {
+        let read = self.reader.as_ref().and_then(|reader| reader.as_ref().ok()?.read().ok());
+        let mut recognised = Vec::new();
+        for cookies in pairs(&read.unwrap_or_default()) {
+            let [Some(a), Some(b)] = cookies.map(|cookie| self.waiting.get(&cookie).copied())
+            else {
+                continue;
+            };
+            for cookie in cookies {
+                self.forget(cookie);
+            }
+            recognised.push(if a.until <= b.until { [a, b] } else { [b, a] });
+        }
+        let [least, most] = Self::PAUSES;
+        let took = start.elapsed();
+        self.may_look = Some(start + least.max(Self::SHARE * took));
+        self.next_look = self.may_look.max(Some(start + self.pause));
+        self.pause = (2 * self.pause).min(most);
+        recognised
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
-    Descriptor, OsError, RuntimeDirError, connect_packets, prepare_runtime_dir, receive, send,
-    wait_readable,
+    Descriptor, OsError, RuntimeDirError, connect_packets, peer_credentials, prepare_runtime_dir,
+    receive, send, wait_readable,
 };
 use vmmc_proto::{
     Answer, Hello, MAX_MESSAGE, NodeStatus, Request, VERSION, decode_answer, encode_request,
@@ -37,7 +37,11 @@ pub enum ControlError {
 pub fn status(dir: &Path, limit: Duration) -> Result<Option<NodeStatus>, ControlError> {
     let Some(control) = Control::connect(dir, limit)? else { return Ok(None) };
     match control.ask(&Request::Status { seq: 1 })? {
-        Some(Answer::Status { status, .. }) => Ok(Some(status)),
+        Some(Answer::Status { status, .. }) => {
+            // It may be in another process namespace, where its number is another one.
+            let pid = peer_credentials(&control.socket).map_or(0, |service| service.pid);
+            Ok(Some(NodeStatus { pid, ..status }))
+        }
         Some(_) => Err(ControlError::Version),
         None => Ok(None),
     }

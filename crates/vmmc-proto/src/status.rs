@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Counts of what the service knows now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Process number of the service.
+    /// Process number of the service, as whoever asks sees it; 0 if it does not.
     pub pid: u32,
     /// The node's id.
     pub node: u64,

@@ -49,8 +49,11 @@ fn service() -> Finding {
         Ok(Some(status)) => Finding::good(
             name,
             format!(
-                "process {}, {} processes, {} exports, {} pairs",
-                status.pid, status.processes, status.exports, status.pairs
+                "{}, {} processes, {} exports, {} pairs",
+                crate::node::process(status.pid),
+                status.processes,
+                status.exports,
+                status.pairs
             ),
             "running",
         ),
