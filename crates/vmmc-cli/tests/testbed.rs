@@ -88,6 +88,9 @@ fn nodes_have_their_addresses_and_directories_and_down_leaves_nothing() {
         assert!(addresses.contains(address), "{addresses}");
     }
     assert!(testbed.on(1, &["ip", "link", "show", "rail2"]).contains("mtu 9000"));
+    if is_root() {
+        assert!(testbed.on(1, &["ls", "/sys/class/net"]).contains("rail2"));
+    }
     assert_eq!(testbed.on(2, &["sh", "-c", "echo $VMMC_TESTBED_NODE"]), "2\n");
     let status = testbed.status();
     assert_eq!(status["nodes"].as_array().unwrap().len(), 3);

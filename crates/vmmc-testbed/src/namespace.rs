@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use vmmc_os::OsError;
 
 /// Why a namespace cannot be entered.
@@ -26,11 +27,23 @@ pub enum NamespaceError {
     },
 }
 
-/// Moves this thread into a node's network; what it starts is there too.
+/// Moves this thread into a node's network; what it starts is there too, and sees the node's devices under `/sys`.
 pub(crate) fn enter_network(namespace: &str) -> Result<(), NamespaceError> {
     let path = Path::new("/run/netns").join(namespace);
     let file = open(&path)?;
-    join(&file, &path, LinkNameSpaceType::Network)
+    join(&file, &path, LinkNameSpaceType::Network)?;
+    // Where that is not allowed `/sys` shows the host's devices, which few programs look at.
+    let _ = show_devices();
+    Ok(())
+}
+
+fn show_devices() -> Result<(), OsError> {
+    // SAFETY: mounts belong to no memory or descriptor of this process, and nothing but them is parted.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // What is mounted here is seen by nobody else.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("sysfs", "/sys", "sysfs", flags, None)
 }
 
 /// Moves this process into the namespaces of another: also its network's, because `ip` may go back only to one of which it is root. It must
