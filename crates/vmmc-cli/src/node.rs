@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
-use vmmc_node::{ClusterConfig, ClusterKey, ServeOptions, serve, start, status, stop};
+use vmmc_node::{ClusterConfig, ClusterKey, PathStatus, ServeOptions, serve, start, status, stop};
 use vmmc_os::{close_inherited, default_runtime_dir, detach};
 
 /// The node service of this user.
@@ -128,6 +128,7 @@ fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
                 "reserved_bytes": status.reserved_bytes,
                 "pinned_limit": status.pinned_limit,
                 "runtime_dir": dir,
+                "paths": status.paths.iter().map(path_json).collect::<Vec<_>>(),
             });
             println!("{answer}");
         }
@@ -148,9 +149,34 @@ fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
             println!("networks     {}{meet}", status.networks);
             let (reserved, limit) = (status.reserved_bytes >> 20, status.pinned_limit >> 20);
             println!("pinned       {reserved} MiB reserved of {limit} MiB");
+            status.paths.iter().for_each(show_path);
         }
     }
     Ok(())
+}
+
+fn path_json(path: &PathStatus) -> serde_json::Value {
+    serde_json::json!({
+        "node": path.node,
+        "path": path.path,
+        "up": path.up,
+        "round_trip_us": path.round_trip as f64 / 1e3,
+        "window_bytes": path.window,
+        "in_flight_bytes": path.in_flight,
+        "mtu": path.mtu,
+        "packets_sent": path.packets_sent,
+        "packets_lost": path.packets_lost,
+    })
+}
+
+fn show_path(path: &PathStatus) {
+    let PathStatus { node, path: number, window, in_flight, mtu, .. } = path;
+    let (sent, lost) = (path.packets_sent, path.packets_lost);
+    let round_trip = path.round_trip as f64 / 1e3;
+    let up = if path.up { "up" } else { "silent" };
+    println!(
+        "path         {node}, {number}: {up}, round trip {round_trip:.1} us, {in_flight} of {window} bytes in flight, datagrams of {mtu} bytes, {lost} of {sent} packets lost"
+    );
 }
 
 fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {

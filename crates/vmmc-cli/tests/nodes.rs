@@ -240,3 +240,31 @@ fn measurements_run_between_nodes() {
     assert_eq!((parts("vmmc") - 1) * 2, rows.len() - parts("vmmc"));
     assert!(rows.iter().all(|row| row["p50"].as_f64().unwrap() > 0.0), "{rows:?}");
 }
+
+#[test]
+fn a_service_tells_of_its_paths_to_other_nodes() {
+    let Some(hosts) = Hosts::new("paths", &[]) else { return };
+    let run = |node, arguments: &[&str]| {
+        let words = ["testbed", "run", "--node", node, "--", env!("CARGO_BIN_EXE_vmmc")];
+        hosts.command(&[&words[..], arguments].concat())
+    };
+    let _server = Background(run("2", &["bench", "--serve"]).spawn().unwrap());
+    let measure = ["bench", "send-latency", "--node", "node2", "--sizes", "8", "--seconds", "1"];
+    let start = Instant::now();
+    let path = 'seen: loop {
+        let mut command = run("1", &measure);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut bench = Background(command.spawn().unwrap());
+        while bench.0.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < FOREVER, "nothing is told of node2");
+            let told = run("1", &["node", "status", "--json"]).output().unwrap();
+            let status: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+            let mut paths = status["paths"].as_array().into_iter().flatten();
+            if let Some(path) = paths.find(|path| path["node"] == "node2") {
+                break 'seen path.clone();
+            }
+        }
+    };
+    assert_eq!((&path["path"], &path["up"]), (&0.into(), &true.into()), "{path}");
+    assert!(path["mtu"].as_u64().unwrap() >= 1200, "{path}");
+}

@@ -192,6 +192,12 @@ impl<F: Fabric> Port<F> {
         Some(&mut peer.link)
     }
 
+    /// A link that is open, to look at it.
+    pub fn look(&self, number: LinkNumber) -> Option<&Link> {
+        let place = self.places.get(number.index()).filter(|place| place.number == number)?;
+        Some(&place.peer.as_ref()?.link)
+    }
+
     /// Forgets a link. To have the peer told, end the link and poll before.
     pub fn close(&mut self, number: LinkNumber) {
         let Some(place) = self.places.get_mut(number.index()) else { return };

@@ -29,3 +29,4 @@ pub use control::{ControlError, status, stop};
 pub use directory::ClaimError;
 pub use service::{ServeError, ServeOptions, serve};
 pub use start::{NodeStartError, start};
+pub use vmmc_proto::{NodeStatus, PathStatus};

@@ -272,6 +272,7 @@ impl Service {
             networks_meet: self.apart.networks() == Networks::Several,
             reserved_bytes: self.pinning.reserved(),
             pinned_limit: self.pinning.limit(),
+            paths: self.cluster.as_ref().map_or_else(Vec::new, Cluster::paths),
         }
     }
 

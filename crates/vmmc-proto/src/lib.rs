@@ -28,7 +28,7 @@ pub use limit::{
 };
 pub use policy::{Allow, Rights};
 pub use request::{ExportDeclaration, Hello, Request, Resume, Target};
-pub use status::NodeStatus;
+pub use status::{NodeStatus, PathStatus};
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vmmc_link::{Config, Keys, Secret};
 use vmmc_ni::port::LinkNumber;
 use vmmc_os::Readiness;
-use vmmc_proto::Refusal;
+use vmmc_proto::{MAX_ENTRIES, PathStatus, Refusal};
 use vmmc_shm::table::ExportState;
 
 use super::channel::{Channel, Lost};
@@ -33,6 +33,8 @@ pub(super) struct Peer {
     /// Open once the greetings were exchanged.
     pub(super) link: LinkNumber,
     pub(super) greeted: bool,
+    /// What it calls itself, once it greeted.
+    pub(super) name: String,
     pub(super) secret: [u8; 32],
     pub(super) since: Instant,
     /// It is to be dropped.
@@ -124,7 +126,8 @@ impl Cluster {
         }
         let secret = random_secret();
         let (greeted, since, lost) = (false, Instant::now(), None);
-        self.peers.insert(key, Peer { channel, callee, link, greeted, secret, since, lost });
+        let name = String::new();
+        self.peers.insert(key, Peer { channel, callee, link, greeted, name, secret, since, lost });
         Ok(key)
     }
 
@@ -248,6 +251,7 @@ impl Cluster {
         let addresses = greeting.addresses.clone();
         self.port.open(peer.link, config, &keys, addresses, now).map_err(|_| Lost::Connection)?;
         peer.greeted = true;
+        peer.name.clone_from(&greeting.node);
         Ok(())
     }
 
@@ -307,6 +311,30 @@ impl Cluster {
             }
             ask.peer != key
         });
+    }
+
+    /// The paths of all links.
+    pub(crate) fn paths(&self) -> Vec<PathStatus> {
+        let greeted = self.peers.values().filter(|peer| peer.greeted);
+        let paths = greeted.flat_map(|peer| {
+            let link = self.port.look(peer.link);
+            let paths = link.into_iter().flat_map(|link| {
+                (0..u8::MAX).map_while(|path| Some((path, link.path(path)?, link.stats())))
+            });
+            paths.map(|(path, state, stats)| PathStatus {
+                // Its peer chose it.
+                node: peer.name.chars().take(64).collect(),
+                path,
+                up: state.up,
+                round_trip: u64::try_from(state.round_trip.as_nanos()).unwrap_or(u64::MAX),
+                window: state.window,
+                in_flight: state.in_flight,
+                mtu: state.mtu,
+                packets_sent: stats.packets_sent,
+                packets_lost: stats.packets_lost,
+            })
+        });
+        paths.take(MAX_ENTRIES).collect()
     }
 
     pub(super) fn peer_of(&self, link: LinkNumber) -> Option<u64> {
