@@ -243,6 +243,8 @@ fn random_world(
             packets_per_key,
             fetch_credit,
             keep_alive: random.chance(0.2).then_some(Duration::from_millis(50)),
+            // Longer than two cuts one after the other and the furthest jump of a clock.
+            unreachable_after: Duration::from_secs(15),
             ..Config::default()
         };
         let keys = if side == 0 { keys(&one, &other) } else { keys(&other, &one) };
