@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use vmmc::{OpenOptions, Process};
 
 /// Longer than anything takes on the slowest machine; only to end a test that hangs.
-pub(crate) const FOREVER: Duration = Duration::from_secs(30);
+pub(crate) const FOREVER: Duration = Duration::from_secs(120);
 
 /// A node of its own: a runtime directory that nobody else uses. The service in it ends with the last that names it.
 pub(crate) struct Node {
