@@ -260,9 +260,11 @@ impl Lending<'_> {
         loan.claim()?;
         let look = || stream.room(ends.mine, most);
         let mut room = look();
-        while (room < least || room < most && room < stream.tier().capacity() / 2)
-            && stream.grow(ends.theirs)
-        {
+        let too_small = |room: usize| {
+            let capacity = stream.tier().capacity();
+            room < least || room < most && (room < capacity / 2 || most > capacity)
+        };
+        while too_small(room) && stream.grow(ends.theirs) {
             room = look();
             shrink::grown(local);
         }
@@ -461,9 +463,9 @@ pub(crate) fn send_lent(fd: i32, slot: &Slot, local: &Local, len: usize) -> Outc
 pub(crate) fn abandon(slot: &Slot) -> bool {
     let loans = [(&slot.inward.lock, &slot.inward.loan), (&slot.outward.lock, &slot.outward.loan)];
     let mut any = false;
-    for (lock, loan) in loans {
+    for (lock, loan) in loans.into_iter().filter(|(_, loan)| loan.stands()) {
         let _held = lock.hold();
-        if loan.stands() && loan.is_mine() {
+        if loan.is_mine() {
             loan.end();
             any = true;
         }

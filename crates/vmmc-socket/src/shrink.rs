@@ -68,7 +68,7 @@ pub(crate) fn before_send(slot: &Slot, local: &Local, ends: Ends, len: usize) {
         return;
     }
     let now = thread::ticks();
-    let needed = slot.outward.stream.unread(ends.mine) as usize + len;
+    let needed = len.saturating_add(slot.outward.stream.unread(ends.mine) as usize);
     if needed > Tier::Page.capacity() {
         local.girth.bulk_at.store(now, Ordering::Relaxed);
     } else if local.girth.quiet(now) {

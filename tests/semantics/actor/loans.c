@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <vmmc/loan.h>
 
 /* Whether this end's connection lends. With both ends lifted it must. */
@@ -163,6 +164,11 @@ void scenario_loan_rules(void) {
     struct iovec part = {"x", 1};
     J(ioctl(fd, VMMC_COMMIT, 0), -1, EINVAL);
     J(ioctl(fd, VMMC_RELEASE, 0), -1, EINVAL);
+    struct vmmc_loan any = question(1, SIZE_MAX, 0);
+    J(syscall(SYS_ioctl, fd, VMMC_RESERVE, &any), 0, 0);
+    if (lent && (any.length < VMMC_LARGEST || any.segments != 1))
+        say("! %zu bytes in %u segments", (size_t)any.length, any.segments);
+    J(syscall(SYS_ioctl, fd, VMMC_COMMIT, 0), 0, 0);
     meet();
     if (me.client) {
         J(ioctl(fd, VMMC_RESERVE, &loan), 0, 0);

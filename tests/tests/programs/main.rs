@@ -15,6 +15,7 @@ mod in_every_way;
 mod iperf3;
 mod json;
 mod load;
+mod loans;
 mod many;
 mod memcached;
 mod nginx;
