@@ -464,6 +464,17 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             catch((), vmmc_socket::lower_everything);
             return native(number, a, b, c, d, e, f);
         }
+        libc::SYS_prctl => {
+            return crate::programs::prctl(a as c_int, b, c, d, e).into();
+        }
+        libc::SYS_seccomp => {
+            let result = native(number, a, b, c, d, e, f);
+            let sets = [libc::SECCOMP_SET_MODE_STRICT, libc::SECCOMP_SET_MODE_FILTER];
+            if result == 0 && sets.contains(&(a as libc::c_uint)) {
+                vmmc_socket::family::after_sandboxing();
+            }
+            return result;
+        }
         _ if crate::programs::may_fork(number) => {
             let kernel = || native(number, a, b, c, d, e, f);
             return crate::programs::fork_by_system_call(number, [a, b], kernel)

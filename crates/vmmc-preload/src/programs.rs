@@ -146,6 +146,23 @@ confine! {
     chroot(path: *const c_char);
 }
 
+/// Of its arguments only those are there that `option` says; passing on what stands in their place does no harm.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn prctl(
+    option: c_int,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+) -> c_int {
+    let native = next!(prctl: fn(c_int, usize, usize, usize, usize) -> c_int);
+    let result = native(option, a, b, c, d);
+    if option == libc::PR_SET_SECCOMP && result == 0 {
+        vmmc_socket::family::after_sandboxing();
+    }
+    result
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn execve(
     path: *const c_char,

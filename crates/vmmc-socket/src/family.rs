@@ -121,6 +121,11 @@ pub fn before_confinement() {
     }
 }
 
+/// The program has put itself under seccomp: no call of the layer's own shall end it. Nothing is lifted any more.
+pub fn after_sandboxing() {
+    layer::confine();
+}
+
 /// Before another program takes this process's place: what it inherits must be whole in the kernel.
 pub fn before_exec() {
     if !layer::enabled() {

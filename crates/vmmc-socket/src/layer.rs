@@ -12,6 +12,7 @@ use crate::slot::{self, Why};
 use crate::{board, epoll, explain, kernel, lift, local, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
+static CONFINED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
 /// From this number on the layer keeps its own descriptors.
@@ -39,7 +40,7 @@ impl Structure {
         if let Some(process) = process() {
             return Some(process);
         }
-        if service::absent() {
+        if confined() || service::absent() {
             return None;
         }
         let opened = Process::options()
@@ -140,6 +141,16 @@ pub fn start() {
 /// Tracks no new connections.
 pub(crate) fn stop() {
     ENABLED.store(false, Ordering::Release);
+}
+
+/// Sets out for nothing that takes system calls which the program would not make.
+pub(crate) fn confine() {
+    CONFINED.store(true, Ordering::Relaxed);
+}
+
+/// Whether only the program's own system calls may be made for it.
+pub(crate) fn confined() -> bool {
+    CONFINED.load(Ordering::Relaxed)
 }
 
 /// Whether the layer is on.

@@ -81,6 +81,9 @@ fn wait_for_lifting(slot: &Slot) {
 #[cold]
 fn offer(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(0, Ordering::Relaxed);
+    if layer::confined() {
+        return;
+    }
     if service::absent() {
         return wait_longer(index, slot, Why::NoService);
     }

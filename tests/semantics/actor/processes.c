@@ -4,7 +4,11 @@
 #include <sched.h>
 #include <sys/syscall.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <spawn.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <sys/prctl.h>
 
 extern char **environ;
@@ -178,6 +182,56 @@ void scenario_fork_by_other_means(void) {
             expect_end(fd);
         } else {
             pid_t child = means[turn % 3](&fd);
+            close(fd);
+            finish(child);
+        }
+        meet();
+        if (me.client)
+            close(fd);
+    }
+}
+
+/* From here on any system call but these ends the process. */
+static bool allow_only_reading_and_writing(bool by_system_call) {
+    const int allowed[] = {SYS_read, SYS_write, SYS_exit_group};
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[0], 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[1], 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[2], 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return false;
+    if (by_system_call)
+        return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0;
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+/* A server's process that may only read and write when its connection has had enough traffic to be lifted. */
+void scenario_sandboxed_while_young(void) {
+    enum { TURNS = 40 };
+    for (int by_system_call = 0; by_system_call < 2; by_system_call++) {
+        int fd = cold_connection();
+        if (me.client) {
+            for (int i = 0; i < TURNS; i++) {
+                put_text(fd, "question");
+                expect_text(fd, "answer..");
+            }
+            expect_end(fd);
+        } else {
+            pid_t child = fork();
+            if (child == 0) {
+                char question[8];
+                if (!allow_only_reading_and_writing(by_system_call))
+                    _exit(2);
+                for (int i = 0; i < TURNS; i++)
+                    if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
+                        _exit(1);
+                _exit(0);
+            }
             close(fd);
             finish(child);
         }

@@ -159,6 +159,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "fork_half_read", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_parent_leaves", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_by_other_means", warm_up: Warm, expectation: Equal },
+    Scenario { name: "sandboxed_while_young", warm_up: Cold, expectation: Equal },
     Scenario { name: "fork_per_connection", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_one_reads_one_writes", warm_up: Warm, expectation: Equal },
     Scenario { name: "fork_child_killed", warm_up: Warm, expectation: Equal },

@@ -139,6 +139,7 @@ scenarios! {
     fork_half_read
     fork_parent_leaves
     fork_by_other_means
+    sandboxed_while_young
     fork_per_connection
     fork_one_reads_one_writes
     fork_child_killed
