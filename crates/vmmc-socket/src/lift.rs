@@ -47,7 +47,7 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(calls, Ordering::Relaxed);
     let enough = CALLS.load(Ordering::Relaxed);
     match slot.phase() {
-        Phase::Tcp if calls >= enough.max(slot.patience.load(Ordering::Relaxed)) => {
+        Phase::Tcp if calls >= enough => {
             offer(fd, index, slot);
             if enough == 0 {
                 wait_for_lifting(slot);
@@ -81,7 +81,7 @@ fn wait_for_lifting(slot: &Slot) {
 #[cold]
 fn offer(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(0, Ordering::Relaxed);
-    if layer::confined() {
+    if layer::confined() || seconds() < slot.put_off_until.load(Ordering::Relaxed) {
         return;
     }
     if service::absent() {
@@ -229,11 +229,22 @@ fn stay(index: u32, slot: &Slot, why: Why) {
     board::update(index, slot);
 }
 
-/// Leaves the connection on TCP for now, and each time longer: most such never find their other end.
+/// Leaves the connection on TCP for now, and each time longer: most such never find their other end. Those that have one are
+/// shown by both at the same time, however often each was put off: it is a multiple of all shorter periods.
 fn try_later(index: u32, slot: &Slot, why: Why) {
-    let longer = slot.patience.load(Ordering::Relaxed).saturating_mul(16).clamp(16, 1 << 20);
-    slot.patience.store(longer, Ordering::Relaxed);
+    const MOST: u32 = 4;
+    let times = slot.put_off.load(Ordering::Relaxed).min(MOST);
+    slot.put_off.store(times + 1, Ordering::Relaxed);
+    // 1, 4, 16, 64, 256 seconds.
+    let period = 1 << (2 * times);
+    slot.put_off_until.store((seconds() / period + 1) * period, Ordering::Relaxed);
     wait_longer(index, slot, why);
+}
+
+/// The real time, which is the same in all containers, in seconds.
+fn seconds() -> u32 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs() as u32)
 }
 
 /// Leaves the connection on TCP for now: after more traffic it is tried again.

@@ -101,8 +101,9 @@ pub(crate) struct Slot {
     /// The kernel's name of the connection, known once it is paired.
     pub(crate) cookie: AtomicU64,
     pub(crate) calls: AtomicU32,
-    /// It is not offered before so many calls that moved data.
-    pub(crate) patience: AtomicU32,
+    /// How often it was put off, and the second of real time until which it is.
+    pub(crate) put_off: AtomicU32,
+    pub(crate) put_off_until: AtomicU32,
     /// Kernel calls of the time before lifting that are under way: no direction switches under them.
     pub(crate) receiving: AtomicU32,
     pub(crate) sending: AtomicU32,
@@ -204,8 +205,9 @@ impl Slot {
         }
         self.pair.store(0, Ordering::Relaxed);
         self.cookie.store(0, Ordering::Relaxed);
-        let numbers = [&self.calls, &self.patience, &self.receiving, &self.sending];
-        for number in numbers.into_iter().chain([&self.receiver_asleep, &self.sender_asleep]) {
+        let numbers = [&self.calls, &self.put_off, &self.put_off_until];
+        let numbers = numbers.into_iter().chain([&self.receiving, &self.sending]);
+        for number in numbers.chain([&self.receiver_asleep, &self.sender_asleep]) {
             number.store(0, Ordering::Relaxed);
         }
         self.begin_streams();

@@ -40,7 +40,7 @@ with connection, connection.makefile("rw", newline="\n") as stream:
         stream.flush()
         answer = stream.readline()
         assert answer == f"{number} {server}\n", answer
-        if number == 400:
+        if number == 1000:
             print("and so on", flush=True)
 print("right")
 "#;
@@ -71,7 +71,7 @@ impl Pair {
         Ok(Self { server, client, go_on })
     }
 
-    /// Waits until some hundred messages went to and fro: enough to be shown more than once.
+    /// Waits until a thousand messages went to and fro: enough to be shown more than once.
     fn talks(&mut self) -> Result<(), Failure> {
         let end = Instant::now() + LIMIT;
         while !self.client.output_so_far().contains("and so on") {
