@@ -208,7 +208,8 @@ impl Path {
 
     /// Whether a packet that closes the window has to ask for an acknowledgement: not if one on its way already did that comes soon enough.
     pub(crate) fn may_ask(&self) -> bool {
-        let since = (self.sent.next() - self.asked_until) * u64::from(self.mtu.current());
+        let packets = self.sent.next().saturating_sub(self.asked_until);
+        let since = packets * u64::from(self.mtu.current());
         since >= self.congestion.window() / ASKED_PER_WINDOW
     }
 

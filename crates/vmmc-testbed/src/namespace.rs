@@ -27,17 +27,15 @@ pub enum NamespaceError {
     },
 }
 
-/// Moves this thread into a node's network; what it starts is there too, and sees the node's devices under `/sys`.
+/// Moves this thread into a node's network; what it starts is there too.
 pub(crate) fn enter_network(namespace: &str) -> Result<(), NamespaceError> {
     let path = Path::new("/run/netns").join(namespace);
     let file = open(&path)?;
-    join(&file, &path, LinkNameSpaceType::Network)?;
-    // Where that is not allowed `/sys` shows the host's devices, which few programs look at.
-    let _ = show_devices();
-    Ok(())
+    join(&file, &path, LinkNameSpaceType::Network)
 }
 
-fn show_devices() -> Result<(), OsError> {
+/// Has what this thread starts see the devices of its network under `/sys`.
+pub(crate) fn show_devices() -> Result<(), OsError> {
     // SAFETY: mounts belong to no memory or descriptor of this process, and nothing but them is parted.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
     // What is mounted here is seen by nobody else.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cluster;
 use crate::delay::DelayError;
-use crate::namespace::{NamespaceError, enter_network};
+use crate::namespace::{NamespaceError, enter_network, show_devices};
 use crate::occupants::Namespaces;
 use crate::options::{MAX_NODES, MAX_RAILS, Options};
 use crate::place::{Place, PlaceError};
@@ -176,6 +176,8 @@ pub fn enter(name: &str, node: u8) -> Result<Vec<(&'static str, OsString)>, Test
     let (place, options) = whole(name)?;
     check(&options, node, None)?;
     enter_network(&wiring::node_namespace(name, node)).map_err(TestbedError::Namespace)?;
+    // Where that is not allowed the host's devices are seen there, which few programs look at.
+    let _ = show_devices();
     Ok(vec![
         ("VMMC_RUNTIME_DIR", place.node_dir(node).into()),
         ("VMMC_TESTBED_NODE", node.to_string().into()),
