@@ -23,7 +23,18 @@ const SOON: Duration = Duration::from_secs(60);
 pub struct Site {
     directory: TempDir,
     programs: PathBuf,
-    own_runtime: bool,
+    service: Service,
+}
+
+/// The node service that programs of a site use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    /// One that lives in the site.
+    Own,
+    /// The one that the user has anyway.
+    OfUser,
+    /// One for the programs of all users, that lives in the site.
+    Host,
 }
 
 /// Why a site cannot be had, or a server in it does not serve.
@@ -58,15 +69,29 @@ pub enum SiteError {
 impl Site {
     /// A site with a runtime directory of its own.
     pub fn new() -> Result<Self, SiteError> {
-        Self::at(release_programs()?, true)
+        Self::at(release_programs()?, Service::Own)
+    }
+
+    /// A site with a node service for the programs of all users, under this policy. Only for root.
+    pub fn of_host(policy: &str) -> Result<Self, SiteError> {
+        let site = Self::at(release_programs()?, Service::Host)?;
+        std::fs::write(site.path().join("policy.toml"), policy).map_err(SiteError::Directory)?;
+        site.start_host()?;
+        Ok(site)
+    }
+
+    /// Starts the service for all users, unless it runs.
+    pub fn start_host(&self) -> Result<(), SiteError> {
+        Running::start(self.vmmc().args(["node", "start", "--system"]))?.succeed(SOON)?;
+        Ok(())
     }
 
     /// A site whose programs use the user's own runtime directory and the `vmmc` in `programs`, as a user's would.
     pub fn of_user(programs: &Path) -> Result<Self, SiteError> {
-        Self::at(programs, false)
+        Self::at(programs, Service::OfUser)
     }
 
-    fn at(programs: &Path, own_runtime: bool) -> Result<Self, SiteError> {
+    fn at(programs: &Path, service: Service) -> Result<Self, SiteError> {
         let directory = tempfile::Builder::new()
             .prefix("vmmc-site-")
             .tempdir()
@@ -74,7 +99,7 @@ impl Site {
         // Servers that give up root still have to read the files that they serve from here.
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))
             .map_err(SiteError::Directory)?;
-        Ok(Site { directory, programs: programs.to_owned(), own_runtime })
+        Ok(Site { directory, programs: programs.to_owned(), service })
     }
 
     /// Where the pair's files go. Readable for every user.
@@ -84,7 +109,11 @@ impl Site {
 
     /// The VMMC runtime directory, unless the site uses the user's.
     pub fn runtime_directory(&self) -> Option<PathBuf> {
-        self.own_runtime.then(|| self.path().join("runtime"))
+        match self.service {
+            Service::Own => Some(self.path().join("runtime")),
+            Service::OfUser => None,
+            Service::Host => Some(self.path().join("host")),
+        }
     }
 
     /// The path of a program built from this workspace.
@@ -113,8 +142,14 @@ impl Site {
     fn plain(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_remove("LD_PRELOAD").env_remove("VMMC_DISABLE").env_remove("VMMC_NODE_PROGRAM");
-        if let Some(runtime) = self.runtime_directory() {
-            command.env("VMMC_RUNTIME_DIR", runtime);
+        match (self.service, self.runtime_directory()) {
+            (Service::Host, Some(runtime)) => {
+                command.env_remove("VMMC_RUNTIME_DIR").env("VMMC_SYSTEM_DIR", runtime);
+                command.env("VMMC_SYSTEM_POLICY", self.path().join("policy.toml"));
+                command.env_remove("XDG_CONFIG_HOME").env("HOME", self.path());
+            }
+            (_, Some(runtime)) => drop(command.env("VMMC_RUNTIME_DIR", runtime)),
+            (_, None) => {}
         }
         command
     }
@@ -174,7 +209,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        if !self.own_runtime || !self.path().join("runtime").exists() {
+        if self.runtime_directory().is_none_or(|runtime| !runtime.exists()) {
             return;
         }
         let pid = self.service_pid();

@@ -116,7 +116,7 @@ const PORT: u16 = 7412;
 
 /// Whom to measure to, and where to find it.
 fn between(node: &str) -> Result<Between, String> {
-    let config = crate::node::cluster(&vmmc_os::default_runtime_dir())?
+    let config = crate::node::cluster(&vmmc_os::ServicePlace::of_environment().dir)?
         .ok_or("this node knows no others: write a node.toml")?;
     let known = config.nodes.iter().find(|known| known.name == node);
     let known = known.ok_or_else(|| format!("node.toml knows no node {node}"))?;

@@ -4,12 +4,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
-use vmmc_node::{ClusterConfig, ClusterKey, PathStatus, ServeOptions, serve, start, status, stop};
-use vmmc_os::{close_inherited, default_runtime_dir, detach};
+use vmmc_node::{
+    ClusterConfig, ClusterKey, PathStatus, Policy, ServeOptions, serve, start, status, stop,
+};
+use vmmc_os::{ServiceOf, ServicePlace, close_inherited, detach};
 
-/// The node service of this user.
+/// The node service of this user, or of the whole host.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// The host's service, in /run/vmmc, for the programs of all users; as long as its directory is there, they use it
+    #[arg(long, global = true)]
+    system: bool,
+
     #[command(subcommand)]
     action: Action,
 }
@@ -48,11 +54,15 @@ enum Action {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: Args) -> ExitCode {
-    let dir = default_runtime_dir();
+    let place = if args.system { ServicePlace::of_host() } else { ServicePlace::of_environment() };
     let result = match args.action {
-        Action::Start { json } => start_service(&dir, json),
-        Action::Stop { json } => match stop(&dir, PATIENCE) {
+        Action::Start { json } => start_service(&place, json),
+        Action::Stop { json } => match stop(&place, PATIENCE) {
             Ok(was_running) => {
+                if place.of == ServiceOf::Host {
+                    // As long as it is there, programs wait for the host's service. It stays if somebody else is about to serve there.
+                    let _ = std::fs::remove_dir(&place.dir);
+                }
                 if json {
                     println!("{}", serde_json::json!({ "running": false, "stopped": was_running }));
                 } else {
@@ -62,12 +72,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
             }
             Err(error) => Err(error.to_string()),
         },
-        Action::Status { json } => show_status(&dir, json),
+        Action::Status { json } => show_status(&place, json),
         Action::Key => {
             println!("{}", ClusterKey::random().to_hex());
             Ok(())
         }
-        Action::Serve { detached } => serve_here(dir, detached),
+        Action::Serve { detached } => serve_here(place, detached),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,20 +88,30 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-/// Starts the service unless it runs.
-pub(crate) fn ensure(dir: &std::path::Path) -> Result<(), String> {
-    let program = std::env::current_exe()
-        .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))?;
-    start(dir, &program, &["node", "serve", "--detached"], PATIENCE)
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+/// Starts the service unless it runs; the host's is its administrator's to start.
+pub(crate) fn ensure(place: &ServicePlace) -> Result<(), String> {
+    if place.of == ServiceOf::Host {
+        return match status(place, PATIENCE).map_err(|error| error.to_string())? {
+            Some(_) => Ok(()),
+            None => Err(format!(
+                "the host's node service in {} does not run: its administrator starts it with `vmmc node start --system`",
+                place.dir.display()
+            )),
+        };
+    }
+    start_at(place).map(|_| ())
 }
 
-fn start_service(dir: &std::path::Path, json: bool) -> Result<(), String> {
+fn start_at(place: &ServicePlace) -> Result<(u32, bool), String> {
     let program = std::env::current_exe()
         .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))?;
-    let started = start(dir, &program, &["node", "serve", "--detached"], PATIENCE);
-    let (pid, new) = started.map_err(|error| error.to_string())?;
+    let system: &[&str] = if place.of == ServiceOf::Host { &["--system"] } else { &[] };
+    let arguments = [&["node", "serve", "--detached"], system].concat();
+    start(place, &program, &arguments, PATIENCE).map_err(|error| error.to_string())
+}
+
+fn start_service(place: &ServicePlace, json: bool) -> Result<(), String> {
+    let (pid, new) = start_at(place)?;
     if json {
         println!("{}", serde_json::json!({ "running": true, "pid": pid, "started": new }));
     } else if new {
@@ -107,8 +127,9 @@ pub(crate) fn process(pid: u32) -> String {
     if pid == 0 { "in another process namespace".into() } else { format!("process {pid}") }
 }
 
-fn show_status(dir: &std::path::Path, json: bool) -> Result<(), String> {
-    let status = status(dir, PATIENCE).map_err(|error| error.to_string())?;
+fn show_status(place: &ServicePlace, json: bool) -> Result<(), String> {
+    let dir = &place.dir;
+    let status = status(place, PATIENCE).map_err(|error| error.to_string())?;
     match (status, json) {
         (None, true) => println!("{}", serde_json::json!({ "running": false })),
         (None, false) => println!("no service runs in {}", dir.display()),
@@ -179,9 +200,9 @@ fn show_path(path: &PathStatus) {
     );
 }
 
-fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
+fn serve_here(mut place: ServicePlace, detached: bool) -> Result<(), String> {
     // A relative directory would mean another one after `detach`.
-    let dir = std::path::absolute(&dir).map_err(|error| {
+    place.dir = std::path::absolute(&place.dir).map_err(|error| {
         format!("cannot find the current directory ({error}): set VMMC_RUNTIME_DIR to a full path")
     })?;
     if detached {
@@ -192,6 +213,8 @@ fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
     }
     let seconds = std::env::var("VMMC_NODE_IDLE_SECONDS").ok();
     let seconds = match seconds.as_deref().map(str::parse::<f64>) {
+        // The host's stays: nobody but its administrator would start it again.
+        None if place.of == ServiceOf::Host => 1e9,
         None => 10.0,
         Some(Ok(seconds)) if (0.0..1e9).contains(&seconds) => seconds,
         Some(_) => return Err("VMMC_NODE_IDLE_SECONDS is not a number of seconds".into()),
@@ -202,8 +225,12 @@ fn serve_here(dir: std::path::PathBuf, detached: bool) -> Result<(), String> {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return Err("VMMC_NODE_PINNED_BYTES is not a number of bytes".into()),
     };
-    let cluster = cluster(&dir)?;
-    serve(&ServeOptions { runtime_dir: dir, idle, pinned_limit, cluster })
+    let cluster = cluster(&place.dir)?;
+    let policy = match place.of {
+        ServiceOf::Host => Policy::of_host().map_err(|error| error.to_string())?,
+        ServiceOf::User => Policy::default(),
+    };
+    serve(&ServeOptions { place, policy, idle, pinned_limit, cluster })
         .map_err(|error| error.to_string())
 }
 

@@ -6,9 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use vmmc_os::default_runtime_dir;
+use vmmc_node::Policy;
+use vmmc_os::ServicePlace;
 
-/// The program's connections to other such programs of the same user on this host go over VMMC; everything else, and
+/// The program's connections to other such programs of the same user on this host (and of other users, where the host's policy
+/// lets them) go over VMMC; everything else, and
 /// everything about them but their bytes, stays with the kernel. The program keeps its process id, its exit status, its
 /// descriptors and its signals.
 #[derive(Debug, clap::Args)]
@@ -17,7 +19,12 @@ Environment:
   VMMC_DISABLE=1      run the program plainly
   VMMC_SPIN=MICROS    how long a waiting call looks before it sleeps (default 50; 0: sleeps at once)
   VMMC_LIFT_AFTER=CALLS  lift a connection after so many calls that moved data (default 4; 0: before its first byte)
+  VMMC_PROGRAMS, VMMC_NOT_PROGRAMS=NAME:PATH...  lift only these programs; do not lift these
+  VMMC_PORTS, VMMC_NOT_PORTS=PORT,FIRST-LAST...  only connections with such a port at either end; not those
+  VMMC_RING=SIZE      the largest ring a direction may get: 3.5K, 64K or 2M (default)
+  VMMC_SERVICE=own    use this user's own node service where the host has one too (system: only the host's)
   VMMC_RUNTIME_DIR    where the node service's socket is
+  VMMC_POLICY=FILE    this user's policy, in place of ~/.config/vmmc/policy.toml; these variables go before it
   VMMC_EXPLAIN=FILE   what --explain=FILE sets; empty: standard error
 
 Exit status: the program's own; 127 if it does not exist, 126 if it cannot be executed, 125 for an error of vmmc's own.
@@ -51,7 +58,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     };
     let mut command = Command::new(program);
     command.args(arguments);
-    if !disabled() {
+    if let Some(policy) = policy(args.explain.is_some()) {
         let library = match find_library() {
             Ok(library) => library,
             Err(message) => {
@@ -59,7 +66,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 return ExitCode::from(OWN_ERROR);
             }
         };
-        if let Err(message) = crate::node::ensure(&default_runtime_dir()) {
+        if let Err(message) = crate::node::ensure(&ServicePlace::of_environment()) {
             eprintln!("vmmc: {message}; connections stay on TCP");
         }
         if let (None, Ok(program)) =
@@ -67,6 +74,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
         {
             // With this the library brings the service back if it goes.
             command.env("VMMC_NODE_PROGRAM", program);
+        }
+        for (name, value) in policy.environment() {
+            // Who sets a variable knows better.
+            if std::env::var_os(name).is_none() {
+                command.env(name, value);
+            }
         }
         if let Some(file) = args.explain {
             // The program may change its directory.
@@ -87,6 +100,28 @@ pub(crate) fn run(args: Args) -> ExitCode {
 
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// What may be lifted; `None` if nothing.
+fn policy(explain: bool) -> Option<Policy> {
+    if disabled() {
+        return None;
+    }
+    match Policy::of_programs() {
+        Ok(policy) if policy.lift == Some(false) => {
+            if explain {
+                eprintln!(
+                    "vmmc: policy: nothing is lifted (`vmmc doctor` shows which file says so)"
+                );
+            }
+            None
+        }
+        Ok(policy) => Some(policy),
+        Err(error) => {
+            eprintln!("vmmc: {error}; connections stay on TCP");
+            None
+        }
+    }
 }
 
 fn disabled() -> bool {

@@ -42,7 +42,9 @@ fn programs() -> Result<Vec<Program>, String> {
     let process = match opened {
         Ok(process) => process,
         // Without a service nothing can be lifted or asked.
-        Err(vmmc::OpenError::NoService(_)) => return Ok(Vec::new()),
+        Err(vmmc::OpenError::NoService(_) | vmmc::OpenError::NoHostService(_)) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error.to_string()),
     };
     let known = process.processes().map_err(|error| error.to_string())?;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
-use vmmc_os::{Credentials, Descriptor, OsError, send};
+use vmmc_os::{Credentials, Descriptor, OsError, Readiness, send};
 use vmmc_proto::{Answer, PairId, ProcessId, encode_answer};
 
 use crate::offers::OfferKey;
@@ -55,6 +55,8 @@ pub(crate) struct Client {
     /// What it wants done by the engine.
     pub(crate) queue: Option<Queue>,
     outbox: VecDeque<Packet>,
+    /// Bytes in it.
+    unread: u64,
     /// The service waits for its socket to become writable.
     pub(crate) awaits_room: bool,
 }
@@ -113,6 +115,7 @@ impl Client {
             holds: HashSet::new(),
             queue: None,
             outbox: VecDeque::new(),
+            unread: 0,
             awaits_room: false,
         }
     }
@@ -124,10 +127,21 @@ impl Client {
         }
     }
 
+    /// What of its socket to wait for.
+    pub(crate) fn interest(&self) -> Readiness {
+        if self.awaits_room { Readiness::BOTH } else { Readiness::READ }
+    }
+
+    /// Bytes that wait for the process to read.
+    pub(crate) fn unread(&self) -> u64 {
+        self.unread
+    }
+
     /// Puts a message at the end of the outbox; `flush` sends it.
     pub(crate) fn enqueue(&mut self, answer: &Answer, descriptors: Vec<Rc<Descriptor>>) {
         // Answers are bounded by construction: lists by MAX_ENTRIES, names by MAX_NAME.
         if let Ok(bytes) = encode_answer(answer) {
+            self.unread += bytes.len() as u64;
             self.outbox.push_back(Packet { bytes, descriptors, mail: answer.is_mail() });
         }
     }
@@ -142,6 +156,7 @@ impl Client {
                     if packet.mail {
                         mailed();
                     }
+                    self.unread -= packet.bytes.len() as u64;
                     self.outbox.pop_front();
                 }
                 Err(_) if self.outbox.len() > Self::MAX_UNREAD => return Flushed::Gone,
@@ -161,6 +176,7 @@ impl Client {
 pub(crate) struct Clients {
     pub(crate) by_key: HashMap<ClientKey, Client>,
     by_process: HashMap<ProcessId, ClientKey>,
+    by_user: HashMap<u32, HashSet<ClientKey>>,
     /// The last processes that ended, to tell "dead" from "never was".
     dead: VecDeque<ProcessId>,
     next_key: u64,
@@ -172,12 +188,20 @@ impl Clients {
     pub(crate) fn add(&mut self, client: Client) -> ClientKey {
         self.next_key += 1;
         let key = ClientKey(self.next_key);
+        self.by_user.entry(client.credentials.uid).or_default().insert(key);
         self.by_key.insert(key, client);
         key
     }
 
     pub(crate) fn remove(&mut self, key: ClientKey) -> Option<Client> {
         let client = self.by_key.remove(&key)?;
+        let uid = client.credentials.uid;
+        if let Some(keys) = self.by_user.get_mut(&uid) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                self.by_user.remove(&uid);
+            }
+        }
         if let Some(id) = client.process_id() {
             self.by_process.remove(&id);
             self.dead.push_back(id);
@@ -186,6 +210,17 @@ impl Clients {
             }
         }
         Some(client)
+    }
+
+    /// Whether a user has any process here.
+    pub(crate) fn has_user(&self, uid: u32) -> bool {
+        self.by_user.contains_key(&uid)
+    }
+
+    /// All processes of a user.
+    pub(crate) fn of_user(&self, uid: u32) -> impl Iterator<Item = &Client> {
+        let keys = self.by_user.get(&uid);
+        keys.into_iter().flatten().filter_map(|key| self.by_key.get(key))
     }
 
     pub(crate) fn get(&self, key: ClientKey) -> Option<&Client> {

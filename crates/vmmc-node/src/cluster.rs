@@ -328,7 +328,7 @@ impl Cluster {
         if self.grants.count(link) >= vmmc_link::MAX_IMPORTS {
             return Err(Refusal::Limit);
         }
-        let id = crate::requests::find_export(around.clients, around.exports, target)?;
+        let id = crate::requests::find_export(around.clients, around.exports, target, None)?;
         // Its memory stays here, so no descriptors.
         let (grant, _) = around.exports.import(id, importer, rights, key, true)?;
         let capability = self.grants.add(grant.handle, link, id);
@@ -392,8 +392,17 @@ impl Cluster {
         self.aways.add(handle, Away::new(ask.client, (number, import), export, slot, terms));
         let live = slot.live();
         let slot = slot.index;
-        let grant =
-            Grant { handle, export: id, len, slot, live, mapped: false, notify, pool: None };
+        let grant = Grant {
+            handle,
+            export: id,
+            len,
+            slot,
+            live,
+            mapped: false,
+            notify,
+            pool: None,
+            stranger: false,
+        };
         around.posts.push(Post::new(ask.client, Answer::Granted { seq: ask.seq, grant }));
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Asking a running service for its status, or to leave.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
-    Descriptor, OsError, RuntimeDirError, connect_packets, peer_credentials, prepare_runtime_dir,
-    receive, send, wait_readable,
+    Descriptor, OsError, RuntimeDirError, ServicePlace, connect_packets, peer_credentials, receive,
+    send, wait_readable,
 };
 use vmmc_proto::{
     Answer, Hello, MAX_MESSAGE, NodeStatus, Request, VERSION, decode_answer, encode_request,
@@ -24,6 +24,15 @@ pub enum ControlError {
         /// What the system said.
         cause: OsError,
     },
+    /// the service at {path:?} belongs to user {uid}, who must not serve there: remove its socket
+    Foreign {
+        /// Its socket.
+        path: PathBuf,
+        /// The service's user.
+        uid: u32,
+    },
+    /// only root and the service's own user may do this: try it with sudo
+    NotAllowed,
     /// the service does not answer: it is stopped or overloaded; end it with kill if need be
     Unresponsive,
     /// the service speaks another version: end it with kill and start the one that belongs to this command
@@ -34,8 +43,8 @@ pub enum ControlError {
 ///
 /// # Errors
 /// When the directory is not safe, or a service is there but does not answer within `limit`.
-pub fn status(dir: &Path, limit: Duration) -> Result<Option<NodeStatus>, ControlError> {
-    let Some(control) = Control::connect(dir, limit)? else { return Ok(None) };
+pub fn status(place: &ServicePlace, limit: Duration) -> Result<Option<NodeStatus>, ControlError> {
+    let Some(control) = Control::connect(place, limit)? else { return Ok(None) };
     match control.ask(&Request::Status { seq: 1 })? {
         Some(Answer::Status { status, .. }) => {
             // It may be in another process namespace, where its number is another one.
@@ -51,10 +60,12 @@ pub fn status(dir: &Path, limit: Duration) -> Result<Option<NodeStatus>, Control
 ///
 /// # Errors
 /// As [`status`].
-pub fn stop(dir: &Path, limit: Duration) -> Result<bool, ControlError> {
-    let Some(control) = Control::connect(dir, limit)? else { return Ok(false) };
+pub fn stop(place: &ServicePlace, limit: Duration) -> Result<bool, ControlError> {
+    let Some(control) = Control::connect(place, limit)? else { return Ok(false) };
     let ended = vmmc_os::peer_process(&control.socket);
-    control.ask(&Request::Stop { seq: 1 })?;
+    if let Some(Answer::Refused { .. }) = control.ask(&Request::Stop { seq: 1 })? {
+        return Err(ControlError::NotAllowed);
+    }
     if let Ok(ended) = ended {
         let left = control.deadline.saturating_duration_since(Instant::now());
         if !matches!(wait_readable(&[ended.as_fd()], Some(left)), Ok(1)) {
@@ -71,19 +82,24 @@ struct Control {
 }
 
 impl Control {
-    fn connect(dir: &Path, limit: Duration) -> Result<Option<Self>, ControlError> {
-        match prepare_runtime_dir(dir, false) {
-            Ok(()) => {}
+    fn connect(place: &ServicePlace, limit: Duration) -> Result<Option<Self>, ControlError> {
+        let owner = match place.check(false) {
+            Ok(owner) => owner,
             Err(RuntimeDirError::Missing { .. }) => return Ok(None),
             Err(error) => return Err(ControlError::Directory(error)),
-        }
-        let path = dir.join("node.sock");
+        };
+        let path = place.socket();
         let socket = match connect_packets(&path) {
             Ok(socket) => socket,
             Err(OsError::NOENT | OsError::CONNREFUSED) => return Ok(None),
             Err(OsError::AGAIN) => return Err(ControlError::Unresponsive),
             Err(cause) => return Err(ControlError::Connect { path, cause }),
         };
+        match peer_credentials(&socket) {
+            Ok(service) if service.uid == owner || service.uid == 0 => {}
+            Ok(service) => return Err(ControlError::Foreign { path, uid: service.uid }),
+            Err(cause) => return Err(ControlError::Connect { path, cause }),
+        }
         let control = Self { socket, deadline: Instant::now() + limit };
         let hello = Hello {
             version: VERSION,

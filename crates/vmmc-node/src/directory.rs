@@ -1,9 +1,9 @@
 //! One service in a runtime directory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use vmmc_os::{
-    Descriptor, LockFile, OsError, RuntimeDirError, listen_packets, prepare_runtime_dir,
+    Descriptor, LockFile, OsError, RuntimeDirError, ServiceOf, ServicePlace, listen_packets,
     remove_file,
 };
 
@@ -40,16 +40,17 @@ pub(crate) struct Directory {
 
 impl Directory {
     /// Takes the lock, replaces the socket of a service that was killed, and listens.
-    pub(crate) fn claim(path: &Path) -> Result<Self, ClaimError> {
-        prepare_runtime_dir(path, true).map_err(ClaimError::Directory)?;
-        let lock_path = path.join("node.lock");
+    pub(crate) fn claim(place: &ServicePlace) -> Result<Self, ClaimError> {
+        place.check(true).map_err(ClaimError::Directory)?;
+        let lock_path = place.dir.join("node.lock");
         let lock = match LockFile::try_take(&lock_path) {
             Ok(Some(lock)) => lock,
-            Ok(None) => return Err(ClaimError::Taken(path.into())),
+            Ok(None) => return Err(ClaimError::Taken(place.dir.clone())),
             Err(cause) => return Err(ClaimError::Lock { path: lock_path, cause }),
         };
-        let socket = path.join("node.sock");
-        let listening = remove_file(&socket).and_then(|()| listen_packets(&socket));
+        let socket = place.socket();
+        let all_users = place.of == ServiceOf::Host;
+        let listening = remove_file(&socket).and_then(|()| listen_packets(&socket, all_users));
         match listening {
             Ok(listener) => Ok(Self { lock, socket, listener }),
             Err(cause) => {

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use vmmc_os::{
     Access, Credentials, Descriptor, Event, Mapping, is_event, memory_len, memory_seals,
-    random_u64, read_memory, reopen_read_only, reserve_memory, write_memory,
+    random_u64, read_memory, reopen_read_only, reserve_memory, ring_stranger,
+    strangers_can_be_rung, write_memory,
 };
 use vmmc_proto::{
     Allow, ExportDeclaration, ExportEntry, ExportId, Grant, MAX_ENTRIES, MAX_EXPORT_LEN, MAX_NAME,
@@ -16,6 +18,7 @@ use vmmc_shm::mailbox::{Mailbox, Note};
 use vmmc_shm::redirection::{Place, Table};
 use vmmc_shm::table::ExportState;
 
+use crate::accounts::is_stranger;
 use crate::slots::{Slot, Slots};
 
 /// An export that is not revoked.
@@ -122,11 +125,10 @@ impl Exports {
         {
             return Err(Refusal::Invalid);
         }
-        if let Some((event, mailbox)) = &notify {
-            use std::os::fd::AsFd;
-            if !is_event(event.as_fd()) || !is_fixed_memory(mailbox, PAGE_SIZE as u64) {
-                return Err(Refusal::Invalid);
-            }
+        if let Some((event, mailbox)) = &notify
+            && (!is_event(event.as_fd()) || !is_fixed_memory(mailbox, PAGE_SIZE as u64))
+        {
+            return Err(Refusal::Invalid);
         }
         if let Some(Redirection { memory, pool, .. }) = &redirection {
             let whole = *pool <= MAX_EXPORT_LEN && pool.is_multiple_of(PAGE_SIZE as u64);
@@ -179,10 +181,16 @@ impl Exports {
         Ok(())
     }
 
-    /// The export of `process` (of any process with `None`) that has this name; the oldest.
-    pub(crate) fn find(&self, process: Option<ProcessId>, name: &str) -> Option<ExportId> {
-        let named = self.by_name.get(name)?;
-        named.values().find(|id| process.is_none_or(|process| id.process == process)).copied()
+    /// The export of `process` that has this name; the oldest.
+    pub(crate) fn find(&self, process: ProcessId, name: &str) -> Option<ExportId> {
+        self.by_name.get(name)?.values().find(|id| id.process == process).copied()
+    }
+
+    /// The export of any process of this user (of any user with `None`) that has this name; the oldest.
+    pub(crate) fn find_any(&self, uid: Option<u32>, name: &str) -> Option<ExportId> {
+        let mut named = self.by_name.get(name)?.values();
+        let owner = |id| self.by_id.get(id).map(|export| export.owner.uid);
+        named.find(|id| uid.is_none_or(|uid| owner(id) == Some(uid))).copied()
     }
 
     /// Checks an importer and gives it a handle and the descriptors.
@@ -226,6 +234,7 @@ impl Exports {
         }
         let slot = export.slot;
         let len = export.declaration.len;
+        let stranger = export.owner.uid != importer.uid;
         let handle = self.fresh_handle();
         self.imports.insert(handle, Import { export: id, rights, slot });
         *self.users.entry(slot.index).or_default() += 1;
@@ -238,6 +247,7 @@ impl Exports {
             mapped,
             notify,
             pool,
+            stranger,
         };
         Ok((grant, descriptors))
     }
@@ -353,12 +363,17 @@ impl Exports {
         self.last_handle
     }
 
-    /// A page of the list, after `after`.
-    pub(crate) fn list(&self, after: u64) -> Vec<ExportEntry> {
+    /// A page of the list, after `after`, as a user sees it: what strangers keep to themselves is not shown to a stranger.
+    pub(crate) fn list(&self, after: u64, uid: u32) -> Vec<ExportEntry> {
         let range = (Bound::Excluded(after), Bound::Unbounded);
-        let page = self.by_serial.range(range).take(MAX_ENTRIES);
-        page.filter_map(|(serial, id)| {
+        let all = self.by_serial.range(range);
+        let shown = all.filter_map(|(serial, id)| {
             let export = self.by_id.get(id)?;
+            let Export { owner, declaration, .. } = export;
+            let kept = declaration.allow == Allow::SameUser && owner.uid != uid;
+            if is_stranger(uid) && kept {
+                return None;
+            }
             Some(ExportEntry {
                 serial: *serial,
                 id: *id,
@@ -366,8 +381,8 @@ impl Exports {
                 len: export.declaration.len,
                 rights: export.declaration.rights,
             })
-        })
-        .collect()
+        });
+        shown.take(MAX_ENTRIES).collect()
     }
 
     pub(crate) fn export_count(&self) -> usize {
@@ -448,8 +463,7 @@ impl Export {
         // the memory cannot shrink (checked when it was exported).
         let mailbox = unsafe { Mailbox::at(mapping.as_ptr()) };
         if let Some(sleep) = mailbox.push(note) {
-            let event = Descriptor::duplicate(std::os::fd::AsFd::as_fd(&**event));
-            Event::from_descriptor(event.map_err(|_| Refusal::Exhausted)?).signal_unless_full();
+            ring(event)?;
             mailbox.rung(sleep);
         }
         Ok(())
@@ -471,6 +485,17 @@ impl Redirection {
         // memory cannot shrink (checked when it was exported).
         Ok(unsafe { Table::at(table.as_ptr()) })
     }
+}
+
+/// Makes an event readable that its exporter, and every importer, can make block.
+fn ring(event: &Descriptor) -> Result<(), Refusal> {
+    if strangers_can_be_rung() {
+        ring_stranger(event.as_fd());
+        return Ok(());
+    }
+    let event = Descriptor::duplicate(event.as_fd()).map_err(|_| Refusal::Exhausted)?;
+    Event::from_descriptor(event).signal_unless_full();
+    Ok(())
 }
 
 fn is_fixed_memory(memory: &Descriptor, len: u64) -> bool {

@@ -70,6 +70,21 @@ impl Injection {
         self.queue.push_back(lowered);
     }
 
+    /// Bytes that it keeps in the service.
+    pub(crate) fn kept(&self) -> u64 {
+        let inline = self.queue.iter().map(|lowered| match &lowered.bytes {
+            Bytes::Inline { bytes, .. } => bytes.len() as u64,
+            Bytes::Memory { .. } => 0,
+        });
+        inline.sum()
+    }
+
+    /// Puts what was taken out of it in front again.
+    pub(crate) fn put_back(&mut self, rest: Self) {
+        let newer = std::mem::replace(&mut self.queue, rest.queue);
+        self.queue.extend(newer);
+    }
+
     /// Writes what fits; calls `handed` for each request that is finished, failed ones included, so that nobody waits
     /// for ever.
     pub(crate) fn advance(&mut self, socket: BorrowedFd<'_>, mut handed: impl FnMut()) -> Progress {

@@ -26,6 +26,11 @@ impl OfferKey {
         self.network != other.network
     }
 
+    /// The ports of the two ends.
+    pub(crate) fn ports(self) -> [u16; 2] {
+        [self.local.port(), self.peer.port()]
+    }
+
     /// The same connection as the other end sees it.
     pub(crate) fn reversed(self) -> Self {
         Self { network: self.network, local: self.peer, peer: self.local }
@@ -49,10 +54,10 @@ impl Offers {
     /// Most waiting offers of one process; the oldest goes when there are more.
     pub(crate) const MAX_OF_PROCESS: usize = 16 * 1024;
 
-    /// The other end, if it waits: taken out. Two sockets of different users do not match, nor does a socket with itself.
+    /// The other end, if it waits: taken out. A socket does not match itself.
     pub(crate) fn take_match(&mut self, key: OfferKey, offer: &Offer) -> Option<Offer> {
         let other = self.0.get(&key.reversed())?;
-        if other.cookie == offer.cookie || other.uid != offer.uid {
+        if other.cookie == offer.cookie {
             return None;
         }
         self.0.remove(&key.reversed())

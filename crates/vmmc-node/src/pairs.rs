@@ -16,13 +16,14 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use vmmc_os::{
-    ConnectionIdentity, Descriptor, Poller, Readiness, connection_identity, end_stream, is_event,
-    memory_len, memory_seals, random_u64,
+    ConnectionIdentity, Descriptor, Poller, Readiness, is_event, memory_len, memory_seals,
+    random_u64,
 };
 use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_EXPORT_LEN, PAGE_SIZE, PairId, ProcessId};
 use vmmc_shm::table::ExportState;
 
 use crate::clients::{ClientKey, Post};
+use crate::customs::{Goods, Socket};
 use crate::injection::{Injection, Lowered, Progress};
 use crate::offers::OfferKey;
 use crate::service::HELD;
@@ -40,9 +41,11 @@ pub(crate) struct Surroundings<'s> {
 #[derive(Debug, Default)]
 struct End {
     holders: Vec<ClientKey>,
+    /// The user whose processes may hold it; known from the offer, or from the first hold.
+    uid: Option<u32>,
     /// Known from the offer, or from the first hold.
     cookie: Option<u64>,
-    socket: Option<Descriptor>,
+    socket: Option<Socket>,
     memory: Option<Box<Memory>>,
     slot: Option<Slot>,
     /// The last holder is gone.
@@ -52,6 +55,10 @@ struct End {
     /// The peer has said that it needs nothing any more; it may say so first.
     settled: bool,
     injection: Injection,
+    /// What was in `injection` is in the hall of the socket's user.
+    away: bool,
+    /// Bytes that it keeps here, as far as they are in the account of the peer's user.
+    kept: u64,
     /// Bytes were written into its socket, after which it may write itself.
     handed: bool,
     /// Waits for the socket to become writable, under this number.
@@ -71,8 +78,6 @@ struct Memory {
 #[derive(Debug, Default)]
 struct Pair {
     ends: [End; 2],
-    /// The user whose processes may hold it.
-    uid: u32,
     /// As end 0 sees it; unknown until somebody of a later service's processes holds an end.
     key: Option<OfferKey>,
 }
@@ -83,6 +88,8 @@ pub(crate) struct Pairs {
     by_id: HashMap<PairId, Box<Pair>>,
     waiting: HashMap<u64, PairId>,
     last_waiting: u64,
+    /// Bytes that are kept for each user, on their way back to TCP.
+    kept: HashMap<u32, u64>,
 }
 
 impl Pairs {
@@ -93,8 +100,7 @@ impl Pairs {
     pub(crate) fn add(
         &mut self,
         key: OfferKey,
-        uid: u32,
-        holders: [(ClientKey, u64); 2],
+        holders: [(ClientKey, u32, u64); 2],
     ) -> [PairId; 2] {
         let id = loop {
             let id = PairId(random_u64() & !1);
@@ -102,12 +108,13 @@ impl Pairs {
                 break id;
             }
         };
-        let ends = holders.map(|(client, cookie)| End {
+        let ends = holders.map(|(client, uid, cookie)| End {
             holders: vec![client],
+            uid: Some(uid),
             cookie: Some(cookie),
             ..End::default()
         });
-        self.by_id.insert(id, Box::new(Pair { ends, uid, key: Some(key) }));
+        self.by_id.insert(id, Box::new(Pair { ends, key: Some(key) }));
         [id, id.peer()]
     }
 
@@ -119,7 +126,7 @@ impl Pairs {
         client: (ClientKey, ProcessId),
         id: PairId,
         lengths: (u64, u64),
-        descriptors: Vec<Descriptor>,
+        goods: Goods,
     ) {
         let broken = |posts: &mut Vec<Post>| {
             let why = BrokenReason::Refused;
@@ -129,7 +136,7 @@ impl Pairs {
         if !pair.ends[id.end()].holders.contains(&client.0) {
             return broken(around.posts);
         }
-        if !pair.bring(id.end(), client.1, lengths, descriptors) {
+        if !pair.bring(id.end(), client.1, lengths, goods) {
             broken(around.posts);
             return self.release(around, client.0, id, BrokenReason::Refused);
         }
@@ -140,6 +147,7 @@ impl Pairs {
             broken(around.posts);
             return self.release(around, client.0, id, BrokenReason::Refused);
         };
+        let stranger = pair.ends[0].uid != pair.ends[1].uid;
         let posts = &mut *around.posts;
         for (index, slot) in [first, second].into_iter().enumerate() {
             let end = &mut pair.ends[index];
@@ -150,8 +158,15 @@ impl Pairs {
             let pair_id = PairId(base(id).0 | (index as u64 ^ 1));
             let export = ExportId { process: owner, number: pair_id.peer().0 };
             let (index_word, live) = (slot.index, slot.live());
-            let answer =
-                Answer::PairReady { pair: pair_id, export, len, mapped, slot: index_word, live };
+            let answer = Answer::PairReady {
+                pair: pair_id,
+                export,
+                len,
+                mapped,
+                slot: index_word,
+                live,
+                stranger,
+            };
             // Only the process that exported gets the peer's memory; other holders of the end share its mappings.
             let to = pair.ends[index ^ 1].holders.first().copied();
             posts.extend(to.map(|to| Post { to, answer, descriptors }));
@@ -165,15 +180,12 @@ impl Pairs {
         client: ClientKey,
         uid: u32,
         id: PairId,
-        socket: Option<Descriptor>,
+        socket: Option<Socket>,
     ) -> bool {
-        let identity = socket.as_ref().and_then(|s| connection_identity(s.as_fd()).ok());
+        let identity = socket.as_ref().and_then(|socket| socket.identity.ok());
         let accepted = match (&identity, socket) {
             (Some(identity), Some(socket)) => {
-                let pair = self
-                    .by_id
-                    .entry(base(id))
-                    .or_insert_with(|| Box::new(Pair { uid, ..Pair::default() }));
+                let pair = self.by_id.entry(base(id)).or_default();
                 pair.hold(client, uid, id.end(), identity, socket)
             }
             _ => false,
@@ -181,7 +193,7 @@ impl Pairs {
         if accepted {
             // Who holds it from now on was not there to be told.
             let end = self.by_id.get(&base(id)).map(|pair| &pair.ends[id.end()]);
-            if end.is_some_and(|end| end.handed && end.injection.is_empty()) {
+            if end.is_some_and(|end| end.handed && end.is_idle()) {
                 around.posts.push(Post::new(client, Answer::PairHanded { pair: id }));
             }
             // Bytes may have waited for this end.
@@ -233,8 +245,8 @@ impl Pairs {
         if !end.lingers || end.closed || !end.holders.is_empty() {
             return;
         }
-        if let Some(socket) = end.socket.as_ref().filter(|_| end.injection.is_empty()) {
-            end_stream(socket.as_fd());
+        if let Some(socket) = end.socket.as_ref().filter(|_| end.is_idle()) {
+            socket.end_stream();
         }
         self.close(around, id, BrokenReason::PeerDropped);
     }
@@ -278,6 +290,7 @@ impl Pairs {
             return failed(around.posts);
         }
         end.injection.push(lowered);
+        self.keep_account(id.peer());
         self.advance(around, id.peer());
     }
 
@@ -304,9 +317,46 @@ impl Pairs {
         let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
         let end = &mut pair.ends[id.end()];
         // Without a socket the bytes wait: the end is held by a process that has not announced itself to this service yet.
-        let Some(socket) = &end.socket else { return };
-        let mut handed = 0;
-        let progress = end.injection.advance(socket.as_fd(), || handed += 1);
+        let Some(socket) = end.socket.as_ref().filter(|_| !end.away) else { return };
+        match socket.write(id, &mut end.injection) {
+            Some((progress, handed)) => self.advanced(around, id, progress, handed),
+            None => end.away = true,
+        }
+    }
+
+    /// The hall of an end's user has written what it could.
+    pub(crate) fn wrote(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        id: PairId,
+        rest: Injection,
+        progress: Progress,
+        handed: usize,
+    ) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        end.away = false;
+        end.injection.put_back(rest);
+        let more = progress != Progress::More && !end.injection.is_empty();
+        self.advanced(around, id, progress, handed);
+        if more {
+            self.advance(around, id);
+        }
+        self.remove_if_gone(around, id);
+    }
+
+    /// So far came what waits for this end's socket.
+    fn advanced(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        id: PairId,
+        progress: Progress,
+        handed: usize,
+    ) {
+        self.keep_account(id);
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let end = &mut pair.ends[id.end()];
+        let Some(socket) = end.socket.as_ref().and_then(Socket::as_fd) else { return };
         end.handed |= handed > 0;
         for holder in &end.holders {
             for _ in 0..handed {
@@ -323,13 +373,13 @@ impl Pairs {
                 }
             }
             (Progress::Done | Progress::Failed, Some(number)) => {
-                around.poller.remove(socket.as_fd());
+                around.poller.remove(socket);
                 end.waiting = None;
                 self.waiting.remove(&number);
             }
             _ => {}
         }
-        if end.closed && end.injection.is_empty() {
+        if end.closed && end.is_idle() {
             end.socket = None;
         }
         if progress == Progress::Failed {
@@ -340,17 +390,50 @@ impl Pairs {
         }
     }
 
+    /// Bytes that are kept for a user, on their way back to TCP.
+    pub(crate) fn kept_for(&self, uid: u32) -> u64 {
+        self.kept.get(&uid).copied().unwrap_or(0)
+    }
+
+    /// Enters what waits for this end's socket in the account of the peer's user, who wants it written.
+    fn keep_account(&mut self, id: PairId) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        let Some(uid) = pair.ends[id.end() ^ 1].uid else { return };
+        let end = &mut pair.ends[id.end()];
+        // What is away is known when it is back.
+        let now = end.injection.kept().max(if end.away { end.kept } else { 0 });
+        let before = std::mem::replace(&mut end.kept, now);
+        let account = self.kept.entry(uid).or_default();
+        *account = (*account + now).saturating_sub(before);
+        if *account == 0 {
+            self.kept.remove(&uid);
+        }
+    }
+
     fn remove_if_gone(&mut self, around: &mut Surroundings<'_>, id: PairId) {
         let Some(pair) = self.by_id.get(&base(id)) else { return };
         let unused = |end: &End| end.holders.is_empty() && end.socket.is_none();
         if !pair.ends.iter().all(unused) {
             return;
         }
+        for end in [id, id.peer()] {
+            if let Some(pair) = self.by_id.get_mut(&base(id)) {
+                pair.ends[end.end()].injection = Injection::default();
+            }
+            self.keep_account(end);
+        }
         if let Some(pair) = self.by_id.remove(&base(id)) {
             for slot in pair.ends.iter().filter_map(|end| end.slot) {
                 around.slots.give_back(slot);
             }
         }
+    }
+}
+
+impl End {
+    /// Nothing waits for its socket.
+    fn is_idle(&self) -> bool {
+        self.injection.is_empty() && !self.away
     }
 }
 
@@ -361,22 +444,25 @@ impl Pair {
         index: usize,
         owner: ProcessId,
         (len, mapped): (u64, u64),
-        descriptors: Vec<Descriptor>,
+        goods: Goods,
     ) -> bool {
-        let Ok([memory, event, socket]) = <[Descriptor; 3]>::try_from(descriptors) else {
+        let (Ok([memory, event]), Some(socket)) =
+            (<[Descriptor; 2]>::try_from(goods.descriptors), goods.socket)
+        else {
             return false;
         };
         let page = PAGE_SIZE as u64;
+        let sealed = memory_seals(&memory).is_ok_and(|seals| seals.fixed_size);
         let lengths = (1..=MAX_EXPORT_LEN).contains(&len)
             && (1..=len).contains(&mapped)
+            && sealed
             && memory_len(&memory).is_ok_and(|found| found >= len.next_multiple_of(page));
-        let sealed = memory_seals(&memory).is_ok_and(|seals| seals.fixed_size);
         // Both sockets established, with these addresses in one network: then they are each other's ends.
-        let connection = connection_identity(socket.as_fd());
+        let connection = socket.identity;
         let end = &mut self.ends[index];
         let same =
             connection.is_ok_and(|found| end.cookie == Some(found.cookie) && found.established);
-        if !lengths || !sealed || !same || !is_event(event.as_fd()) || end.slot.is_some() {
+        if !lengths || !same || !is_event(event.as_fd()) || end.slot.is_some() {
             return false;
         }
         end.socket = Some(socket);
@@ -391,12 +477,12 @@ impl Pair {
         uid: u32,
         index: usize,
         identity: &ConnectionIdentity,
-        socket: Descriptor,
+        socket: Socket,
     ) -> bool {
         let shown = OfferKey::of(identity);
         let shown = if index == 0 { shown } else { shown.reversed() };
         let end = &mut self.ends[index];
-        let same_user = self.uid == uid;
+        let same_user = end.uid.is_none_or(|known| known == uid);
         // Between networks the addresses say nothing; but nobody else knows the pair's number.
         let same_connection = self.key.is_none_or(|key| key == shown || key.is_apart(shown));
         let same_socket = end.cookie.is_none_or(|cookie| cookie == identity.cookie);
@@ -404,6 +490,7 @@ impl Pair {
             return false;
         }
         self.key = Some(shown);
+        end.uid = Some(uid);
         end.cookie = Some(identity.cookie);
         if end.socket.is_none() {
             end.socket = Some(socket);

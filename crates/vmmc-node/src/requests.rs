@@ -3,16 +3,18 @@
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use vmmc_os::{Descriptor, connection_identity, memory_len, memory_seals, network_of, random_u64};
+use vmmc_os::{Descriptor, ServiceOf, memory_len, memory_seals, network_of, random_u64, user_id};
 use vmmc_proto::{
     Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
     PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
 };
 use vmmc_shm::table::ExportState;
 
+use crate::accounts::{Item, is_stranger};
 use crate::apart::Apart;
 use crate::clients::{ClientKey, Clients, Identity, Post};
 use crate::cluster::Wish;
+use crate::customs::{Goods, Socket};
 use crate::exports::Exports;
 use crate::injection::{Bytes, Lowered};
 use crate::offers::{Offer, OfferKey, Offers};
@@ -21,13 +23,7 @@ use crate::service::Service;
 
 impl Service {
     /// Does what a client asks. Anything but Hello from a client without identity, and a second Hello, disconnects it.
-    pub(crate) fn handle(
-        &mut self,
-        key: ClientKey,
-        request: Request,
-        descriptors: Vec<Descriptor>,
-        truncated: bool,
-    ) {
+    pub(crate) fn handle(&mut self, key: ClientKey, request: Request, goods: Goods) {
         let Some(client) = self.clients.get(key) else { return };
         match (client.identity.is_some(), client.process_id(), request) {
             (false, _, Request::Hello(hello)) => self.hello(key, hello),
@@ -35,12 +31,17 @@ impl Service {
                 let status = self.status();
                 self.reply(key, Answer::Status { seq, status });
             }
+            (true, _, Request::Stop { seq })
+                if ![0, user_id()].contains(&client.credentials.uid) =>
+            {
+                self.reply(key, Answer::Refused { seq, why: Refusal::NotAllowed });
+            }
             (true, _, Request::Stop { seq }) => {
                 self.stopping = true;
                 self.reply(key, Answer::Done { seq });
             }
             (true, Some(id), request) => {
-                self.handle_process(key, id, request, descriptors, truncated);
+                self.handle_process(key, id, request, goods);
             }
             _ => self.doom(key),
         }
@@ -51,9 +52,9 @@ impl Service {
         key: ClientKey,
         process: ProcessId,
         request: Request,
-        descriptors: Vec<Descriptor>,
-        truncated: bool,
+        goods: Goods,
     ) {
+        let Some(uid) = self.clients.get(key).map(|client| client.credentials.uid) else { return };
         match request {
             Request::Hello(_) | Request::Status { .. } | Request::Stop { .. } => self.doom(key),
             Request::Import { seq, .. }
@@ -64,11 +65,11 @@ impl Service {
             {
                 self.reply(key, Answer::Refused { seq, why: Refusal::NotAllowed });
             }
-            Request::Export { seq, .. } if truncated => {
+            Request::Export { seq, .. } if goods.truncated => {
                 self.reply(key, Answer::Refused { seq, why: Refusal::Exhausted });
             }
             Request::Export { seq, declaration } => {
-                let result = self.export(key, process, declaration, descriptors);
+                let result = self.export(key, process, declaration, goods.descriptors);
                 self.finish(key, seq, result);
             }
             Request::Unexport { seq, number } => {
@@ -102,7 +103,7 @@ impl Service {
                 }
             }
             Request::Queue { seq } => {
-                let result = self.attach(key, descriptors);
+                let result = self.attach(key, goods.descriptors);
                 self.finish(key, seq, result);
             }
             Request::Ring => {}
@@ -119,24 +120,24 @@ impl Service {
                 }
             }
             Request::Processes { seq, after } => {
-                let entries = self.processes(after);
+                let entries = self.processes(after, uid);
                 self.reply(key, Answer::Processes { seq, entries });
             }
             Request::Exports { seq, after } => {
-                let entries = self.exports.list(after);
+                let entries = self.exports.list(after, uid);
                 self.reply(key, Answer::Exports { seq, entries });
             }
             Request::Reserve { seq, bytes } => {
                 let bytes = self.pinning.reserve(key, bytes);
                 self.reply(key, Answer::Reserved { seq, bytes });
             }
-            Request::PairOffer { offer } => self.offer(key, offer, &descriptors),
+            Request::PairOffer { offer } => self.offer(key, offer, goods.socket),
             Request::PairExport { pair, len, mapped } => {
                 self.with_pairs(|pairs, around| {
-                    pairs.export(around, (key, process), pair, (len, mapped), descriptors);
+                    pairs.export(around, (key, process), pair, (len, mapped), goods);
                 });
             }
-            Request::PairHold { pair } => self.hold(key, pair, descriptors),
+            Request::PairHold { pair } => self.hold(key, pair, goods.socket),
             Request::PairDrop { pair, linger } => {
                 if self.clients.get_mut(key).is_some_and(|client| client.holds.remove(&pair)) {
                     self.with_pairs(|pairs, around| {
@@ -153,7 +154,7 @@ impl Service {
                 }
             }
             Request::PairInject { pair, bytes, len, finish } => {
-                self.inject(key, pair, (bytes, len), finish, descriptors);
+                self.inject(key, pair, (bytes, len), finish, goods.descriptors);
             }
         }
     }
@@ -169,7 +170,7 @@ impl Service {
             return refuse(self, Refusal::Invalid);
         }
         let Some(client) = self.clients.get(key) else { return };
-        let pid = client.credentials.pid;
+        let (pid, uid) = (client.credentials.pid, client.credentials.uid);
         let mut id = ProcessId { node: self.node, index: pid, incarnation: 0 };
         let mut mail_slot = 0;
         if hello.control {
@@ -182,7 +183,9 @@ impl Service {
                 id.index = index;
             }
             let resumed = hello.resume.map(|resume| resume.process).filter(|old| {
-                let same_process = old.index == pid || (pid == 0 && old.index >> 31 == 1);
+                // Of processes without a number nobody knows which is which; between users that would not do.
+                let unseen = pid == 0 && old.index >> 31 == 1 && self.of == ServiceOf::User;
+                let same_process = pid != 0 && old.index == pid || unseen;
                 old.node == self.node && same_process && !self.clients.has_process(*old)
             });
             id = match resumed {
@@ -208,6 +211,7 @@ impl Service {
             version: VERSION,
             process: id,
             service_pid: vmmc_os::process_id(),
+            uid,
             mail_slot,
             max_exports: Exports::MAX_OF_PROCESS as u32,
             max_offers: Offers::MAX_OF_PROCESS as u32,
@@ -238,15 +242,20 @@ impl Service {
         declaration: ExportDeclaration,
         descriptors: Vec<Descriptor>,
     ) -> Result<(), Refusal> {
-        let client = self.clients.get_mut(key).ok_or(Refusal::Invalid)?;
+        let client = self.clients.get(key).ok_or(Refusal::Invalid)?;
         if client.exports.len() >= Exports::MAX_OF_PROCESS {
             return Err(Refusal::Limit);
         }
         let number = declaration.number;
         let id = ExportId { process, number };
         let owner = client.credentials;
+        if !self.accounts.admits(&self.clients, owner.uid, Item::Export) {
+            return Err(Refusal::Limit);
+        }
         self.exports.add(&mut self.slots, id, owner, declaration, descriptors)?;
-        client.exports.insert(number);
+        if let Some(client) = self.clients.get_mut(key) {
+            client.exports.insert(number);
+        }
         Ok(())
     }
 
@@ -259,25 +268,34 @@ impl Service {
         secret: Option<[u8; 16]>,
         again: bool,
     ) -> Result<(), Refusal> {
-        let id = find_export(&self.clients, &self.exports, target)?;
-        let client = self.clients.get_mut(key).ok_or(Refusal::Invalid)?;
-        if client.imports.len() >= Exports::MAX_IMPORTS {
+        let client = self.clients.get(key).ok_or(Refusal::Invalid)?;
+        let importer = client.credentials;
+        let own = (self.of == ServiceOf::Host).then_some(importer.uid);
+        let id = find_export(&self.clients, &self.exports, target, own)?;
+        if client.imports.len() >= Exports::MAX_IMPORTS
+            || !self.accounts.admits(&self.clients, importer.uid, Item::Import)
+        {
             return Err(Refusal::Limit);
         }
-        let (grant, descriptors) =
-            self.exports.import(id, &client.credentials, rights, secret, again)?;
-        client.imports.insert(grant.handle);
+        let (grant, descriptors) = self.exports.import(id, &importer, rights, secret, again)?;
+        if let Some(client) = self.clients.get_mut(key) {
+            client.imports.insert(grant.handle);
+        }
         self.posts.push(Post { to: key, answer: Answer::Granted { seq, grant }, descriptors });
         Ok(())
     }
 
-    fn processes(&self, after: u64) -> Vec<ProcessEntry> {
+    /// A page of the list as a user sees it: strangers' processes are not shown to a stranger.
+    fn processes(&self, after: u64, uid: u32) -> Vec<ProcessEntry> {
         let mut keys: Vec<ClientKey> =
             self.clients.by_key.keys().copied().filter(|key| key.0 > after).collect();
         keys.sort_unstable();
         let entries = keys.into_iter().filter_map(|key| {
             let client = self.clients.get(key)?;
             let Some(Identity::Process { id, name, .. }) = &client.identity else { return None };
+            if is_stranger(uid) && client.credentials.uid != uid {
+                return None;
+            }
             Some(ProcessEntry {
                 serial: key.0,
                 id: *id,
@@ -289,31 +307,35 @@ impl Service {
         entries.take(MAX_ENTRIES).collect()
     }
 
-    fn offer(&mut self, key: ClientKey, id: OfferId, descriptors: &[Descriptor]) {
-        let Some(socket) = descriptors.first().map(AsFd::as_fd) else { return };
-        let Ok(identity) = connection_identity(socket) else { return };
+    fn offer(&mut self, key: ClientKey, id: OfferId, socket: Option<Socket>) {
+        let Some(socket) = socket else { return };
+        let (Ok(identity), Some(shown)) = (socket.identity, socket.as_fd()) else { return };
         if !identity.established {
             return;
         }
-        let Some(client) = self.clients.get_mut(key) else { return };
-        if client.holds.len() >= Pairs::MAX_OF_PROCESS {
+        let Some(client) = self.clients.get(key) else { return };
+        let uid = client.credentials.uid;
+        if client.holds.len() >= Pairs::MAX_OF_PROCESS
+            || !self.accounts.admits(&self.clients, uid, Item::Pair)
+        {
             return;
         }
-        let uid = client.credentials.uid;
         let offer_key = OfferKey::of(&identity);
         let offer = Offer { client: key, uid, id, cookie: identity.cookie };
         if let Some(other) = self.offers.take_match(offer_key, &offer) {
             self.apart.forget(other.cookie);
             return self.pair_up(offer_key.reversed(), [other, offer]);
         }
+        let full = !self.accounts.admits(&self.clients, uid, Item::Offer);
         self.offers.wait(offer_key, offer);
+        let Some(client) = self.clients.get_mut(key) else { return };
         client.offers.push_back(offer_key);
-        if client.offers.len() > Offers::MAX_OF_PROCESS
+        if (full || client.offers.len() > Offers::MAX_OF_PROCESS)
             && let Some(oldest) = client.offers.pop_front()
         {
             self.offers.forget(oldest, key);
         }
-        let gone = self.apart.wait(socket, offer_key, offer, !identity.stays_here());
+        let gone = self.apart.wait(shown, offer_key, offer, !identity.stays_here());
         gone.into_iter().for_each(|gone| self.unseen(gone));
     }
 
@@ -344,25 +366,34 @@ impl Service {
             Some((client.process_id()?, client.credentials.pid))
         };
         let [Some(first), Some(second)] = ends.each_ref().map(of) else { return };
-        let holders = ends.map(|offer| (offer.client, offer.cookie));
-        let pairs = self.pairs.add(key, ends[0].uid, holders);
-        for ((offer, pair), (peer, peer_pid)) in ends.iter().zip(pairs).zip([second, first]) {
+        let uids = ends.map(|offer| offer.uid);
+        if uids[0] != uids[1] && !self.policy.lets_meet(uids, key.ports()) {
+            for Offer { client, id, .. } in ends {
+                self.reply(client, Answer::PairDenied { offer: id });
+            }
+            return;
+        }
+        let holders = ends.map(|offer| (offer.client, offer.uid, offer.cookie));
+        let pairs = self.pairs.add(key, holders);
+        let peers = [(second, uids[1]), (first, uids[0])];
+        for ((offer, pair), ((peer, peer_pid), peer_uid)) in ends.iter().zip(pairs).zip(peers) {
             if let Some(client) = self.clients.get_mut(offer.client) {
                 client.holds.insert(pair);
             }
-            let matched = Answer::PairMatched { offer: offer.id, pair, peer, peer_pid };
+            let matched = Answer::PairMatched { offer: offer.id, pair, peer, peer_pid, peer_uid };
             self.reply(offer.client, matched);
         }
     }
 
-    fn hold(&mut self, key: ClientKey, pair: PairId, descriptors: Vec<Descriptor>) {
+    fn hold(&mut self, key: ClientKey, pair: PairId, socket: Option<Socket>) {
         let Some(client) = self.clients.get(key) else { return };
-        if client.holds.len() >= Pairs::MAX_OF_PROCESS {
+        let uid = client.credentials.uid;
+        if client.holds.len() >= Pairs::MAX_OF_PROCESS
+            || !self.accounts.admits(&self.clients, uid, Item::Pair)
+        {
             let why = BrokenReason::Refused;
             return self.reply(key, Answer::PairBroken { pair, why });
         }
-        let uid = client.credentials.uid;
-        let socket = descriptors.into_iter().next();
         let held = self.with_pairs(|pairs, around| pairs.hold(around, key, uid, pair, socket));
         if held && let Some(client) = self.clients.get_mut(key) {
             client.holds.insert(pair);
@@ -391,6 +422,14 @@ impl Service {
                 return self.reply(key, Answer::PairBroken { pair, why });
             }
         };
+        let kept = match &bytes {
+            Bytes::Inline { bytes, .. } => bytes.len() as u64,
+            Bytes::Memory { .. } => 0,
+        };
+        let uid = self.clients.get(key).map_or(0, |client| client.credentials.uid);
+        if self.accounts.is_over(uid, self.pairs.kept_for(uid) + kept) {
+            return self.reply(key, Answer::PairBroken { pair, why: BrokenReason::InjectFailed });
+        }
         self.with_pairs(|pairs, around| pairs.inject(around, key, pair, Lowered { bytes, finish }));
     }
 
@@ -407,11 +446,12 @@ impl Service {
     }
 }
 
-/// The export that an importer means.
+/// The export that an importer means; by name alone one of this user's, if given, so that no other can take its place.
 pub(crate) fn find_export(
     clients: &Clients,
     exports: &Exports,
     target: &Target,
+    user: Option<u32>,
 ) -> Result<ExportId, Refusal> {
     let unknown = |process: ProcessId| {
         if clients.has_process(process) {
@@ -426,8 +466,8 @@ pub(crate) fn find_export(
         Target::Id(id) if clients.has_process(id.process) => Ok(*id),
         Target::Id(id) => Err(unknown(id.process)),
         Target::Named { process, name } => {
-            exports.find(Some(*process), name).ok_or_else(|| unknown(*process))
+            exports.find(*process, name).ok_or_else(|| unknown(*process))
         }
-        Target::Name(name) => exports.find(None, name).ok_or(Refusal::UnknownExport),
+        Target::Name(name) => exports.find_any(user, name).ok_or(Refusal::UnknownExport),
     }
 }

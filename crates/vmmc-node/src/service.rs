@@ -1,24 +1,27 @@
 //! The loop: one thread that waits for everybody and for nobody in particular.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
-    Descriptor, OsError, Poller, Readiness, accept_packets, peer_credentials, peer_process,
-    raise_descriptor_limit, receive, start_identity, termination_signals, user_id,
+    Descriptor, OsError, Poller, Readiness, Received, ServiceOf, ServicePlace, accept_packets,
+    peer_credentials, peer_process, raise_descriptor_limit, receive, start_identity,
+    termination_signals, user_id,
 };
 use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus, decode_request};
 use vmmc_shm::table::{ExportState, Networks};
 
+use crate::accounts::{Accounts, Item, is_stranger};
 use crate::apart::ApartEnds;
 use crate::clients::{Client, ClientKey, Clients, Flushed, Identity, Post};
 use crate::cluster::{Around, CALLERS, CHANNEL, Cluster, ClusterConfig, ClusterError};
+use crate::customs::{Customs, Goods, Report};
 use crate::directory::{ClaimError, Directory};
 use crate::exports::Exports;
 use crate::offers::Offers;
 use crate::pairs::{Pairs, Surroundings};
 use crate::pinning::Pinning;
+use crate::policy::Policy;
 use crate::queues::Round;
 use crate::slots::Slots;
 
@@ -30,12 +33,18 @@ const SOCKET: u64 = 3 << 56;
 const LIFE: u64 = 4 << 56;
 /// A held socket that should become writable.
 pub(crate) const HELD: u64 = 5 << 56;
+/// A client that leaves so many bytes unread is worth a look at what its user's others leave.
+const MUCH: u64 = 64 << 10;
+/// What users' processes handed over has been looked at, or written to.
+const CUSTOMS: u64 = 9 << 56;
 
 /// How to serve.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// The runtime directory.
-    pub runtime_dir: PathBuf,
+    /// Where, and whom: one user, or all of the host.
+    pub place: ServicePlace,
+    /// Which users may be lifted to each other, and what one may take; for the host's service.
+    pub policy: Policy,
     /// Leave after this long without a client.
     pub idle: Duration,
     /// Most bytes that the processes may have pinned, all together.
@@ -63,7 +72,7 @@ pub enum ServeError {
 /// # Errors
 /// When the directory is not usable or another service has it, or the system has no descriptors or memory.
 pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
-    let directory = Directory::claim(&options.runtime_dir).map_err(ServeError::Claim)?;
+    let directory = Directory::claim(&options.place).map_err(ServeError::Claim)?;
     let mut service = match Service::new(options, directory) {
         Ok(service) => service,
         Err((cause, directory)) => {
@@ -81,6 +90,12 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
 #[derive(Debug)]
 pub(crate) struct Service {
     directory: Directory,
+    /// Whom it serves.
+    pub(crate) of: ServiceOf,
+    pub(crate) policy: Policy,
+    pub(crate) accounts: Accounts,
+    /// For the host's service.
+    customs: Option<Customs>,
     pub(crate) node: NodeId,
     pub(crate) poller: Poller,
     signals: Descriptor,
@@ -112,16 +127,26 @@ impl Service {
             let signals = termination_signals()?;
             poller.add(&directory.listener, LISTENER, Readiness::READ)?;
             poller.add(&signals, SIGNALS, Readiness::READ)?;
-            let node = NodeId(start_identity(&options.runtime_dir)?);
-            Ok((poller, signals, node, Slots::new()?))
+            let node = NodeId(start_identity(&options.place.dir)?);
+            let customs =
+                (options.place.of == ServiceOf::Host).then(Customs::of_host).transpose()?;
+            if let Some(customs) = &customs {
+                poller.add(&*customs.bell, CUSTOMS, Readiness::READ)?;
+            }
+            Ok((poller, signals, node, customs, Slots::new()?))
         };
-        let (poller, signals, node, slots) = match set_up() {
+        let (poller, signals, node, customs, slots) = match set_up() {
             Ok(parts) => parts,
             Err(cause) => return Err((cause, directory)),
         };
         let spare = Descriptor::duplicate(signals.as_fd()).ok();
+        let limits = (options.place.of == ServiceOf::Host).then_some(options.policy.limits);
         Ok(Self {
             directory,
+            of: options.place.of,
+            policy: options.policy.clone(),
+            accounts: Accounts::new(limits),
+            customs,
             node,
             poller,
             signals,
@@ -185,12 +210,14 @@ impl Service {
                     LIFE => self.doomed.push(ClientKey(number)),
                     CALLERS => drop(self.with_cluster(|all, around| all.accept(around, number))),
                     CHANNEL => drop(self.with_cluster(|all, around| all.ready(around, number))),
+                    CUSTOMS => self.hear_customs(),
                     HELD => self.with_pairs(|pairs, around| pairs.writable(around, number)),
                     _ => {}
                 }
                 self.settle();
             }
             self.look_apart();
+            self.accounts.next_turn();
             self.take_turns();
             self.with_cluster(|cluster, around| cluster.poll(around));
             for key in std::mem::take(&mut self.later) {
@@ -297,10 +324,15 @@ impl Service {
         }
     }
 
-    /// Our own user's processes, and root's, are let in; and nobody whose end we could not notice.
+    /// Our own user's processes, and root's, are let in; all others' by the host's service, up to a number; and nobody whose end
+    /// we could not notice.
     fn admit(&mut self, socket: Descriptor) {
         let Ok(credentials) = peer_credentials(&socket) else { return };
-        if credentials.uid != user_id() && credentials.uid != 0 {
+        let uid = credentials.uid;
+        if self.of == ServiceOf::User && uid != user_id() && uid != 0 {
+            return;
+        }
+        if !self.accounts.admits(&self.clients, uid, Item::Process) {
             return;
         }
         let Ok(life) = peer_process(&socket) else { return };
@@ -320,19 +352,63 @@ impl Service {
         // A few at a time, so that one busy client does not keep the others waiting.
         for _ in 0..32 {
             let Some(client) = self.clients.get(key) else { return };
+            if !self.accounts.may_speak(client.credentials.uid) {
+                return;
+            }
             let received = match receive(&client.socket, buffer) {
                 Err(OsError::AGAIN) => return,
                 Ok(received) if received.len > 0 => received,
                 _ => return self.doomed.push(key),
             };
-            let Ok(request) = decode_request(&buffer[..received.len]) else {
-                return self.doomed.push(key);
-            };
-            self.handle(key, request, received.descriptors, received.truncated);
+            let Received { len, descriptors, truncated } = received;
+            let uid = client.credentials.uid;
+            let request = decode_request(&buffer[..len]);
+            let customs = self.customs.as_mut().filter(|_| is_stranger(uid));
+            match (request, customs) {
+                (Ok(request), Some(customs)) if !descriptors.is_empty() => {
+                    // Nothing more is read until that is known.
+                    self.poller.remove(client.socket.as_fd());
+                    return customs.look(uid, key, request, descriptors, truncated);
+                }
+                (Ok(request), _) => {
+                    let goods = Goods::look(&request, descriptors, truncated, None);
+                    self.handle(key, request, goods);
+                }
+                (Err(_), customs) => {
+                    if let Some(customs) = customs {
+                        customs.discard(uid, descriptors);
+                    }
+                    return self.doomed.push(key);
+                }
+            }
             self.rung(key);
             if self.doomed.last() == Some(&key) {
                 return;
             }
+        }
+    }
+
+    /// Goes on with what has been looked at, and with whoever sent it.
+    fn hear_customs(&mut self) {
+        if let Some(customs) = &self.customs {
+            customs.bell.drain();
+        }
+        while let Some(report) = self.customs.as_ref().and_then(Customs::report) {
+            match report {
+                Report::Looked(key, request, goods) => {
+                    let Some(client) = self.clients.get(key) else { continue };
+                    let added = self.poller.add(&client.socket, SOCKET | key.0, client.interest());
+                    if added.is_err() {
+                        self.doomed.push(key);
+                    }
+                    self.handle(key, *request, goods);
+                    self.rung(key);
+                }
+                Report::Wrote(id, rest, progress, handed) => self.with_pairs(|pairs, around| {
+                    pairs.wrote(around, id, rest, progress, handed);
+                }),
+            }
+            self.settle();
         }
     }
 
@@ -343,6 +419,13 @@ impl Service {
             for Post { to, answer, descriptors } in std::mem::take(&mut self.posts) {
                 if let Some(client) = self.clients.get_mut(to) {
                     client.enqueue(&answer, descriptors);
+                    let (uid, unread) = (client.credentials.uid, client.unread());
+                    if unread > MUCH {
+                        let all = self.clients.of_user(uid).map(Client::unread).sum();
+                        if self.accounts.is_over(uid, all) {
+                            self.doomed.push(to);
+                        }
+                    }
                     if touched.last() != Some(&to) {
                         touched.push(to);
                     }
@@ -369,9 +452,8 @@ impl Service {
         let full = flushed == Flushed::Full;
         if full != client.awaits_room {
             client.awaits_room = full;
-            let wanted = if full { Readiness::BOTH } else { Readiness::READ };
-            // Fails only for a client that is about to be disconnected.
-            let _ = self.poller.change(&client.socket, SOCKET | key.0, wanted);
+            // Fails only for a client that is about to be disconnected, or is not waited for at the moment.
+            let _ = self.poller.change(&client.socket, SOCKET | key.0, client.interest());
         }
         match flushed {
             Flushed::Empty | Flushed::Full => {}
@@ -388,6 +470,10 @@ impl Service {
         if let Some(network) = client.network {
             self.apart.leave(network, key);
             self.slots.tell_networks(self.apart.networks());
+        }
+        let uid = client.credentials.uid;
+        if let Some(customs) = self.customs.as_mut().filter(|_| !self.clients.has_user(uid)) {
+            customs.leave(uid);
         }
         if let Some(Identity::Process { id, mail_slot, .. }) = &client.identity {
             for number in &client.exports {

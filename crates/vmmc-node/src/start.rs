@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use vmmc_os::{StartError, start_detached};
+use vmmc_os::{ServiceOf, ServicePlace, StartError, start_detached};
 
 use crate::control::{ControlError, status};
 
@@ -24,33 +24,34 @@ pub enum NodeStartError {
     Slow,
 }
 
-/// Makes sure that a service runs in `dir`: starts `program` with `arguments`, which must call [`crate::serve`] in that
-/// directory, unless one answers already. Returns the service's process number once it answers; `true` if it is new.
+/// Makes sure that a service runs at `place`: starts `program` with `arguments`, which must call [`crate::serve`] at that
+/// place, unless one answers already. Returns the service's process number once it answers; `true` if it is new.
 ///
 /// # Errors
 /// When the program cannot be started, or does not answer within `limit`.
 pub fn start(
-    dir: &Path,
+    place: &ServicePlace,
     program: &Path,
     arguments: &[&str],
     limit: Duration,
 ) -> Result<(u32, bool), NodeStartError> {
     let deadline = Instant::now() + limit;
-    if let Some(status) = status(dir, limit).map_err(NodeStartError::Control)? {
+    if let Some(status) = status(place, limit).map_err(NodeStartError::Control)? {
         return Ok((status.pid, false));
     }
-    let environment = [("VMMC_RUNTIME_DIR", dir)];
+    let variable = if place.of == ServiceOf::Host { "VMMC_SYSTEM_DIR" } else { "VMMC_RUNTIME_DIR" };
+    let environment = [(variable, place.dir.as_path())];
     let mut child =
         start_detached(program, arguments, &environment).map_err(NodeStartError::Start)?;
     loop {
         // Another start may have won: any service that answers will do.
-        match status(dir, limit) {
+        match status(place, limit) {
             Ok(Some(status)) => return Ok((status.pid, status.pid == child.id())),
             Ok(None) | Err(ControlError::Unresponsive) => {}
             Err(error) => return Err(NodeStartError::Control(error)),
         }
         if let Ok(Some(ended)) = child.try_wait() {
-            return match status(dir, limit) {
+            return match status(place, limit) {
                 Ok(Some(status)) => Ok((status.pid, false)),
                 _ => Err(last_words(&mut child).map_or_else(
                     || NodeStartError::Ended(ended.to_string()),

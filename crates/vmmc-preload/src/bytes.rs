@@ -468,6 +468,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             return crate::programs::prctl(a as c_int, b, c, d, e).into();
         }
         libc::SYS_seccomp => {
+            crate::programs::before_filter();
             let result = native(number, a, b, c, d, e, f);
             let sets = [libc::SECCOMP_SET_MODE_STRICT, libc::SECCOMP_SET_MODE_FILTER];
             if result == 0 && sets.contains(&(a as libc::c_uint)) {

@@ -146,6 +146,11 @@ confine! {
     chroot(path: *const c_char);
 }
 
+/// The program is about to restrict its own system calls.
+pub(crate) fn before_filter() {
+    keep_errno(|| catch((), vmmc_socket::family::before_filter));
+}
+
 /// Of its arguments only those are there that `option` says; passing on what stands in their place does no harm.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn prctl(
@@ -156,6 +161,9 @@ pub(crate) unsafe extern "C-unwind" fn prctl(
     d: usize,
 ) -> c_int {
     let native = next!(prctl: fn(c_int, usize, usize, usize, usize) -> c_int);
+    if option == libc::PR_SET_SECCOMP {
+        before_filter();
+    }
     let result = native(option, a, b, c, d);
     if option == libc::PR_SET_SECCOMP && result == 0 {
         vmmc_socket::family::after_sandboxing();

@@ -13,6 +13,8 @@ pub struct Welcome {
     pub process: ProcessId,
     /// Process number of the service.
     pub service_pid: u32,
+    /// The user that the process is to the service, as long as it is connected.
+    pub uid: u32,
     /// The mail slot of this process in the status table.
     pub mail_slot: u32,
     /// Most exports of one process.
@@ -40,6 +42,8 @@ pub struct Grant {
     pub notify: bool,
     /// Memory for redirection comes along (or was there): so many bytes of it lie before its table.
     pub pool: Option<u64>,
+    /// The exporter is another user's: what is shared with it may block.
+    pub stranger: bool,
 }
 
 /// A process of the node.
@@ -218,6 +222,13 @@ pub enum Answer {
         peer: ProcessId,
         /// Its process number, 0 if the service cannot see it.
         peer_pid: u32,
+        /// Its user.
+        peer_uid: u32,
+    },
+    /// Mail: both ends of a connection were shown, but their users may not be paired.
+    PairDenied {
+        /// The offer of the receiver that this answers.
+        offer: OfferId,
     },
     /// Mail: the other end of a connection that may lead to another network namespace was not shown in time. Offer it again later.
     PairUnseen {
@@ -238,6 +249,8 @@ pub enum Answer {
         slot: u32,
         /// What the word holds while the memory is live.
         live: u64,
+        /// The peer is another user's.
+        stranger: bool,
     },
     /// Mail: bytes of a `PairInject` of the peer were written into the receiver's socket.
     PairHanded {
@@ -262,6 +275,7 @@ impl Answer {
             self,
             Self::PairMatched { .. }
                 | Self::PairUnseen { .. }
+                | Self::PairDenied { .. }
                 | Self::PairReady { .. }
                 | Self::PairHanded { .. }
                 | Self::PairBroken { .. }

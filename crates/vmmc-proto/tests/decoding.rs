@@ -144,7 +144,9 @@ fn answers_survive() {
             pair: PairId(2),
             peer: ProcessId { node: NodeId(3), index: 4, incarnation: 5 },
             peer_pid: 6,
+            peer_uid: 7,
         },
+        Answer::PairDenied { offer: OfferId(8) },
     ] {
         assert_eq!(decode_answer(&encode_answer(&answer).unwrap()), Ok(answer));
     }

@@ -357,6 +357,14 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Separate as u32 => {
             "in another network namespace, where the node service recognises nobody (see vmmc doctor)"
         }
+        x if x == Why::Program as u32 => "policy: this program is not to be lifted",
+        x if x == Why::Port as u32 => "policy: connections with these ports are not to be lifted",
+        x if x == Why::User as u32 => {
+            "policy: the other end is another user's, and the host does not let the two be lifted"
+        }
+        x if x == Why::Bell as u32 => {
+            "the other end is another user's, and cannot be woken safely (system calls are filtered, or fs.aio-max-nr is used up)"
+        }
         _ => "unknown",
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
-use crate::{board, epoll, explain, kernel, lift, loan, local, lower, thread};
+use crate::{board, epoll, explain, kernel, lift, loan, local, lower, policy, thread};
 
 /// Numbers that this process has as connections.
 fn connections() -> impl Iterator<Item = (i32, u32)> {
@@ -124,6 +124,20 @@ pub fn before_confinement() {
 /// The program has put itself under seccomp: no call of the layer's own shall end it. Nothing is lifted any more.
 pub fn after_sandboxing() {
     layer::confine();
+}
+
+/// Before the program puts itself under a filter of system calls: one that does not know those by which other users' bells are
+/// rung would kill it.
+pub fn before_filter() {
+    if !layer::enabled() || !layer::at_home() {
+        return;
+    }
+    for (fd, index) in connections() {
+        if local::get(index).strange.load(Ordering::Relaxed) {
+            lower::lower_for(fd, Why::Bell);
+        }
+    }
+    policy::be_filtered();
 }
 
 /// Before another program takes this process's place: what it inherits must be whole in the kernel.

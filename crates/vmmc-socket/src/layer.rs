@@ -9,7 +9,7 @@ use vmmc::Process;
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::slot::{self, Why};
-use crate::{board, epoll, explain, kernel, lift, local, service, spin};
+use crate::{board, epoll, explain, kernel, lift, local, policy, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -44,7 +44,7 @@ impl Structure {
             return None;
         }
         let opened = Process::options()
-            .runtime_dir(service::runtime_dir())
+            .place(service::place().clone())
             .start_service(false)
             .watcher(false)
             .pairing_only(true)
@@ -133,6 +133,7 @@ pub fn start() {
         lift::set_calls(calls);
     }
     service::remember();
+    policy::remember();
     explain::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
     ENABLED.store(true, Ordering::Release);

@@ -14,6 +14,7 @@
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `loan` | space and bytes of the rings, lent to the program |
 //! | `shrink` | large rings that become small again |
+//! | `policy` | what may be lifted |
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
 //! | [`family`] | fork, exec, exit |
@@ -32,6 +33,7 @@ mod local;
 mod lock;
 mod lower;
 mod message;
+mod policy;
 mod receive;
 mod repeat;
 mod route;

@@ -18,7 +18,7 @@ use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{board, epoll, kernel, loan, repeat, service, tcp};
+use crate::{board, epoll, kernel, loan, policy, repeat, service, tcp};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -98,7 +98,12 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         if slot.phase() != Phase::Tcp {
             return;
         }
-        let Some(process) = structure.process() else {
+        // The service is asked for in any case: by it `vmmc stat` finds this program.
+        let process = structure.process();
+        if let Some(why) = policy::forbids(fd) {
+            return stay(index, slot, why);
+        }
+        let Some(process) = process else {
             return wait_longer(index, slot, Why::NoService);
         };
         match process.networks() {
@@ -141,10 +146,11 @@ pub(crate) fn progress() {
 fn take_mail(structure: &mut Structure) {
     while let Some(event) = layer::process().and_then(Process::poll) {
         match event {
-            PairingEvent::Matched { offer, pair, .. } => {
+            PairingEvent::Matched { offer, pair, peer_uid, .. } => {
                 let found = structure.offers.remove(&offer.0);
-                let taken =
-                    found.is_some_and(|(index, serial)| exchange(structure, pair, index, serial));
+                let taken = found.is_some_and(|(index, serial)| {
+                    exchange(structure, (pair, peer_uid), index, serial)
+                });
                 if let (false, Some(process)) = (taken, layer::process()) {
                     let _ = process.pair_drop(pair);
                 }
@@ -156,6 +162,14 @@ fn take_mail(structure: &mut Structure) {
                 {
                     slot.set_phase(Phase::Tcp);
                     try_later(index, slot, Why::PeerNotLifted);
+                }
+            }
+            PairingEvent::Denied { offer } => {
+                let found = structure.offers.remove(&offer.0);
+                if let Some((slot, _)) = found.and_then(|(index, serial)| current(index, serial))
+                    && let (Phase::Offered, Some((index, _))) = (slot.phase(), found)
+                {
+                    stay(index, slot, Why::User);
                 }
             }
             PairingEvent::Ready { pair, import } => {
@@ -183,7 +197,12 @@ fn current(index: u32, serial: u32) -> Option<(&'static Slot, &'static Local)> {
     (slot.serial.load(Ordering::Relaxed) == serial).then(|| (slot, local::get(index)))
 }
 
-fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u32) -> bool {
+fn exchange(
+    structure: &mut Structure,
+    (pair, peer_uid): (vmmc::PairId, u32),
+    index: u32,
+    serial: u32,
+) -> bool {
     let Some((slot, local)) = current(index, serial) else { return false };
     if slot.phase() != Phase::Offered || slot.holders.load(Ordering::Acquire) != 1 {
         return false;
@@ -198,6 +217,12 @@ fn exchange(structure: &mut Structure, pair: vmmc::PairId, index: u32, serial: u
         stay(index, slot, Why::Descriptors);
         return false;
     }
+    let strange = peer_uid != process.user();
+    if strange && !policy::can_meet_strangers() {
+        stay(index, slot, Why::Bell);
+        return false;
+    }
+    local.strange.store(strange, Ordering::Relaxed);
     let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST };
     // SAFETY: a descriptor that the program has open (or has just closed; then the service refuses it).
     match process.pair_export(pair, memory, unsafe { BorrowedFd::borrow_raw(fd) }) {
@@ -344,7 +369,7 @@ fn handed(index: u32, serial: u32) {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
     }
-    kernel::ring(local.bell.load(Ordering::Acquire));
+    local.ring_own();
 }
 
 fn broken(index: u32, serial: u32, why: BrokenReason) {
@@ -360,7 +385,7 @@ fn broken(index: u32, serial: u32, why: BrokenReason) {
     } else if slot.phase() == Phase::Attached {
         // TCP tells what happened: look there.
         slot.look.store(true, Ordering::Release);
-        kernel::ring(local.bell.load(Ordering::Acquire));
+        local.ring_own();
     }
 }
 
@@ -445,7 +470,7 @@ fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
         return;
     }
     // Threads of this process that wait on it find that it is gone.
-    kernel::ring(local.bell.load(Ordering::Acquire));
+    local.ring_own();
     let bells = [local.bell.load(Ordering::Acquire), local.peer_bell.load(Ordering::Acquire)];
     {
         let _inward = slot.inward.lock.hold();
@@ -588,7 +613,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     }
     let reader = take_announcement(&ends.mine.reader_waiting);
     if take_announcement(&ends.mine.writer_waiting) || reader {
-        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        local.ring_peer();
     }
     goodbye
 }

@@ -2,6 +2,7 @@
 //! locks are held; the structure itself lives for ever, so that a late look is never a wild one.
 
 use std::cell::UnsafeCell;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use vmmc::stream::{Ring, Tier, Words};
@@ -9,6 +10,7 @@ use vmmc::{Export, Import};
 
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
+use crate::{kernel, policy};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Local {
     pub(crate) bell: AtomicI32,
     /// The event that wakes the peer.
     pub(crate) peer_bell: AtomicI32,
+    /// The peer is another user's: whatever it has too may block, and is rung and silenced so that this does not matter.
+    pub(crate) strange: AtomicBool,
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
@@ -95,6 +99,7 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         theirs_wide: null(),
         bell: AtomicI32::new(-1),
         peer_bell: AtomicI32::new(-1),
+        strange: AtomicBool::new(false),
         held: AtomicBool::new(false),
         girth: Girth::new(),
         pins: AtomicU32::new(0),
@@ -193,6 +198,47 @@ impl Local {
         let import = unsafe { &*self.parts.get() }.import.as_ref();
         // Where the system refuses, the memory just stays.
         let _ = import.map(|import| import.discard(range));
+    }
+
+    /// Wakes the peer.
+    pub(crate) fn ring_peer(&self) {
+        self.ring(&self.peer_bell);
+    }
+
+    /// Wakes threads of this side.
+    pub(crate) fn ring_own(&self) {
+        self.ring(&self.bell);
+    }
+
+    fn ring(&self, bell: &AtomicI32) {
+        let bell = bell.load(Ordering::Acquire);
+        if bell < 0 {
+            return;
+        }
+        if self.strange.load(Ordering::Relaxed) {
+            // What was lifted has been lowered before: the peer finds on TCP what it is woken for.
+            if policy::was_filtered() {
+                return;
+            }
+            // SAFETY: a number that is not negative, for one system call; should it have been closed, that call does nothing.
+            vmmc::bell::ring_stranger(unsafe { BorrowedFd::borrow_raw(bell) });
+        } else {
+            kernel::ring(bell);
+        }
+    }
+
+    /// Takes all rings out of this side's bell.
+    pub(crate) fn silence(&self) {
+        let bell = self.bell.load(Ordering::Acquire);
+        if bell < 0 {
+            return;
+        }
+        if self.strange.load(Ordering::Relaxed) {
+            // SAFETY: as in `ring`.
+            vmmc::bell::silence(unsafe { BorrowedFd::borrow_raw(bell) });
+        } else {
+            kernel::silence(bell);
+        }
     }
 
     /// Points to the memories of a pair that has become ready.

@@ -60,7 +60,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         let on_their_way = lower_inward(fd, slot, local, ends);
         let reader = take_announcement(&ends.mine.reader_waiting);
         if take_announcement(&ends.mine.writer_waiting) || reader {
-            kernel::ring(local.peer_bell.load(Ordering::Acquire));
+            local.ring_peer();
         }
         on_their_way
     };

@@ -283,7 +283,7 @@ impl Polling<'_> {
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
         if due {
             let other = if wanted & OUT != 0 { wait::Direction::In } else { wait::Direction::Out };
-            wait::silence(bell, other, slot::get(index), pin.ends());
+            wait::silence(local, other, slot::get(index), pin.ends());
         }
         if wanted & (IN | libc::POLLRDHUP) != 0 {
             announce(reader);

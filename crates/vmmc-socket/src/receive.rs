@@ -354,7 +354,7 @@ fn give_back(
     slot.inward.stream.consume(ends.theirs, len, next);
     // A sleeping writer is woken when half the ring is free, not for every byte.
     if arrived - len <= ring.capacity() / 2 && take_announcement(&ends.mine.writer_waiting) {
-        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        local.ring_peer();
     }
 }
 

@@ -5,9 +5,10 @@
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use vmmc::{ServiceOf, ServicePlace};
 
 use crate::kernel;
 use crate::thread::{self, MICROSECOND};
@@ -31,7 +32,7 @@ pub(crate) fn absent() -> bool {
 /// Where the service is and what starts it, read when the program began: programs such as nginx replace their environment.
 #[derive(Debug)]
 struct Whereabouts {
-    runtime_dir: PathBuf,
+    place: ServicePlace,
     program: Option<CString>,
 }
 
@@ -40,7 +41,7 @@ static WHEREABOUTS: OnceLock<Whereabouts> = OnceLock::new();
 fn whereabouts() -> &'static Whereabouts {
     WHEREABOUTS.get_or_init(|| Whereabouts {
         // Absolute, as the program may change its directory.
-        runtime_dir: std::path::absolute(vmmc::default_runtime_dir()).unwrap_or_default(),
+        place: absolute(ServicePlace::of_environment()),
         program: std::env::var_os("VMMC_NODE_PROGRAM").and_then(|name| string(&name)),
     })
 }
@@ -50,9 +51,14 @@ pub(crate) fn remember() {
     whereabouts();
 }
 
-/// Where the node service's socket is.
-pub(crate) fn runtime_dir() -> &'static Path {
-    &whereabouts().runtime_dir
+fn absolute(mut place: ServicePlace) -> ServicePlace {
+    place.dir = std::path::absolute(&place.dir).unwrap_or_default();
+    place
+}
+
+/// Where the node service is.
+pub(crate) fn place() -> &'static ServicePlace {
+    &whereabouts().place
 }
 
 /// The service answered.
@@ -60,7 +66,7 @@ pub(crate) fn present() {
     FAILED_AT.store(0, Ordering::Relaxed);
 }
 
-/// The service is not there: it is started, unless that was tried just now.
+/// The service is not there: it is started, unless that was tried just now, or it is the host's.
 pub(crate) fn missing() {
     let now = thread::ticks();
     FAILED_AT.store(now, Ordering::Relaxed);
@@ -74,11 +80,14 @@ pub(crate) fn missing() {
 
 /// Starts `vmmc node start`, with the program that `vmmc run` named.
 fn start() {
-    let Whereabouts { runtime_dir, program: Some(program) } = whereabouts() else { return };
+    let Whereabouts { place, program: Some(program) } = whereabouts() else { return };
+    if place.of == ServiceOf::Host {
+        return;
+    }
     let arguments = [program.clone(), c"node".into(), c"start".into()];
     let environment: Vec<CString> = std::env::vars_os()
         .filter(|(name, _)| name != "LD_PRELOAD" && name != "VMMC_RUNTIME_DIR")
-        .chain([("VMMC_RUNTIME_DIR".into(), runtime_dir.into())])
+        .chain([("VMMC_RUNTIME_DIR".into(), (&place.dir).into())])
         .filter_map(|(mut name, value)| {
             name.push("=");
             name.push(value);

@@ -73,6 +73,14 @@ pub(crate) enum Why {
     Set = 11,
     /// The other end may be in another network namespace, where the node service recognises nobody.
     Separate = 12,
+    /// The policy does not let this program be lifted.
+    Program = 13,
+    /// The policy does not let connections with these ports be lifted.
+    Port = 14,
+    /// The other end is another user's, and the host's policy does not let the two be lifted to each other.
+    User = 15,
+    /// The other end is another user's, whom this process has no safe way to wake.
+    Bell = 16,
 }
 
 /// See the module's text. One cache line for each rhythm.
@@ -185,7 +193,11 @@ impl Slot {
             Peer,
             Broken,
             Set,
-            Separate
+            Separate,
+            Program,
+            Port,
+            User,
+            Bell
         ]
     );
 

@@ -10,7 +10,7 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, lift, loan, lower, shrink, tcp, thread};
+use crate::{board, descriptor, lift, loan, lower, policy, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -328,7 +328,11 @@ fn put(
     // reads; on TCP, whose segments are no round numbers, that hardly ever happens to it.
     let look = || stream.room(ends.mine, want + ODD).saturating_sub(ODD);
     let mut room = look();
-    while room < want && room < stream.tier().capacity() / 2 && stream.grow(ends.theirs) {
+    while room < want
+        && room < stream.tier().capacity() / 2
+        && policy::may_grow(stream.tier())
+        && stream.grow(ends.theirs)
+    {
         room = look();
         shrink::grown(local);
     }
@@ -368,7 +372,7 @@ pub(crate) fn publish(
         return Publish::Frozen;
     }
     if take_announcement(&ends.mine.reader_waiting) {
-        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        local.ring_peer();
         board::rang(index);
     }
     board::sent(index, len);
@@ -441,7 +445,7 @@ pub fn finish(fd: i32) -> bool {
     let way = if lingers { Way::Ring } else { prepare(fd, index, slot, local, ends) };
     slot.finished.store(true, Ordering::SeqCst);
     // A thread of this process may wait for room.
-    kernel::ring(local.bell.load(Ordering::Acquire));
+    local.ring_own();
     match way {
         Way::Tcp | Way::Lowered => return false,
         // The kernel is told when the peer's unread bytes are on TCP.
@@ -450,7 +454,7 @@ pub fn finish(fd: i32) -> bool {
     }
     refuse(fd, slot, ends);
     if take_announcement(&ends.mine.reader_waiting) {
-        kernel::ring(local.peer_bell.load(Ordering::Acquire));
+        local.ring_peer();
     }
     true
 }
@@ -495,8 +499,5 @@ pub fn deafen(fd: i32) {
         let _held = slot.outward.lock.hold();
         refuse(fd, slot, pin.ends());
     }
-    let bell = local::get(index).bell.load(Ordering::Acquire);
-    if bell >= 0 {
-        kernel::ring(bell);
-    }
+    local::get(index).ring_own();
 }

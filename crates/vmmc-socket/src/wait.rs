@@ -10,7 +10,7 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, explain, lift, shrink, spin, thread, transmit};
+use crate::{board, explain, lift, policy, shrink, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl Wait {
         };
         let bell = local.bell.load(Ordering::Acquire);
         if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 {
-            silence(bell, self.direction.other(), slot, ends);
+            silence(local, self.direction.other(), slot, ends);
         }
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
         announce(flag);
@@ -234,7 +234,7 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
     let capacity = stream.tier().capacity();
     stream.spare(ends.mine) * 2 >= capacity
-        || stream.tier().larger().is_some()
+        || policy::may_grow(stream.tier())
         || stream.closed(ends.theirs)
         || slot.finished.load(Ordering::Relaxed)
         || ends.mine.told(CLOSED)
@@ -243,14 +243,14 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
 /// Takes back what the bell still says from before, for a thread that is about to sleep. Both directions share the bell: if
 /// another thread, or process of the family, sleeps in the other one and was rung for, it may not have looked yet, and is
 /// rung again.
-pub(crate) fn silence(bell: i32, other: Direction, slot: &Slot, ends: Ends) {
-    kernel::silence(bell);
+pub(crate) fn silence(local: &Local, other: Direction, slot: &Slot, ends: Ends) {
+    local.silence();
     let sleeper = other.asleep(slot).load(Ordering::SeqCst);
     if sleeper == 0 || sleeper == thread::id() || !other.ready(slot, ends) {
         return;
     }
     if kernel::exists(sleeper) {
-        kernel::ring(bell);
+        local.ring_own();
         kernel::give_way();
     } else {
         other.asleep(slot).store(0, Ordering::SeqCst);

@@ -8,9 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
-    Access, Descriptor, LIFE_LOST, Mapping, OsError, Received, connect_packets, end_both,
-    memory_len, peer_credentials, prepare_runtime_dir, receive, send, user_id, wait_readable,
-    wait_writable,
+    Access, Descriptor, LIFE_LOST, Mapping, OsError, Received, ServicePlace, connect_packets,
+    end_both, memory_len, peer_credentials, receive, send, wait_readable, wait_writable,
 };
 use vmmc_proto::{
     Answer, Hello, MAX_MESSAGE, ProcessId, Refusal, Request, Resume, VERSION, Welcome,
@@ -82,12 +81,13 @@ impl Connection {
     pub(crate) fn open(
         options: &OpenOptions,
         lanes: &Arc<Lanes>,
-        dir: &Path,
+        place: &ServicePlace,
         resume: Option<ProcessId>,
     ) -> Result<Self, OpenError> {
-        prepare_runtime_dir(dir, false).map_err(OpenError::RuntimeDir)?;
+        let dir = place.dir.as_path();
+        let owner = place.check(false).map_err(OpenError::RuntimeDir)?;
         let deadline = Instant::now() + options.patience();
-        let path = dir.join("node.sock");
+        let path = place.socket();
         let socket = loop {
             match connect_packets(&path) {
                 Ok(socket) => break socket,
@@ -107,7 +107,7 @@ impl Connection {
         };
         let socket = socket.raise(options.descriptor_floor).map_err(OpenError::Exhausted)?;
         let service = peer_credentials(&socket).map_err(OpenError::Exhausted)?;
-        if service.uid != user_id() && service.uid != 0 {
+        if service.uid != owner && service.uid != 0 {
             return Err(OpenError::ForeignService { path: dir.into(), uid: service.uid });
         }
         let hello = Request::Hello(Hello {

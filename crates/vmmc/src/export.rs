@@ -272,7 +272,7 @@ impl<'p> ExportOptions<'p> {
             Notify::None => None,
             Notify::Event | Notify::Handler(_) => {
                 let (doorbell, mailbox) =
-                    Doorbell::new(id, len, floor).map_err(ExportError::Exhausted)?;
+                    Doorbell::new(id, len, self.allow, floor).map_err(ExportError::Exhausted)?;
                 Some((Arc::new(doorbell), mailbox))
             }
         };

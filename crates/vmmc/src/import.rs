@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use vmmc_os::{Access, Event, Mapping, OsError, page_size};
+use vmmc_os::{Access, Event, Mapping, OsError, page_size, strangers_can_be_rung};
 use vmmc_proto::{Answer, ExportId, Grant, PAGE_SIZE, ProcessId, Refusal, Request, Rights, Target};
 use vmmc_shm::table::ExportState;
 
@@ -28,7 +28,7 @@ pub enum ImportSource {
         /// The export's name.
         name: String,
     },
-    /// By its name among all exports of the node; the oldest of that name.
+    /// By its name among all exports of the node that are of the importer's user; the oldest of that name.
     Name(String),
 }
 
@@ -57,6 +57,8 @@ pub enum ImportError {
     NotAllowed,
     /// the export does not grant these rights: ask for fewer
     Rights,
+    /// the exporter is another user's, and no event of such can be rung safely here: raise fs.aio-max-nr, or allow io_setup and io_submit
+    NoBell,
     /// no descriptors, memory or address space left ({0}): raise `ulimit -n` or vm.max_map_count
     Exhausted(OsError),
     /// the service admits no more imports of this process: unimport some
@@ -101,6 +103,8 @@ pub struct Import {
     pub(crate) mailbox: Option<Mapping>,
     /// The exporter takes notifications.
     pub(crate) notifies: bool,
+    /// The exporter is another user's, so that its event may block.
+    pub(crate) stranger: bool,
     extensions: Extensions,
 }
 
@@ -223,6 +227,9 @@ impl Import {
         let mut event = None;
         let mut mailbox = None;
         let mut redirection = None;
+        if grant.stranger && grant.notify && !strangers_can_be_rung() {
+            return Err(ImportError::NoBell);
+        }
         if grant.mapped {
             // A descriptor that did not arrive found no free number here.
             let lost = ImportError::Exhausted(OsError::MFILE);
@@ -263,6 +270,7 @@ impl Import {
             event,
             mailbox,
             notifies: grant.notify,
+            stranger: grant.stranger,
             extensions: Extensions::new(len),
         })
     }
@@ -273,7 +281,7 @@ impl Import {
         standing: Standing,
         mapping: Mapping,
         capacity: usize,
-        event: Event,
+        (event, stranger): (Event, bool),
     ) -> Self {
         let route = Route {
             start: mapping.as_ptr(),
@@ -291,6 +299,7 @@ impl Import {
             event: Some(event),
             mailbox: None,
             notifies: true,
+            stranger,
             extensions: Extensions::new(capacity),
         }
     }
@@ -335,7 +344,7 @@ impl Import {
     }
 
     /// The exporter's event, for whoever wakes it by hand (write 8 bytes, a 1): pair memory, and exports that take
-    /// notifications.
+    /// notifications. That of another user's process may block: see [`bell`](crate::bell).
     pub fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
         self.event.as_ref().map(Event::as_fd)
     }

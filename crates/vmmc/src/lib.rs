@@ -140,8 +140,9 @@
 //!
 //! What lies in an export may be changed by any importer at any time, honest or not: read it by [`Export::read`], then check the copy. An
 //! importer can write nonsense into the export and its mailbox, nowhere else; it can neither shorten the memory nor make a call here wait.
-//! A notifier writes to an event that exporter and importers share. Each of them can make it block, fill it at the very moment between a notifier's
-//! look and its write, and so make the notifier wait until the exporter clears it; or clear it, and so delay a wake-up.
+//! A notifier writes to an event that exporter and importers share. Each of them can clear it, and so delay a wake-up. One of the same user can make it
+//! block, fill it at the very moment between a notifier's look and its write, and so make the notifier wait until the exporter clears it, as it could
+//! stop or kill it. One of another user cannot: the event of such an exporter is rung by a call that never waits ([`bell`]).
 //!
 //! # What it costs
 //!
@@ -168,6 +169,7 @@
 //! An export is at most 1 TiB, a process has at most 65536 exports and as many imports. Linux 5.14 or later.
 
 mod asynchronous;
+pub mod bell;
 mod by_engine;
 mod commands;
 mod connection;
@@ -205,7 +207,9 @@ pub use redirection::{
     NotPosted, PostedBuffer, Posting, RedirectBuffer, RedirectError, Redirected,
 };
 pub use transfer::TransferError;
-pub use vmmc_os::{OsError, RuntimeDirError, StartError, default_runtime_dir};
+pub use vmmc_os::{
+    OsError, RuntimeDirError, ServiceOf, ServicePlace, StartError, default_runtime_dir,
+};
 pub use vmmc_proto::{
     Allow, BrokenReason, ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId, Refusal,
     Rights,

@@ -9,8 +9,11 @@ use std::sync::{Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use vmmc_os::{Access, Descriptor, Event, Mapping, OsError, Signals, create_memory, wait_readable};
-use vmmc_proto::{ExportId, PAGE_SIZE};
+use vmmc_os::{
+    Access, Descriptor, Event, Mapping, OsError, Signals, create_memory, ring_stranger,
+    strangers_can_be_rung, wait_readable,
+};
+use vmmc_proto::{Allow, ExportId, PAGE_SIZE};
 use vmmc_shm::mailbox::{Mailbox, Note, Sleep, Taken};
 
 use crate::import::Import;
@@ -83,6 +86,8 @@ pub(crate) struct Doorbell {
     /// Bytes of the export.
     len: usize,
     event: Event,
+    /// Processes of other users may have the event too.
+    strangers: bool,
     mailbox: Mapping,
     /// Held by whoever takes: the last announced sleep.
     sleep: Mutex<u64>,
@@ -111,6 +116,7 @@ impl Doorbell {
     pub(crate) fn new(
         export: ExportId,
         len: usize,
+        allow: Allow,
         floor: i32,
     ) -> Result<(Self, Descriptor), OsError> {
         let memory = create_memory(PAGE_SIZE)?.raise(floor)?;
@@ -120,6 +126,7 @@ impl Doorbell {
             export,
             len,
             event,
+            strangers: allow != Allow::SameUser && strangers_can_be_rung(),
             mailbox,
             sleep: Mutex::default(),
             floor,
@@ -154,7 +161,11 @@ impl Doorbell {
 
     /// Gives the event an edge, for a waiter that leaves notifications behind.
     pub(crate) fn look_again(&self) {
-        self.event.signal();
+        if self.strangers {
+            ring_stranger(self.event.as_fd())
+        } else {
+            self.event.signal_unless_full()
+        }
     }
 
     fn take_or_announce(&self, clear: impl FnOnce(&Event)) -> Option<Notification> {
@@ -181,7 +192,7 @@ impl Doorbell {
 
     /// Wakes who sleeps.
     pub(crate) fn ring(&self, sleep: Sleep) {
-        self.event.signal();
+        self.look_again();
         self.mailbox().rung(sleep);
     }
 
@@ -279,7 +290,9 @@ impl Import {
     #[inline]
     pub(crate) fn tell(&self, offset: usize, bytes: &[u8]) {
         let Some(event) = &self.event else { return };
-        let Some(mailbox) = &self.mailbox else { return event.signal() };
+        let Some(mailbox) = &self.mailbox else {
+            return if self.stranger { ring_stranger(event.as_fd()) } else { event.signal() };
+        };
         let tail = &bytes[bytes.len().saturating_sub(8)..];
         let mut word = [0; 8];
         word[..tail.len()].copy_from_slice(tail);
@@ -292,8 +305,13 @@ impl Import {
         // the service checked that the memory cannot shrink.
         let mailbox = unsafe { Mailbox::at(mailbox.as_ptr()) };
         if let Some(sleep) = mailbox.push(note) {
-            // All importers share the event, and each can fill it and make it block.
-            event.signal_unless_full();
+            // All importers share the event, and each can fill it and make it block. Those of one's own user have to be quicker
+            // than these two calls.
+            if self.stranger {
+                ring_stranger(event.as_fd())
+            } else {
+                event.signal_unless_full()
+            }
             mailbox.rung(sleep);
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmmc_os::{
-    OsError, RuntimeDirError, StartError, default_runtime_dir, find_program, start_and_wait,
+    OsError, RuntimeDirError, ServiceOf, ServicePlace, StartError, find_program, start_and_wait,
 };
 
 use crate::Process;
@@ -16,7 +16,7 @@ use crate::lanes::Lanes;
 /// How to open VMMC; see [`Process::options`].
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    pub(crate) runtime_dir: Option<PathBuf>,
+    pub(crate) place: Option<ServicePlace>,
     pub(crate) start_service: bool,
     pub(crate) watcher: bool,
     pub(crate) pairing_only: bool,
@@ -34,6 +34,8 @@ pub enum OpenError {
     RuntimeDir(RuntimeDirError),
     /// no node service runs in {0:?}: start one with `vmmc node start`
     NoService(PathBuf),
+    /// the host's node service is not there ({0:?}): its administrator starts it with `vmmc node start --system`, or set VMMC_SERVICE=own
+    NoHostService(PathBuf),
     /// no program to start the node service with: install the `vmmc` command, or set VMMC_NODE_PROGRAM to it
     NoProgram,
     /// the node service could not be started: {0}
@@ -65,7 +67,7 @@ pub enum OpenError {
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
-            runtime_dir: None,
+            place: None,
             start_service: true,
             watcher: true,
             pairing_only: false,
@@ -78,11 +80,18 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// The directory of the node service; the environment's by default (`VMMC_RUNTIME_DIR`, else `vmmc` in
-    /// `XDG_RUNTIME_DIR`, else `/tmp/vmmc-<uid>`).
+    /// The directory of a node service of this user's own. By default the environment says where the service is: in
+    /// `VMMC_RUNTIME_DIR`; else the host's service (`/run/vmmc`) if there is one; else in `vmmc` in `XDG_RUNTIME_DIR`, else in
+    /// `/tmp/vmmc-<uid>`.
     #[must_use]
-    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.runtime_dir = Some(dir.into());
+    pub fn runtime_dir(self, dir: impl Into<PathBuf>) -> Self {
+        self.place(ServicePlace::of_user(dir))
+    }
+
+    /// Where the node service is, the host's or one's own; see [`OpenOptions::runtime_dir`].
+    #[must_use]
+    pub fn place(mut self, place: ServicePlace) -> Self {
+        self.place = Some(place);
         self
     }
 
@@ -152,8 +161,12 @@ impl OpenOptions {
         Process::with_options(self)
     }
 
+    pub(crate) fn meeting(&self) -> ServicePlace {
+        self.place.clone().unwrap_or_else(ServicePlace::of_environment)
+    }
+
     pub(crate) fn dir(&self) -> PathBuf {
-        self.runtime_dir.clone().unwrap_or_else(default_runtime_dir)
+        self.meeting().dir
     }
 
     /// How long the service may take to answer.
@@ -168,19 +181,22 @@ impl OpenOptions {
         start: bool,
         resume: Option<vmmc_proto::ProcessId>,
     ) -> Result<Connection, OpenError> {
-        let dir = self.dir();
-        match Connection::open(self, lanes, &dir, resume) {
+        let place = self.meeting();
+        match Connection::open(self, lanes, &place, resume) {
+            Err(
+                OpenError::NoService(_) | OpenError::RuntimeDir(RuntimeDirError::Missing { .. }),
+            ) if place.of == ServiceOf::Host => return Err(OpenError::NoHostService(place.dir)),
             Err(
                 OpenError::NoService(_) | OpenError::RuntimeDir(RuntimeDirError::Missing { .. }),
             ) if start => {}
             other => return other,
         }
-        vmmc_os::prepare_runtime_dir(&dir, true).map_err(OpenError::RuntimeDir)?;
+        place.check(true).map_err(OpenError::RuntimeDir)?;
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            start_service(&dir)?;
+            start_service(&place.dir)?;
             // The service that answered `start` may have left since, or have been killed: try again.
-            match Connection::open(self, lanes, &dir, resume) {
+            match Connection::open(self, lanes, &place, resume) {
                 Err(OpenError::NoService(_)) if Instant::now() < deadline => {}
                 other => return other,
             }

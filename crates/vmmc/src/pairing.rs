@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! pair_offer(socket)            both ends, in any order
-//! Matched { pair }              comes to both; the two ids differ (each names its own end)
+//! Matched { pair }              comes to both; the two ids differ (each names its own end); or Denied, between users
 //! pair_export(pair, memory)     both
 //! Ready { pair, import }        comes to both: the other's memory
 //! ...                           the two talk through memory, and wake each other through the events
@@ -58,6 +58,14 @@ pub enum PairingEvent {
         peer: ProcessId,
         /// Its process number, as the service sees it; 0 if it does not.
         peer_pid: u32,
+        /// Its user. Of another user than one's own ([`Process::user`]) the bells have to be rung and silenced by
+        /// [`bell`](crate::bell), wherever that is possible at all.
+        peer_uid: u32,
+    },
+    /// Both ends of a connection were shown, but this host's policy does not let their users be paired.
+    Denied {
+        /// The offer that this answers.
+        offer: OfferId,
     },
     /// The other end was not shown in time, and this one no longer waits: offer it again after some traffic. Comes only for ends
     /// whose address says that the other one may be in another network namespace.
@@ -137,15 +145,16 @@ impl Process {
                 Letter::Message(answer, descriptors) => (answer, descriptors),
             };
             match answer {
-                Answer::PairMatched { offer, pair, peer, peer_pid } => {
-                    return Some(PairingEvent::Matched { offer, pair, peer, peer_pid });
+                Answer::PairMatched { offer, pair, peer, peer_pid, peer_uid } => {
+                    return Some(PairingEvent::Matched { offer, pair, peer, peer_pid, peer_uid });
                 }
                 Answer::PairUnseen { offer } => return Some(PairingEvent::Unseen { offer }),
+                Answer::PairDenied { offer } => return Some(PairingEvent::Denied { offer }),
                 Answer::PairHanded { pair } => return Some(PairingEvent::Handed { pair }),
                 Answer::PairBroken { pair, why } => {
                     return Some(PairingEvent::Broken { pair, why });
                 }
-                Answer::PairReady { pair, export, len, mapped, slot, live } => {
+                Answer::PairReady { pair, export, len, mapped, slot, live, stranger } => {
                     let grant = Grant {
                         handle: 0,
                         export,
@@ -155,6 +164,7 @@ impl Process {
                         mapped: true,
                         notify: true,
                         pool: None,
+                        stranger,
                     };
                     return Some(match self.pair_import(&grant, mapped, descriptors) {
                         Some(import) => PairingEvent::Ready { pair, import },
@@ -177,8 +187,8 @@ impl Process {
     }
 
     /// Shows one end of an established TCP connection. The service looks at it and closes its descriptor at once. Nothing
-    /// comes back unless the other end is shown too, by a process of the same user; or, if that may be in another network
-    /// namespace, [`PairingEvent::Unseen`] two seconds later.
+    /// comes back unless the other end is shown too, by a process of the same user or of one that the host's policy lets be
+    /// paired with it; or, if that may be in another network namespace, [`PairingEvent::Unseen`] two seconds later.
     ///
     /// # Errors
     /// See [`PairError`].
@@ -301,7 +311,7 @@ impl Process {
         let terms = Terms { node: None, rights: Rights::READ_WRITE, key: None };
         let standing = Standing::new(table, grant, terms)?;
         let event = Event::from_descriptor(event);
-        Some(Import::of_pair(&self.inner, standing, mapping, capacity, event))
+        Some(Import::of_pair(&self.inner, standing, mapping, capacity, (event, grant.stranger)))
     }
 }
 

@@ -113,6 +113,11 @@ impl Process {
         lock(&self.inner.link).id
     }
 
+    /// The user that this process is to the service: its effective user when it connected.
+    pub fn user(&self) -> u32 {
+        lock(&self.inner.link).connection.welcome.uid
+    }
+
     /// Versions, ids and limits.
     pub fn info(&self) -> LayerInfo {
         let link = lock(&self.inner.link);

@@ -30,4 +30,5 @@ mod service_lost;
 mod sockperf;
 mod static_program;
 mod uring;
+mod users;
 mod vmmc_run;

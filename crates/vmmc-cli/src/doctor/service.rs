@@ -3,20 +3,27 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmmc_os::{RuntimeDirError, default_runtime_dir, prepare_runtime_dir};
+use vmmc_node::Policy;
+use vmmc_os::{RuntimeDirError, ServiceOf, ServicePlace};
 
 use super::finding::Finding;
 
 pub(super) fn findings() -> Vec<Finding> {
-    vec![runtime_directory(), service(), preloaded_library()]
+    vec![runtime_directory(), service(), policy(), users(), preloaded_library()]
 }
 
 fn runtime_directory() -> Finding {
-    let (name, path) = ("runtime directory", default_runtime_dir());
+    let (name, place) = ("runtime directory", ServicePlace::of_environment());
+    let path = &place.dir;
     let shown = path.display().to_string();
-    match prepare_runtime_dir(&path, false) {
-        Ok(()) => Finding::good(name, shown, "ours alone: the service can be trusted"),
-        Err(RuntimeDirError::Missing { .. }) => match can_be_made(&path) {
+    match place.check(false) {
+        Ok(_) if place.of == ServiceOf::Host => Finding::good(
+            name,
+            shown,
+            "the host's: programs of all users use its service; VMMC_SERVICE=own for one of one's own",
+        ),
+        Ok(_) => Finding::good(name, shown, "ours alone: the service can be trusted"),
+        Err(RuntimeDirError::Missing { .. }) => match can_be_made(path) {
             true => Finding::good(
                 name,
                 format!("{shown}, not there yet"),
@@ -45,7 +52,7 @@ fn can_be_made(path: &std::path::Path) -> bool {
 
 fn service() -> Finding {
     let name = "node service";
-    match vmmc_node::status(&default_runtime_dir(), Duration::from_secs(2)) {
+    match vmmc_node::status(&ServicePlace::of_environment(), Duration::from_secs(2)) {
         Ok(Some(status)) => Finding::good(
             name,
             format!(
@@ -63,6 +70,56 @@ fn service() -> Finding {
             cause.to_string(),
             "nothing can be exported or imported, and connections stay on TCP",
             "as the message says; then vmmc node start",
+        ),
+    }
+}
+
+fn policy() -> Finding {
+    let name = "policy";
+    let shown = |path: std::path::PathBuf| {
+        let there = if path.exists() { "" } else { " (not there)" };
+        format!("{}{there}", path.display())
+    };
+    let files = [Some(Policy::host_path()), Policy::user_path()];
+    let files =
+        files.map(|path| path.map(shown)).into_iter().flatten().collect::<Vec<_>>().join(", ");
+    match Policy::of_programs() {
+        Ok(policy) => Finding::good(name, files, policy.summary()),
+        Err(cause) => Finding::limited(
+            name,
+            cause.to_string(),
+            "vmmc run starts programs plainly: their connections stay on TCP",
+            "as the message says",
+        ),
+    }
+}
+
+fn users() -> Finding {
+    let name = "other users";
+    let place = ServicePlace::of_environment();
+    if !vmmc_os::strangers_can_be_rung() {
+        return Finding::limited(
+            name,
+            "asynchronous I/O (io_setup) does not work here",
+            "connections to other users' programs stay on TCP: such cannot be woken safely",
+            "sysctl fs.aio-max-nr=1048576, or allow io_setup and io_submit where system calls are filtered",
+        );
+    }
+    match (place.of, Policy::of_programs()) {
+        (ServiceOf::Host, Ok(policy)) if !policy.between.is_empty() => Finding::good(
+            name,
+            format!("{} rules of the host's policy say who may meet whom", policy.between.len()),
+            "connections between these users are lifted",
+        ),
+        (ServiceOf::Host, _) => Finding::good(
+            name,
+            "no rule of the host's policy lets users meet",
+            "connections between users stay on TCP; [[between]] in /etc/vmmc/policy.toml allows them",
+        ),
+        (ServiceOf::User, _) => Finding::good(
+            name,
+            "the service is one user's",
+            "connections between users stay on TCP; `vmmc node start --system` starts a service for all",
         ),
     }
 }

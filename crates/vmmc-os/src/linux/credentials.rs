@@ -83,3 +83,29 @@ pub fn process_descriptor(pid: u32) -> Result<Descriptor, OsError> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(OsError::SRCH)?;
     pidfd_open(pid, PidfdFlags::empty()).map(Descriptor::from)
 }
+
+/// The id of a user of this host by name.
+pub fn user_by_name(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    let mut room = vec![0; 16 * 1024];
+    // SAFETY: all-zero is a valid passwd, which holds pointers and numbers.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: the name ends with a NUL; the C library writes to `entry` and at most all of `room`.
+    let result = unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            &raw mut entry,
+            room.as_mut_ptr(),
+            room.len(),
+            &raw mut found,
+        )
+    };
+    (result == 0 && !found.is_null()).then_some(entry.pw_uid)
+}
+
+/// Whether a file is root's or this user's, and nobody else's to write.
+pub fn is_ours_to_write(path: &std::path::Path) -> bool {
+    rustix::fs::stat(path)
+        .is_ok_and(|stat| [0, user_id()].contains(&stat.st_uid) && stat.st_mode & 0o022 == 0)
+}

@@ -1,12 +1,10 @@
 //! Waking and being woken through a descriptor.
 
-use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
-use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::{Descriptor, OsError};
 
@@ -55,11 +53,7 @@ impl Event {
     /// Makes it unreadable; how often it was signalled since it was, 0 if it was not readable. Does not wait, even if another process that
     /// has the event made it blocking.
     pub fn drain(&self) -> u64 {
-        let mut count = [0u8; 8];
-        let mut buffers = [IoSliceMut::new(&mut count)];
-        // An event has no offset: -1 is "where it is".
-        let taken = preadv2(&self.0, &mut buffers, u64::MAX, ReadWriteFlags::NOWAIT);
-        taken.map_or(0, |_| u64::from_ne_bytes(count))
+        crate::silence(self.as_fd())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Linux 5.14 and later; 6.5 for process descriptors that cannot be mistaken.
 
 mod barrier;
+mod bell;
 mod bpf;
 mod connection;
 mod credentials;
@@ -22,11 +23,15 @@ mod runtime_dir;
 mod sequence;
 
 pub use barrier::{enable_process_barrier, process_barrier};
+pub use bell::{ring_stranger, silence, strangers_can_be_rung};
 pub use connection::{
     ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, network_of,
     send_stream,
 };
-pub use credentials::{Credentials, peer_credentials, peer_process, process_descriptor, user_id};
+pub use credentials::{
+    Credentials, is_ours_to_write, peer_credentials, peer_process, process_descriptor,
+    user_by_name, user_id,
+};
 pub use datagram::enlarge_socket_buffers;
 pub use descriptor::Descriptor;
 pub use event::{Event, Signals, is_event, wait_readable, wait_writable};
@@ -48,7 +53,9 @@ pub use process::{
     raise_descriptor_limit, random_u64, start_and_wait, start_detached, start_identity,
     start_thread, termination_signals,
 };
-pub use runtime_dir::{RuntimeDirError, default_runtime_dir, prepare_runtime_dir};
+pub use runtime_dir::{
+    RuntimeDirError, ServiceOf, ServicePlace, default_runtime_dir, prepare_runtime_dir,
+};
 pub use sequence::{Sequence, SequenceError, SequenceReader};
 
 /// An error of the operating system.

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::fs::Mode;
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -37,14 +38,16 @@ pub fn connect_packets(path: &Path) -> Result<Descriptor, OsError> {
     Ok(socket)
 }
 
-/// Listens at `path`, which must not exist. The result does not block.
+/// Listens at `path`, which must not exist; for this user's processes, or for all. The result does not block.
 ///
 /// # Errors
 /// As `bind`; `NAMETOOLONG` for paths over 107 bytes.
-pub fn listen_packets(path: &Path) -> Result<Descriptor, OsError> {
+pub fn listen_packets(path: &Path, all_users: bool) -> Result<Descriptor, OsError> {
     let socket = packet_socket()?;
     net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::fs::chmod(path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    let own = Mode::RUSR | Mode::WUSR;
+    let all = own | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH;
+    rustix::fs::chmod(path, if all_users { all } else { own })?;
     net::listen(&socket, 4096)?;
     Ok(socket)
 }

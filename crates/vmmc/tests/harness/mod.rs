@@ -111,7 +111,7 @@ impl Node {
 
     /// Starts another process that runs the test `actor` of this program, with `role` and `argument`.
     pub(crate) fn actor(&self, role: &str, argument: &str) -> Actor {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "actor", "--nocapture", "--test-threads=1"])
             .env("VMMC_RUNTIME_DIR", self.path())
             .env("VMMC_TEST_ROLE", role)
@@ -120,9 +120,7 @@ impl Node {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let input = child.stdin.take();
-        Actor { child, lines, input }
+        Actor::of(child)
     }
 }
 
@@ -164,6 +162,13 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
+    /// Of a program that was started with pipes.
+    pub(crate) fn of(mut child: Child) -> Self {
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        let input = child.stdin.take();
+        Self { child, lines, input }
+    }
+
     /// What it said next with [`say`].
     pub(crate) fn hear(&mut self) -> String {
         loop {

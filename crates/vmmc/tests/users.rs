@@ -1,0 +1,199 @@
+//! Processes of different users at the host's service. Only root can make them.
+
+mod harness;
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{Actor, FOREVER, listen, role, say, vmmc_program};
+use vmmc::{Allow, ImportError, ImportSource, Notify, Process};
+
+/// Users without a name.
+const EXPORTER: u32 = 917_011;
+const IMPORTER: u32 = 917_012;
+const HOSTILE: u32 = 917_013;
+
+#[test]
+fn actor() {
+    match role() {
+        Some((role, importer)) if role == "exporter" => exporter(importer.parse().unwrap()),
+        Some((role, ids)) if role == "importer" => importer(&ids),
+        Some((role, id)) if role == "spoiler" => spoiler(&id),
+        Some((role, _)) if role == "linger" => linger(),
+        Some((role, _)) if role == "opens" => {
+            Process::open().unwrap();
+            say("open");
+        }
+        _ => {}
+    }
+}
+
+/// The host's service, for one test.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    /// `None`, with a line, for those who are not root.
+    fn new(test: &str) -> Option<Self> {
+        // SAFETY: plain system call.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("{test}: skipped: only root can run processes of several users");
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("vmmc-host-").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let host = Self(dir);
+        let started = host.command(&["node", "start", "--system"]);
+        assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+        Some(host)
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(vmmc_program());
+        self.surround(command.args(arguments)).output().unwrap()
+    }
+
+    fn surround<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.env_remove("VMMC_RUNTIME_DIR").env("VMMC_SYSTEM_DIR", self.0.path().join("run"));
+        command.env("VMMC_SYSTEM_POLICY", self.0.path().join("none"))
+    }
+
+    fn actor(&self, uid: u32, role: &str, argument: &str) -> Actor {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "actor", "--nocapture", "--test-threads=1"]);
+        command.env("VMMC_TEST_ROLE", role).env("VMMC_TEST_ARGUMENT", argument);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).uid(uid).gid(uid).current_dir("/");
+        Actor::of(self.surround(&mut command).spawn().unwrap())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.command(&["node", "stop", "--system"]);
+    }
+}
+
+/// Exports one buffer to its own user and one to another; tells of the notifications that come.
+fn exporter(importer: u32) {
+    let process = Process::open().unwrap();
+    let own = process.export(4096).name("own").create().unwrap();
+    let granted = process.export(4096).name("granted").allow(Allow::User(importer));
+    let granted = granted.notify(Notify::Event).create().unwrap();
+    say(format!("{} {}", own.id(), granted.id()));
+    while let Ok(notification) = granted.wait(FOREVER) {
+        say(notification.last_word);
+    }
+}
+
+/// Imports what it may, and rings.
+fn importer(ids: &str) {
+    let process = Process::open().unwrap();
+    let (own, granted) = ids.split_once(' ').unwrap();
+    let import = |source| process.import(source).open();
+    let denied = import(ImportSource::Id(own.parse().unwrap())).unwrap_err();
+    assert_eq!(denied, ImportError::NotAllowed);
+    // A name alone means one's own user's.
+    let unknown = import(ImportSource::Name("granted".into())).unwrap_err();
+    assert_eq!(unknown, ImportError::UnknownExport);
+    let shown: Vec<String> =
+        process.exports().unwrap().into_iter().map(|export| export.name).collect();
+    assert_eq!(shown, ["granted"]);
+    assert!(process.processes().unwrap().iter().all(|found| found.uid == IMPORTER));
+    let import = import(ImportSource::Id(granted.parse().unwrap())).unwrap();
+    say("imported");
+    while let Ok(word @ 1..) = listen().parse::<u64>() {
+        import.send_notify(0, &word.to_ne_bytes()).unwrap();
+        say("sent");
+    }
+}
+
+/// Makes the event of an import block and keeps it full.
+fn spoiler(id: &str) {
+    let process = Process::open().unwrap();
+    let import = process.import(ImportSource::Id(id.parse().unwrap())).open().unwrap();
+    let event = import.notify_fd().unwrap();
+    // SAFETY: a plain system call on a descriptor of this process's.
+    assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                let _ = rustix::io::write(event, &(1u64 << 62).to_ne_bytes());
+            }
+        });
+        say("spoiled");
+        listen();
+        std::process::exit(0);
+    });
+}
+
+#[test]
+fn exports_go_to_another_user_by_grant_only_and_a_spoiled_event_holds_up_nobody() {
+    let test = "exports_go_to_another_user_by_grant_only_and_a_spoiled_event_holds_up_nobody";
+    let Some(host) = Host::new(test) else { return };
+    let mut exporter = host.actor(EXPORTER, "exporter", &IMPORTER.to_string());
+    let ids = exporter.hear();
+    let mut importer = host.actor(IMPORTER, "importer", &ids);
+    assert_eq!(importer.hear(), "imported");
+    let mut ring = |words: std::ops::Range<u64>| {
+        for word in words {
+            importer.tell(&word.to_string());
+            assert_eq!(importer.hear(), "sent");
+            assert_eq!(exporter.hear(), word.to_string());
+        }
+    };
+    ring(1..20);
+    let granted = ids.split_once(' ').unwrap().1;
+    let mut spoiler = host.actor(IMPORTER, "spoiler", granted);
+    assert_eq!(spoiler.hear(), "spoiled");
+    ring(20..200);
+    drop(spoiler);
+    ring(200..220);
+}
+
+/// Shows sockets whose last close takes minutes, and closes its own.
+fn linger() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let process = Process::options().watcher(false).open().unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peers.push(listener.accept().unwrap());
+        socket.set_nonblocking(true).unwrap();
+        while socket.write(&[0; 1 << 16]).is_ok() {}
+        let option = libc::linger { l_onoff: 1, l_linger: 120 };
+        let size = libc::socklen_t::try_from(size_of_val(&option)).unwrap();
+        // SAFETY: the kernel reads the option.
+        let set = unsafe {
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
+            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const option).cast(), size)
+        };
+        assert_eq!(set, 0);
+        while process.pair_offer(socket.as_fd()).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Whoever of the two closes last waits; here a thread may.
+        std::thread::spawn(move || drop(socket));
+    }
+    say("shown");
+    listen();
+    std::process::exit(0);
+}
+
+#[test]
+fn a_socket_that_takes_long_to_close_holds_up_its_user_only() {
+    let test = "a_socket_that_takes_long_to_close_holds_up_its_user_only";
+    let Some(host) = Host::new(test) else { return };
+    let mut hostile = host.actor(HOSTILE, "linger", "");
+    assert_eq!(hostile.hear(), "shown");
+    let end = Instant::now() + Duration::from_secs(60);
+    for _ in 0..3 {
+        while !host.command(&["node", "status", "--system"]).status.success() {
+            assert!(Instant::now() < end, "the service waits");
+        }
+        assert_eq!(host.actor(IMPORTER, "opens", "").hear(), "open");
+    }
+}
