@@ -62,7 +62,7 @@ void both_ends(int ends[2]) {
     struct timespec start = now();
     cold_ends(ends);
     for (int round = 0;; round++) {
-        bool open = !gate || access(gate, F_OK) == 0 || elapsed_ms(&start) > 3000;
+        bool open = !gate || access(gate, F_OK) == 0 || elapsed_ms(&start) > 9000;
         if (round >= WARM_ROUNDS && open)
             return;
         round_trip(ends);
@@ -86,7 +86,7 @@ void warm(int fd) {
     struct timespec start = now();
     for (int round = 1;; round++) {
         if (me.client) {
-            bool open = !gate || access(gate, F_OK) == 0 || elapsed_ms(&start) > 3000;
+            bool open = !gate || access(gate, F_OK) == 0 || elapsed_ms(&start) > 9000;
             message[0] = round >= WARM_ROUNDS && open;
             if (round > WARM_ROUNDS)
                 usleep(100);

@@ -57,7 +57,7 @@ impl Actor {
     /// The scenarios that it can play, in the order of `actor/scenarios.h`.
     pub fn scenarios(&self) -> Result<Vec<String>, ActorError> {
         let list = Running::start(Command::new(self.path()).arg("list"))
-            .and_then(|mut list| list.succeed(Duration::from_secs(10)))
+            .and_then(|mut list| list.succeed(Duration::from_secs(60)))
             .map_err(ActorError::List)?;
         Ok(list.stdout.lines().map(str::to_owned).collect())
     }
@@ -67,7 +67,7 @@ impl Actor {
         compiler.args(["-std=gnu11", "-O2", "-g"]).args(flags).arg(HEADERS).args(sources);
         compiler.arg("-o").arg(self.directory.path().join(name)).args(["-pthread", "-ldl"]);
         Running::start(&mut compiler)
-            .and_then(|mut compiler| compiler.succeed(Duration::from_secs(120)))
+            .and_then(|mut compiler| compiler.succeed(Duration::from_secs(600)))
             .map_err(ActorError::Compile)?;
         Ok(())
     }

@@ -14,10 +14,10 @@ use vmmc_tests::{Finished, Running, RunningError, Site, Way};
 use crate::actor::Actor;
 
 /// After this much time both sides are killed, with everything they started in their process groups.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(40);
 
 /// How long the runner looks for a lifted connection; the actor's warm-up gives up a little later.
-const LIFTING: Duration = Duration::from_millis(2500);
+const LIFTING: Duration = Duration::from_millis(8000);
 
 /// What one side wrote, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub enum PlayError {
     Channel(#[from] io::Error),
 }
 
-/// Plays `scenario` once in `way`, for at most ten seconds.
+/// Plays `scenario` once in `way`, for at most forty seconds.
 ///
 /// With both ends lifted the warm-up goes on until `vmmc stat` shows the client's connection lifted, so that what
 /// follows is about lifted connections. Must be called and return on one thread: the programs die with it.
