@@ -158,7 +158,7 @@ pub enum PolicyError {
         /// What is wrong.
         cause: String,
     },
-    /// {0:?}: [[between]] and [limits] count in the host's /etc/vmmc/policy.toml only: move them there
+    /// {0:?}: the tables between and limits count in the host's /etc/vmmc/policy.toml only: move them there
     NotHere(PathBuf),
     /// others than root and the service's user can write the policy {0:?}: run chmod go-w on it, and chown root
     Open(PathBuf),
