@@ -119,6 +119,8 @@ pub(crate) fn publish(process: &Process) {
     }
     let base = ROWS.load(Ordering::Acquire).cast::<u8>();
     EXPORT.with(|export| {
+        // That of a service which is gone gives the memory back: afterwards it would take it from under the new one.
+        *export = None;
         // SAFETY: private memory of the layer's own, page-aligned and never unmapped.
         *export = unsafe {
             process.export(0).name(NAME).rights(Rights::READ).create_in_place(base, BYTES)
