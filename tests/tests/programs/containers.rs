@@ -8,7 +8,7 @@ use vmmc_tests::{
     Connection, Container, Running, Site, Watchdog, Way, find_program, missing_programs,
 };
 
-use crate::in_every_way::{Failure, same_in_every_way};
+use crate::in_every_way::{Failure, same_in_every_way, seen};
 
 const PORT: u16 = 7000;
 /// Bound on everything; a namespace takes its time on a busy machine.
@@ -88,25 +88,6 @@ impl Pair {
         let said = self.client.succeed(LIMIT)?.stdout;
         self.server.succeed(LIMIT)?;
         if said.ends_with("right\n") { Ok(()) } else { Err(said.into()) }
-    }
-}
-
-/// Waits until `wanted` holds of the site's connections, while the programs go on. A service that does not answer yet is asked again.
-fn seen(
-    site: &Site,
-    port: u16,
-    wanted: impl Fn(&[Connection]) -> bool,
-) -> Result<Vec<Connection>, Failure> {
-    let end = Instant::now() + LIMIT;
-    loop {
-        match site.connections(port) {
-            Ok(seen) if wanted(&seen) => return Ok(seen),
-            Ok(seen) if Instant::now() > end => {
-                return Err(format!("vmmc stat shows {seen:?}").into());
-            }
-            Err(error) if Instant::now() > end => return Err(error.into()),
-            _ => std::thread::sleep(Duration::from_millis(50)),
-        }
     }
 }
 
@@ -219,7 +200,7 @@ fn iperf3_between_containers() {
             client.args(["-c", "10.0.0.1", "-p", &port, "-P", "2", "-t", "60"]).args(reversed);
             let mut client = Running::start(&mut client)?;
             let bulk = |end: &&Connection| end.is_lifted() && end.sent + end.received > 1_000_000;
-            seen(&site, PORT, |seen| seen.iter().filter(bulk).count() >= 2)?;
+            seen(&site, LIMIT, PORT, |seen| seen.iter().filter(bulk).count() >= 2)?;
             client.stop();
         }
         Ok(())
@@ -239,7 +220,7 @@ fn pairs_with_the_same_addresses_are_not_mixed_up() {
             pairs.push(Pair::start(&site, name, ends, ("10.0.0.1", PORT))?);
         }
         // Three, as a process that met a very busy service is not shown.
-        seen(&site, PORT, |seen| seen.iter().filter(|end| works(end)).count() >= 3)?;
+        seen(&site, LIMIT, PORT, |seen| seen.iter().filter(|end| works(end)).count() >= 3)?;
         pairs.into_iter().try_for_each(|mut pair| {
             pair.talks()?;
             pair.stop()
@@ -267,7 +248,7 @@ fn who_has_only_the_addresses_of_an_end_is_not_taken_for_it() {
         victim.talks()?;
         alike.talks()?;
         let alone = |end: &&Connection| end.why.contains("does not run under vmmc");
-        let ends = seen(&site, PORT, |seen| {
+        let ends = seen(&site, LIMIT, PORT, |seen| {
             seen.iter().any(Connection::is_lifted) || seen.iter().filter(alone).count() == 2
         })?;
         assert!(!ends.iter().any(Connection::is_lifted), "{ends:?}");
@@ -298,9 +279,9 @@ fn a_published_port_is_lifted_through_address_translation() {
         nft.succeed(LIMIT)?;
         let ends = [(&server, true), (&client, true)];
         let pair = Pair::start(&site, "Ada", ends, ("10.2.0.1", 8080))?;
-        let ends = seen(&site, 8080, |seen| seen.iter().any(works))?;
+        let ends = seen(&site, LIMIT, 8080, |seen| seen.iter().any(works))?;
         assert_eq!(ends[0].local, "10.2.0.2:5000");
-        let ends = seen(&site, PORT, |seen| seen.iter().any(works))?;
+        let ends = seen(&site, LIMIT, PORT, |seen| seen.iter().any(works))?;
         assert!(ends[0].peer.starts_with("10.1.0.1:"), "{ends:?}");
         pair.stop()
     };
@@ -320,7 +301,7 @@ fn a_service_that_a_container_started_serves_the_others() {
         // The first `vmmc run` starts the service, in its container; the second finds it, though it cannot see that process.
         let ends = [(&there, true), (&here, true)];
         let pair = Pair::start(&site, "Ada", ends, ("10.0.0.1", PORT))?;
-        seen(&site, PORT, |seen| seen.iter().any(works))?;
+        seen(&site, LIMIT, PORT, |seen| seen.iter().any(works))?;
         assert!(start_service(here.vmmc())?.contains("\"started\":false"));
         assert!(start_service(site.vmmc())?.contains("\"started\":false"));
         // With its container the service goes; what is lifted stays, and who is left starts another.
@@ -350,7 +331,7 @@ fn a_service_without_rights_says_why_nothing_is_lifted() {
         let ends = [(&there, true), (&here, true)];
         let mut pair = Pair::start(&site, "Ada", ends, ("10.0.0.1", PORT))?;
         let told = |end: &&Connection| end.why.contains("another network namespace");
-        seen(&site, PORT, |seen| seen.iter().filter(told).count() == 2)?;
+        seen(&site, LIMIT, PORT, |seen| seen.iter().filter(told).count() == 2)?;
         let status = |vmmc: &mut Command| -> Result<String, Failure> {
             Ok(Running::start(vmmc.args(["node", "status"]))?.succeed(LIMIT)?.stdout)
         };

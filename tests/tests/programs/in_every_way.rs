@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmmc_tests::{Connection, Site, Watchdog, Way, missing_programs};
 
@@ -60,4 +60,25 @@ pub(crate) fn prove_not_lifted(site: &Site, port: u16) -> Result<(), Failure> {
         "vmmc stat should show the connection of port {port} as not lifted, with a reason: {seen:?}"
     )
     .into())
+}
+
+/// Waits, at most `limit`, until `wanted` holds of the site's connections of `port`, while the programs go on.
+/// A service that does not answer yet is asked again.
+pub(crate) fn seen(
+    site: &Site,
+    limit: Duration,
+    port: u16,
+    wanted: impl Fn(&[Connection]) -> bool,
+) -> Result<Vec<Connection>, Failure> {
+    let end = Instant::now() + limit;
+    loop {
+        match site.connections(port) {
+            Ok(seen) if wanted(&seen) => return Ok(seen),
+            Ok(seen) if Instant::now() > end => {
+                return Err(format!("vmmc stat shows {seen:?}").into());
+            }
+            Err(error) if Instant::now() > end => return Err(error.into()),
+            _ => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
 }

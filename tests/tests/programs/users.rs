@@ -2,12 +2,12 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use vmmc_tests::{Connection, Running, Site, Watchdog, find_program, free_port, missing_programs};
 
-use crate::in_every_way::{Failure, LIMIT};
+use crate::in_every_way::{Failure, LIMIT, seen};
 
 /// Users without a name: nothing on the host belongs to them.
 const SERVER: u32 = 917_001;
@@ -49,25 +49,6 @@ fn load(site: &Site, uid: u32, port: u16) -> Result<Running, Failure> {
     Ok(Running::start(&mut load)?)
 }
 
-/// Waits until what `vmmc stat` shows of `port`, seen by root, is as wanted.
-fn seen(
-    site: &Site,
-    port: u16,
-    wanted: impl Fn(&[Connection]) -> bool,
-) -> Result<Vec<Connection>, Failure> {
-    let end = Instant::now() + LIMIT;
-    loop {
-        let connections = site.connections(port)?;
-        if wanted(&connections) {
-            return Ok(connections);
-        }
-        if Instant::now() > end {
-            return Err(format!("still not as wanted: {connections:?}").into());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 fn both_lifted(connections: &[Connection]) -> bool {
     let lifted = connections.iter().filter(|end| end.is_lifted() && end.sent > 1000);
     lifted.map(|end| end.pid).collect::<std::collections::BTreeSet<_>>().len() > 1
@@ -93,23 +74,23 @@ fn users_are_lifted_to_each_other_as_the_policy_says() -> Result<(), Failure> {
     let _servers = (redis(&site, SERVER, open)?, redis(&site, SERVER, closed)?);
     {
         let _load = load(&site, CLIENT, open)?;
-        seen(&site, open, both_lifted)?;
+        seen(&site, LIMIT, open, both_lifted)?;
     }
     let refused = |connections: &[Connection]| {
         connections.iter().any(|end| end.why.starts_with("policy: the other end is another user's"))
     };
     {
         let _load = load(&site, CLIENT, closed)?;
-        let found = seen(&site, closed, refused)?;
+        let found = seen(&site, LIMIT, closed, refused)?;
         assert!(!found.iter().any(Connection::is_lifted), "{found:?}");
     }
     // A user that no rule names, on the port that is open to others.
     let _load = load(&site, OTHER, open)?;
-    let found = seen(&site, open, refused)?;
+    let found = seen(&site, LIMIT, open, refused)?;
     assert!(!found.iter().any(Connection::is_lifted), "{found:?}");
     // One's own programs need no rule.
     let _own = load(&site, SERVER, closed)?;
-    seen(&site, closed, both_lifted)?;
+    seen(&site, LIMIT, closed, both_lifted)?;
     Ok(())
 }
 
@@ -120,7 +101,7 @@ fn a_user_sees_no_programs_of_others_and_cannot_stop_the_service() -> Result<(),
     let Some((site, _watchdog)) = host(test, &REDIS, "")? else { return Ok(()) };
     let _server = redis(&site, SERVER, port)?;
     let _load = load(&site, SERVER, port)?;
-    seen(&site, port, both_lifted)?;
+    seen(&site, LIMIT, port, both_lifted)?;
     let mut stat = site.vmmc();
     let mut stat = Running::start(stat.args(["stat", "--json"]).uid(CLIENT).gid(CLIENT))?;
     assert_eq!(stat.wait(LIMIT)?.stdout.trim(), r#"{"processes":[]}"#);
@@ -195,7 +176,7 @@ fn the_hosts_service_may_be_killed_and_comes_back() -> Result<(), Failure> {
     let Some((site, _watchdog)) = host(test, &REDIS, &policy)? else { return Ok(()) };
     let mut server = redis(&site, SERVER, port)?;
     let mut first = load(&site, CLIENT, port)?;
-    seen(&site, port, both_lifted)?;
+    seen(&site, LIMIT, port, both_lifted)?;
     let service = site.service_pid().ok_or("no service")?;
     let service = Pid::from_raw(service.cast_signed()).ok_or("no number")?;
     kill_process(service, Signal::KILL)?;
@@ -205,7 +186,7 @@ fn the_hosts_service_may_be_killed_and_comes_back() -> Result<(), Failure> {
     assert_eq!(ping(&site, port)?, "PONG\n");
     assert_eq!(site.service_pid(), None);
     site.start_host()?;
-    seen(&site, port, both_lifted)?;
+    seen(&site, LIMIT, port, both_lifted)?;
     assert!(first.is_running() && server.is_running());
     Ok(())
 }
@@ -218,11 +199,11 @@ fn a_stopped_program_of_another_user_holds_up_neither_service_nor_others() -> Re
     let Some((site, _watchdog)) = host(test, &REDIS, &policy)? else { return Ok(()) };
     let server = redis(&site, SERVER, port)?;
     let mut client = load(&site, CLIENT, port)?;
-    seen(&site, port, both_lifted)?;
+    seen(&site, LIMIT, port, both_lifted)?;
     signal(&server, Signal::STOP)?;
     let _beside = redis(&site, SERVER, beside)?;
     let _load = load(&site, CLIENT, beside)?;
-    seen(&site, beside, both_lifted)?;
+    seen(&site, LIMIT, beside, both_lifted)?;
     assert!(client.is_running());
     signal(&server, Signal::CONT)?;
     assert_eq!(ping(&site, port)?, "PONG\n");
@@ -237,12 +218,12 @@ fn one_user_cannot_have_all_of_the_service() -> Result<(), Failure> {
     let Some((site, _watchdog)) = host(test, &REDIS, policy)? else { return Ok(()) };
     let _server = redis(&site, CLIENT, port)?;
     let _first = load(&site, CLIENT, port)?;
-    seen(&site, port, both_lifted)?;
+    seen(&site, LIMIT, port, both_lifted)?;
     // The third program works, over TCP; the other user has what it needs.
     let mut third = load(&site, CLIENT, port)?;
     let _server = redis(&site, OTHER, other)?;
     let _load = load(&site, OTHER, other)?;
-    seen(&site, other, both_lifted)?;
+    seen(&site, LIMIT, other, both_lifted)?;
     assert!(third.is_running());
     let found = site.connections(port)?;
     let pids: std::collections::BTreeSet<u32> = found.iter().map(|end| end.pid).collect();
