@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
-use crate::{board, epoll, explain, kernel, lift, loan, local, lower, policy, thread};
+use crate::{board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, thread};
 
 /// Numbers that this process has as connections.
 fn connections() -> impl Iterator<Item = (i32, u32)> {
@@ -201,7 +201,7 @@ pub fn at_exit() {
     for (fd, index) in connections() {
         if !left.contains(&index) {
             left.push(index);
-            lift::end_at_exit(fd, index);
+            ending::end_at_exit(fd, index);
         }
     }
     explain::tell();

@@ -9,7 +9,7 @@ use vmmc::Process;
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::slot::{self, Why};
-use crate::{board, epoll, explain, kernel, lift, local, policy, service, spin};
+use crate::{board, ending, epoll, explain, kernel, lift, local, policy, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -239,7 +239,7 @@ pub fn leave(fd: i32) {
         parts.descriptors.is_empty()
     });
     if last {
-        lift::forget(index);
+        ending::forget(index);
         board::close(index);
         slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
     }
@@ -295,7 +295,7 @@ fn close_connection(fd: i32, index: u32) {
         parts.descriptors.is_empty()
     });
     if last {
-        lift::close(fd, index);
+        ending::close(fd, index);
         board::close(index);
         slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
     }

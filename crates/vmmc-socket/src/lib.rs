@@ -11,6 +11,7 @@
 //! | [`layer`](start) | on or off, the node service, which descriptor belongs to which connection |
 //! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
 //! | `lift`, `lower` | from TCP onto VMMC and back |
+//! | `ending` | closing, and what is left to do for the peer |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `loan` | space and bytes of the rings, lent to the program |
 //! | `shrink` | large rings that become small again |
@@ -24,6 +25,7 @@
 //! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
 
 mod descriptor;
+mod ending;
 mod explain;
 mod guarded;
 mod layer;

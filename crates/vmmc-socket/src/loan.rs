@@ -23,7 +23,7 @@ use crate::route::{Route, Sleep, Transfer};
 use crate::slot::{self, Phase, Slot, Way};
 use crate::transmit::{self, Sending};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, layer, lift, repeat, shrink};
+use crate::{board, descriptor, ending, layer, lift, repeat, shrink};
 
 /// What a direction has on loan. Changed with the direction's lock held.
 #[derive(Debug, Default)]
@@ -306,7 +306,7 @@ impl Lending<'_> {
             let deaf = slot.deaf.load(Ordering::Relaxed);
             if unread == 0 && arrived.fin {
                 repeat::pass_over(self.fd, slot, ends);
-                lift::settle_peer(slot, ends);
+                ending::settle_peer(slot, ends);
                 return Ok(Step::Lent);
             }
             if unread == 0 && (arrived.frozen || deaf) {

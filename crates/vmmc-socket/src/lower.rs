@@ -17,7 +17,7 @@ use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
-use crate::{board, epoll, lift, repeat, transmit, wait};
+use crate::{board, ending, epoll, lift, repeat, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -179,7 +179,7 @@ fn lower_inward(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> Option<i16> 
         ends.theirs.tell(said);
     }
     slot.inward.set_way(Way::Lowered);
-    lift::settle_peer(slot, ends);
+    ending::settle_peer(slot, ends);
     (said == 0).then_some(if finish { libc::POLLRDHUP } else { libc::POLLIN })
 }
 

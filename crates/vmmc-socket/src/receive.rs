@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, lift, lower, tcp};
+use crate::{board, descriptor, ending, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -232,7 +232,7 @@ unsafe fn step(
                 }
                 if arrived.fin {
                     repeat::pass_over(fd, slot, ends);
-                    lift::settle_peer(slot, ends);
+                    ending::settle_peer(slot, ends);
                     return Ok(Step::End);
                 }
                 // After a freeze TCP tells how the stream goes on, and how it ends.

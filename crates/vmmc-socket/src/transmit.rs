@@ -10,7 +10,7 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, lift, loan, lower, policy, shrink, tcp, thread};
+use crate::{board, descriptor, ending, lift, loan, lower, policy, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -303,7 +303,7 @@ fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
             || events & libc::POLLRDHUP != 0 && !ended && !own
     };
     if gone {
-        lift::settle_peer(slot, ends);
+        ending::settle_peer(slot, ends);
         slot.outward.set_way(Way::Lowered);
     }
 }

@@ -1,0 +1,202 @@
+//! How a connection ends: what its peer is told, and how the pair and its memory are let go.
+
+use std::sync::atomic::Ordering;
+
+use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
+
+use crate::descriptor::{self, Kind};
+use crate::layer::{self, STRUCTURE};
+use crate::local::{self, Local};
+use crate::slot::{self, Phase, Slot, Way};
+use crate::{epoll, kernel, loan, repeat};
+
+/// The last descriptor of this process for the connection is about to be closed.
+pub(crate) fn close(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let pair = slot.pair.load(Ordering::Relaxed);
+    // The program may still look at what it has on loan.
+    let lent = loan::abandon(slot);
+    epoll::leave(index, local, pair != 0);
+    if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
+        end_on_tcp(fd, slot);
+    }
+    if pair == 0 {
+        return;
+    }
+    let goodbye = {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        let ends = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1);
+        ends.map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
+    };
+    let_go(index, goodbye, lent);
+}
+
+/// What remains to be done for the peer of a connection that was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goodbye {
+    Plain,
+    /// It has unread bytes, which it may want to lower.
+    Linger,
+}
+
+/// Lets go of the pair and its memory.
+pub(crate) fn forget(index: u32) {
+    let lent = loan::abandon(slot::get(index));
+    let_go(index, Goodbye::Plain, lent);
+}
+
+fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let pair = slot.pair.load(Ordering::Relaxed);
+    if pair == 0 {
+        return;
+    }
+    // Threads of this process that wait on it find that it is gone.
+    local.ring_own();
+    let bells = [local.bell.load(Ordering::Acquire), local.peer_bell.load(Ordering::Acquire)];
+    {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        local.detach();
+    }
+    STRUCTURE.with(|structure| {
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local.parts() };
+        for bell in bells {
+            descriptor::remove(bell, Kind::Own);
+        }
+        if local.pinned() || lent {
+            // Another thread still waits on the connection, or looks at its memory: that stays for good, rather than go
+            // under it.
+            std::mem::forget((parts.export.take(), parts.import.take()));
+        }
+        parts.export = None;
+        parts.import = None;
+        structure.pairs.remove(&pair);
+        drop_pair(vmmc::PairId(pair), goodbye);
+    });
+}
+
+fn drop_pair(pair: vmmc::PairId, goodbye: Goodbye) {
+    if let Some(process) = layer::process() {
+        let _ = match goodbye {
+            Goodbye::Plain => process.pair_drop(pair),
+            Goodbye::Linger => process.pair_linger(pair),
+        };
+    }
+}
+
+/// The peer has closed and left its socket to the service, for bytes that were unread: they are read now, or the program
+/// writes, and the kernel shall say what comes of that.
+pub(crate) fn settle_peer(slot: &Slot, ends: local::Ends) {
+    if ends.mine.told(LINGERS) {
+        ends.mine.untell(LINGERS);
+        if let Some(process) = layer::process() {
+            let _ = process.pair_settle(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
+        }
+    }
+}
+
+/// The process ends without having closed the connection.
+pub(crate) fn end_at_exit(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    if slot.phase() == Phase::Attached {
+        let _inward = slot.inward.lock.hold();
+        let _outward = slot.outward.lock.hold();
+        if let Some(ends) = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1)
+            && say_goodbye(fd, slot, local, ends) == Goodbye::Linger
+        {
+            drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
+        }
+    }
+    slot.holders.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Whether the kernel resets the connection when its last descriptor is closed, instead of ending it.
+fn set_reset_at_close(fd: i32, on: bool) {
+    let linger = libc::linger { l_onoff: i32::from(on), l_linger: 0 };
+    let (option, size) = (libc::SO_LINGER, size_of::<libc::linger>());
+    let _ = kernel::call!(SYS_setsockopt, fd, libc::SOL_SOCKET, option, &raw const linger, size);
+}
+
+/// Ends a connection that is being lifted, as its last close does: the service may have the socket too, for a moment, which
+/// the peer must not notice.
+fn end_on_tcp(fd: i32, slot: &Slot) {
+    if slot.holders.load(Ordering::Acquire) != 1 {
+        return;
+    }
+    if kernel::unread(fd) > 0 || wants_reset(fd) {
+        reset(fd);
+    } else {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+    }
+}
+
+/// Whether the program has asked for a reset in place of an end.
+fn wants_reset(fd: i32) -> bool {
+    kernel::option::<libc::linger>(fd, libc::SOL_SOCKET, libc::SO_LINGER)
+        .is_some_and(|linger| linger.l_onoff != 0 && linger.l_linger == 0)
+}
+
+/// Resets the connection now, whoever else has a descriptor of it.
+fn reset(fd: i32) {
+    let nobody =
+        libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    let _ = kernel::call!(SYS_connect, fd, &raw const nobody, size_of::<libc::sockaddr>());
+}
+
+/// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
+/// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
+fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
+    let mut goodbye = Goodbye::Plain;
+    // What TCP only repeats is not unread.
+    repeat::pass_over_all(fd, slot, ends);
+    let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
+    // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP.
+    if outward == Way::Ring && ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 {
+        outward = Way::Handover;
+    }
+    let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
+    // Both directions have ended: there is no connection left to reset.
+    let over = slot.finished.load(Ordering::Relaxed)
+        && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
+    let unread = switched && slot.inward.stream.unread(ends.mine) > 0;
+    // Of these the kernel makes a reset by itself, unless somebody who is not of this family goes on with the connection.
+    let unread_on_tcp = kernel::unread(fd) > 0;
+    let wanted = wants_reset(fd);
+    if over && wanted {
+        set_reset_at_close(fd, false);
+    } else if unread && !over {
+        set_reset_at_close(fd, true);
+    }
+    if (unread || unread_on_tcp || wanted) && !over {
+        // A reset that comes after the end of the stream is a broken pipe to the peer: its kernel has to see that end.
+        if slot.finished.load(Ordering::Relaxed) && outward == Way::Ring {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+        // Never lowered, so nobody has it but this process and, a moment longer, the service.
+        if inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) {
+            reset(fd);
+        }
+    } else if outward == Way::Ring {
+        if slot.outward.stream.unread(ends.mine) > 0 {
+            goodbye = Goodbye::Linger;
+            ends.theirs.tell(LINGERS);
+        } else {
+            // The service closes its duplicate a moment later; what the peer writes until then must find the end before it.
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
+        slot.outward.stream.finish(ends.theirs);
+    } else if outward == Way::Tcp && inward != Way::Lowered {
+        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+    }
+    if inward != Way::Lowered {
+        ends.theirs.tell(CLOSED);
+    }
+    let reader = take_announcement(&ends.mine.reader_waiting);
+    if take_announcement(&ends.mine.writer_waiting) || reader {
+        local.ring_peer();
+    }
+    goodbye
+}
