@@ -267,6 +267,9 @@ impl Polling<'_> {
             }
             let silent = list[n].revents == 0 && !look.load(Ordering::Acquire);
             self.fds[n].revents = if silent { self.rings(n, index) } else { self.ready(n, index) };
+            if self.fds[n].revents != 0 {
+                LAST_READY.set(index);
+            }
         }
         Ok(self.fds.iter().filter(|fd| fd.revents != 0).count())
     }
