@@ -142,6 +142,10 @@ impl Site {
     fn plain(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_remove("LD_PRELOAD").env_remove("VMMC_DISABLE").env_remove("VMMC_NODE_PROGRAM");
+        // What is lifted must not depend on how long the machine takes, unless it is that which is tried.
+        if std::env::var_os("VMMC_PARK_AFTER").is_none() {
+            command.env("VMMC_PARK_AFTER", "0");
+        }
         match (self.service, self.runtime_directory()) {
             (Service::Host, Some(runtime)) => {
                 command.env_remove("VMMC_RUNTIME_DIR").env("VMMC_SYSTEM_DIR", runtime);

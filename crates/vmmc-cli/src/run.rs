@@ -19,6 +19,8 @@ Environment:
   VMMC_DISABLE=1      run the program plainly
   VMMC_SPIN=MICROS    how long a waiting call looks before it sleeps (default 50; 0: sleeps at once)
   VMMC_LIFT_AFTER=CALLS  lift a connection after so many calls that moved data (default 4; 0: before its first byte)
+  VMMC_PARK_AFTER=SECONDS  take back the memory of a lifted connection that was idle so long, until it is used again
+                      (default 10; 0: never)
   VMMC_PROGRAMS, VMMC_NOT_PROGRAMS=NAME:PATH...  lift only these programs; do not lift these
   VMMC_PORTS, VMMC_NOT_PORTS=PORT,FIRST-LAST...  only connections with such a port at either end; not those
   VMMC_RING=SIZE      the largest ring a direction may get: 3.5K, 64K or 2M (default)

@@ -9,6 +9,7 @@
 //! not_ports = [22]
 //! spin = 50                          # how long a waiting call looks before it sleeps, microseconds
 //! lift_after = 4                     # calls with data before a connection is lifted
+//! park_after = 10                    # seconds after which an idle one gives its memory back; 0: never
 //! ring = "2M"                        # the largest ring a direction may get: "3.5K", "64K" or "2M"
 //!
 //! # In the host's file only: which users may be lifted to each other. Without it none are.
@@ -45,6 +46,8 @@ pub struct Policy {
     pub spin: Option<u32>,
     /// Calls with data before a connection is lifted.
     pub lift_after: Option<u32>,
+    /// Seconds after which an idle lifted connection gives its memory back, until it is used again; 0: never.
+    pub park_after: Option<u32>,
     /// The largest ring that a direction may get.
     pub ring: Option<RingSize>,
     /// Which users may be lifted to each other; the host's file only.
@@ -245,6 +248,7 @@ impl Policy {
             not_ports: own.not_ports.or(host.not_ports),
             spin: own.spin.or(host.spin),
             lift_after: own.lift_after.or(host.lift_after),
+            park_after: own.park_after.or(host.park_after),
             ring: own.ring.or(host.ring),
             between: host.between,
             limits: host.limits,
@@ -297,6 +301,7 @@ impl Policy {
             ("VMMC_NOT_PORTS", self.not_ports.as_ref().map(row)),
             ("VMMC_SPIN", self.spin.map(number)),
             ("VMMC_LIFT_AFTER", self.lift_after.map(number)),
+            ("VMMC_PARK_AFTER", self.park_after.map(number)),
             ("VMMC_RING", self.ring.map(|ring| ring.to_string())),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()

@@ -45,6 +45,8 @@ pub const HAND_YOURSELF: u32 = 4;
 pub const CLOSED: u32 = 8;
 /// The peer has closed while bytes of its stream were unread: its socket is kept until they are read.
 pub const LINGERS: u32 = 16;
+/// The peer freezes its ring, with nothing unread in it, only because the stream is idle.
+pub const IDLE: u32 = 32;
 
 /// The words at the start of a stream memory, all written by the peer of its owner (flags are cleared by the owner).
 ///
@@ -70,7 +72,7 @@ pub struct Words {
     /// The peer sleeps until the owner has consumed. Set by the peer, cleared by the owner, who then rings.
     pub writer_waiting: AtomicU32,
     line_3: [u8; 56],
-    /// [`READY`], [`HANDED`], [`HAND_YOURSELF`], [`CLOSED`], [`LINGERS`].
+    /// [`READY`], [`HANDED`], [`HAND_YOURSELF`], [`CLOSED`], [`LINGERS`], [`IDLE`].
     pub state: AtomicU32,
     line_4: [u8; 4],
     /// One more than the count of bytes that the peer sent over TCP before its stream goes on in the ring; 0: not yet.

@@ -367,6 +367,7 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Bell as u32 => {
             "the other end is another user's, and cannot be woken safely (system calls are filtered, or fs.aio-max-nr is used up)"
         }
+        x if x == Why::Parked as u32 => "idle: its memory was given back until it is used again",
         _ => "unknown",
     }
 }

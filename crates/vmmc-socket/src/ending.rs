@@ -16,8 +16,12 @@ pub(crate) fn close(fd: i32, index: u32) {
     let pair = slot.pair.load(Ordering::Relaxed);
     // The program may still look at what it has on loan.
     let lent = loan::abandon(slot);
-    epoll::leave(index, local, pair != 0);
-    if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
+    // The service may have the socket too, a moment longer than the pair.
+    let returned = slot.returned.load(Ordering::Relaxed) > 0;
+    epoll::leave(index, local, pair != 0 || returned);
+    if matches!(slot.phase(), Phase::Offered | Phase::Exchanged)
+        || slot.phase() == Phase::Tcp && returned
+    {
         end_on_tcp(fd, slot);
     }
     if pair == 0 {
@@ -120,8 +124,8 @@ fn set_reset_at_close(fd: i32, on: bool) {
     let _ = kernel::call!(SYS_setsockopt, fd, libc::SOL_SOCKET, option, &raw const linger, size);
 }
 
-/// Ends a connection that is being lifted, as its last close does: the service may have the socket too, for a moment, which
-/// the peer must not notice.
+/// Ends a connection that is being lifted, or was, as its last close does: the service may have the socket too, for a moment,
+/// which the peer must not notice.
 fn end_on_tcp(fd: i32, slot: &Slot) {
     if slot.holders.load(Ordering::Acquire) != 1 {
         return;

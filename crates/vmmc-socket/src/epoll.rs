@@ -46,6 +46,8 @@ struct Set {
     sleepers: AtomicU32,
     /// It came from the parent by fork: the kernel object is the parent's too.
     inherited: AtomicBool,
+    /// A thread that does not need the lock is at work in it: whoever else comes is a signal handler on that thread.
+    busy: AtomicBool,
 }
 
 // SAFETY: `registrations` is used only with `lock` held (`Set::with`).
@@ -55,8 +57,17 @@ impl Set {
     fn with<R>(&self, use_it: impl FnOnce(&mut Registrations) -> R) -> R {
         // The lock would keep out threads that do not exist (and lets in this one anyway, from a signal handler).
         let _held = (!thread::alone()).then(|| self.lock.hold());
+        let busy = self.busy.load(Ordering::Relaxed);
+        self.busy.store(true, Ordering::Relaxed);
         // SAFETY: the lock is held, or not needed; nothing called from within `use_it` comes back to the same set.
-        use_it(unsafe { &mut *self.registrations.get() })
+        let result = use_it(unsafe { &mut *self.registrations.get() });
+        self.busy.store(busy, Ordering::Relaxed);
+        result
+    }
+
+    /// Whether this very thread is at work in it, further up.
+    fn is_mine(&self) -> bool {
+        if thread::alone() { self.busy.load(Ordering::Relaxed) } else { self.lock.is_mine() }
     }
 }
 
@@ -105,6 +116,7 @@ pub fn created(fd: i32) {
                 descriptors: AtomicU32::new(0),
                 sleepers: AtomicU32::new(0),
                 inherited: AtomicBool::new(false),
+                busy: AtomicBool::new(false),
             }));
             if entry
                 .compare_exchange(std::ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Relaxed)
@@ -119,6 +131,7 @@ pub fn created(fd: i32) {
         if set.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             set.with(|registrations| *registrations = Registrations::default());
             set.inherited.store(false, Ordering::Relaxed);
+            set.busy.store(false, Ordering::Relaxed);
             descriptor::enter(fd, Kind::Set(number));
             return;
         }
@@ -193,7 +206,10 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         }
     }
     if slot.phase() == Phase::Attached && !slot.ready.load(Ordering::Acquire) {
+        let arms = operation == libc::EPOLL_CTL_MOD;
+        set.with(|registrations| registrations.set_arming(fd, index, arms));
         crate::lift::retry_ready(index, slot);
+        set.with(|registrations| registrations.set_arming(fd, index, false));
     }
     let lifted = slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
     let outcome = set.with(|registrations| match (operation, event) {
@@ -252,6 +268,14 @@ pub(crate) fn be_eager() {
         .for_each(|set| set.with(Registrations::be_eager));
 }
 
+/// Whether a registration of the connection may have shot, which only the kernel knows: it becomes the layer's when it is armed
+/// again. The structure's lock is held.
+pub(crate) fn may_have_shot(index: u32, parts: &Parts) -> bool {
+    parts.members.iter().any(|&(number, registration)| {
+        set(number).is_some_and(|set| set.with(|all| all.may_have_shot(index, registration)))
+    })
+}
+
 /// The connection has been lifted: its registrations become the layer's. The structure's lock is held.
 pub(crate) fn adopt(index: u32, local: &Local, parts: &Parts) {
     let bell = local.bell.load(Ordering::Acquire);
@@ -261,9 +285,14 @@ pub(crate) fn adopt(index: u32, local: &Local, parts: &Parts) {
     }
 }
 
+/// Whether this thread is at work in one of the sets, further up: then it is a signal handler that asks. The structure's
+/// lock is held.
+pub(crate) fn interrupted(parts: &Parts) -> bool {
+    parts.members.iter().any(|&(number, _)| set(number).is_some_and(Set::is_mine))
+}
+
 /// The connection is on TCP again: its registrations become the kernel's. The structure's lock is held.
-pub(crate) fn release(index: u32, local: &Local, parts: &mut Parts) {
-    let bell = local.bell.load(Ordering::Acquire);
+pub(crate) fn release(index: u32, bell: i32, parts: &mut Parts) {
     parts.members.retain(|&(number, registration)| {
         let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { return false };
         set.with(|registrations| registrations.release(epfd, index, registration, bell))

@@ -83,8 +83,10 @@ pub fn after_fork_in_child() {
         let (slot, local) = (slot::get(index), local::get(index));
         local.held.store(false, Ordering::Release);
         // A handshake that the parent has begun is the parent's; both stay on TCP while both hold the connection.
-        if matches!(slot.phase(), Phase::Offered | Phase::Exchanged) {
-            slot.stay(Why::Shared);
+        match slot.phase() {
+            Phase::Offered => slot.set_phase(Phase::Tcp),
+            Phase::Exchanged => slot.stay(Why::Shared),
+            _ => {}
         }
     }
     for (fd, index) in shown {

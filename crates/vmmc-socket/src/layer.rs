@@ -9,7 +9,7 @@ use vmmc::Process;
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::slot::{self, Why};
-use crate::{board, ending, epoll, explain, kernel, lift, local, policy, service, spin};
+use crate::{board, ending, epoll, explain, kernel, lift, local, park, policy, service, spin};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -131,6 +131,11 @@ pub fn start() {
     if let Some(calls) = std::env::var("VMMC_LIFT_AFTER").ok().and_then(|value| value.parse().ok())
     {
         lift::set_calls(calls);
+    }
+    if let Some(seconds) =
+        std::env::var("VMMC_PARK_AFTER").ok().and_then(|value| value.parse().ok())
+    {
+        park::set_after(seconds);
     }
     service::remember();
     policy::remember();

@@ -11,10 +11,12 @@
 //! | [`layer`](start) | on or off, the node service, which descriptor belongs to which connection |
 //! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
 //! | `lift`, `lower` | from TCP onto VMMC and back |
+//! | `anew` | what was lowered, lifted again |
 //! | `ending` | closing, and what is left to do for the peer |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `loan` | space and bytes of the rings, lent to the program |
-//! | `shrink` | large rings that become small again |
+//! | `shrink`, `park` | large rings that become small again; idle connections that go back to TCP |
+//! | `rest` | what is looked after before a sleep |
 //! | `policy` | what may be lifted |
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
@@ -24,6 +26,7 @@
 //! Every function here takes descriptors as the program gives them and says through [`Route`] whether the layer did the
 //! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
 
+mod anew;
 mod descriptor;
 mod ending;
 mod explain;
@@ -35,9 +38,11 @@ mod local;
 mod lock;
 mod lower;
 mod message;
+mod park;
 mod policy;
 mod receive;
 mod repeat;
+mod rest;
 mod route;
 mod service;
 mod shrink;

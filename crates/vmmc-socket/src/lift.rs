@@ -18,7 +18,7 @@ use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{board, epoll, kernel, policy, service, tcp};
+use crate::{anew, board, epoll, kernel, park, policy, service, tcp, transmit};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -45,7 +45,7 @@ pub(crate) fn made(fd: i32, index: u32, slot: &'static Slot) {
 pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
     slot.calls.store(calls, Ordering::Relaxed);
-    let enough = CALLS.load(Ordering::Relaxed);
+    let enough = anew::calls_before_lifting(CALLS.load(Ordering::Relaxed), slot);
     match slot.phase() {
         Phase::Tcp if calls >= enough => {
             offer(fd, index, slot);
@@ -116,7 +116,9 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
             Ok(offer) => {
                 structure.offers.insert(offer.0, (index, slot.serial.load(Ordering::Relaxed)));
-                slot.set_why(Why::PeerNotLifted);
+                if slot.returned.load(Ordering::Relaxed) == 0 {
+                    slot.set_why(Why::PeerNotLifted);
+                }
                 slot.set_phase(Phase::Offered);
                 board::update(index, slot);
             }
@@ -140,6 +142,7 @@ fn stays_here(fd: i32) -> bool {
 pub(crate) fn progress() {
     if layer::at_home() {
         STRUCTURE.with(take_mail);
+        park::make_room();
     }
 }
 
@@ -184,7 +187,7 @@ fn take_mail(structure: &mut Structure) {
             }
             PairingEvent::Broken { pair, why } => {
                 if let Some(&(index, serial)) = structure.pairs.get(&pair.0) {
-                    broken(index, serial, why);
+                    broken(structure, pair, index, serial, why);
                 }
             }
             PairingEvent::ServiceLost => lose(structure),
@@ -214,7 +217,8 @@ fn exchange(
     };
     // Without room for the peer's bell too, this side's own would only take that of another pair.
     if structure.pairs.len() >= layer::room_for_pairs() {
-        stay(index, slot, Why::Descriptors);
+        park::want_room();
+        fail(index, slot, Why::Descriptors);
         return false;
     }
     let strange = peer_uid != process.user();
@@ -242,10 +246,31 @@ fn exchange(
             true
         }
         Err(error) => {
-            stay(index, slot, hindrance(&error));
+            fail(index, slot, hindrance(&error));
             false
         }
     }
+}
+
+/// Lifting has failed on its way: for good, or until later.
+fn fail(index: u32, slot: &Slot, why: Why) {
+    if why.passes() {
+        slot.set_phase(Phase::Tcp);
+        try_later(index, slot, why);
+    } else {
+        stay(index, slot, why);
+    }
+}
+
+/// As `fail`, after memory was given away for it.
+fn take_back(structure: &mut Structure, index: u32, why: Why) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let bell = local.bell.swap(-1, Ordering::AcqRel);
+    descriptor::remove(bell, Kind::Own);
+    // SAFETY: the caller has the structure, whose lock guards the parts.
+    unsafe { local.parts() }.export = None;
+    structure.pairs.remove(&slot.pair.swap(0, Ordering::Relaxed));
+    fail(index, slot, why);
 }
 
 /// Leaves the connection on TCP for good.
@@ -306,10 +331,10 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
     }
     descriptor::enter(bell, Kind::Own);
     local.peer_bell.store(bell, Ordering::Release);
+    slot.begin_streams();
     local.attach(export.as_ptr(), theirs);
     local.held.store(true, Ordering::Release);
     parts.import = Some(import);
-    slot.begin_streams();
     slot.set_phase(Phase::Attached);
     board::update(index, slot);
     get_ready(index, slot, local, parts);
@@ -322,6 +347,9 @@ fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
         return;
     }
     let Some(ends) = local.ends() else { return };
+    if epoll::may_have_shot(index, parts) {
+        return;
+    }
     epoll::adopt(index, local, parts);
     slot.ready.store(true, Ordering::Release);
     ends.theirs.tell(READY);
@@ -362,7 +390,10 @@ fn handed(index: u32, serial: u32) {
     if slot.outward.way() == Way::Lowered {
         return;
     }
-    slot.outward.set_way(Way::Lowered);
+    match local.ends() {
+        Some(ends) => transmit::leave_ring(slot, ends),
+        None => slot.outward.set_way(Way::Lowered),
+    }
     if slot.finished.load(Ordering::Relaxed) {
         // SAFETY: `take_mail`, the caller's caller, holds the structure's lock.
         if let Some(&fd) = unsafe { local.parts() }.descriptors.first() {
@@ -372,7 +403,13 @@ fn handed(index: u32, serial: u32) {
     local.ring_own();
 }
 
-fn broken(index: u32, serial: u32, why: BrokenReason) {
+fn broken(
+    structure: &mut Structure,
+    pair: vmmc::PairId,
+    index: u32,
+    serial: u32,
+    why: BrokenReason,
+) {
     let Some((slot, local)) = current(index, serial) else { return };
     if slot.phase() == Phase::Exchanged {
         let why = match why {
@@ -381,7 +418,10 @@ fn broken(index: u32, serial: u32, why: BrokenReason) {
             BrokenReason::PeerDropped => Why::Peer,
             _ => Why::Broken,
         };
-        stay(index, slot, why);
+        take_back(structure, index, why);
+        if let Some(process) = layer::process() {
+            let _ = process.pair_drop(pair);
+        }
     } else if slot.phase() == Phase::Attached {
         // TCP tells what happened: look there.
         slot.look.store(true, Ordering::Release);
@@ -400,11 +440,12 @@ fn lose(structure: &mut Structure) {
             wait_longer(index, slot, Why::NoService);
         }
     }
-    for &(index, serial) in structure.pairs.values() {
+    let pairs: Vec<_> = structure.pairs.values().copied().collect();
+    for (index, serial) in pairs {
         let Some((slot, local)) = current(index, serial) else { continue };
         local.held.store(false, Ordering::Release);
         if slot.phase() == Phase::Exchanged {
-            stay(index, slot, Why::NoService);
+            take_back(structure, index, Why::NoService);
         }
     }
     structure.lose_process();

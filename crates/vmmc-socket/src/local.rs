@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use vmmc::stream::{Ring, Tier, Words};
 use vmmc::{Export, Import};
 
+use crate::park::Calm;
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
 use crate::{kernel, policy};
@@ -28,6 +29,7 @@ pub(crate) struct Local {
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
+    pub(crate) calm: Calm,
     /// Threads that look at the memories without a lock.
     pins: AtomicU32,
     /// Guarded by the structure's lock.
@@ -102,6 +104,7 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         strange: AtomicBool::new(false),
         held: AtomicBool::new(false),
         girth: Girth::new(),
+        calm: Calm::new(),
         pins: AtomicU32::new(0),
         parts: UnsafeCell::default(),
     }));
@@ -245,6 +248,20 @@ impl Local {
     pub(crate) fn attach(&self, mine: *mut u8, theirs: *mut u8) {
         self.mine.store(mine, Ordering::Release);
         self.theirs.store(theirs, Ordering::Release);
+        self.calm.begin();
+    }
+
+    /// As [`Local::detach`], unless somebody looks at the memories without a lock; whether it was done.
+    pub(crate) fn detach_unpinned(&self) -> bool {
+        let ends = [&self.mine, &self.theirs];
+        let were = ends.map(|pointer| pointer.swap(std::ptr::null_mut(), Ordering::SeqCst));
+        // Whoever pins from now on finds nothing there; who has pinned before is counted.
+        if self.pinned() {
+            ends.iter().zip(were).for_each(|(pointer, was)| pointer.store(was, Ordering::SeqCst));
+            return false;
+        }
+        self.detach();
+        true
     }
 
     /// Forgets the memories. The caller holds both locks of the slot, and the structure's to drop what it gets.
@@ -256,6 +273,7 @@ impl Local {
         self.peer_bell.store(-1, Ordering::Release);
         self.held.store(false, Ordering::Release);
         self.girth.slim();
+        self.calm.end();
     }
 }
 

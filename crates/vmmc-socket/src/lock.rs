@@ -45,6 +45,16 @@ impl Lock {
         Held(self)
     }
 
+    /// As [`Lock::hold`], but not if this thread has it already, further up: what is in use there stays as it is.
+    pub(crate) fn hold_anew(&self) -> Option<Held<'_>> {
+        (!self.is_mine()).then(|| self.hold())
+    }
+
+    /// Whether this thread has it.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & !SLEEPERS == thread::id()
+    }
+
     #[cold]
     fn hold_contended(&self, me: u32) {
         for round in 0u32.. {
@@ -129,6 +139,8 @@ mod tests {
     fn can_be_taken_again_by_its_owner() {
         let lock = Lock::default();
         std::mem::forget(lock.hold());
+        assert!(lock.hold_anew().is_none(), "it is this thread's");
         drop(lock.hold());
+        assert!(lock.hold_anew().is_some());
     }
 }

@@ -9,15 +9,16 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{FIN, HAND_YOURSELF, HANDED, take_announcement};
+use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, take_announcement};
 
+use crate::anew::Return;
 use crate::descriptor;
 use crate::kernel;
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
-use crate::{board, ending, epoll, lift, repeat, transmit, wait};
+use crate::{anew, board, ending, epoll, lift, park, repeat, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -163,6 +164,61 @@ pub(crate) fn await_handover(index: u32) -> bool {
     false
 }
 
+/// Gives an idle connection back to TCP, with nothing to move: true if it was done.
+///
+/// The freeze of the empty ring decides: a byte that the peer has published meanwhile, or its end, forbids it, and whatever the
+/// peer sends afterwards goes to TCP. That it may, because nothing of before is left, it is told first, so that the freeze is all
+/// that it takes: should this process stop or die right behind it, the peer does not wait for anything.
+#[cold]
+pub(crate) fn park(fd: i32, index: u32) -> bool {
+    let (slot, local) = (slot::get(index), local::get(index));
+    follow(fd, index);
+    {
+        // Not from a signal handler in the middle of a transfer.
+        let Some(_inward) = slot.inward.lock.hold_anew() else { return false };
+        let Some(_outward) = slot.outward.lock.hold_anew() else { return false };
+        let Some(ends) = local.ends().filter(|ends| may_park(fd, slot, local, *ends)) else {
+            return false;
+        };
+        ends.theirs.tell(HANDED | IDLE);
+        if !slot.inward.stream.freeze_if_read(ends.mine) {
+            ends.theirs.untell(HANDED | IDLE);
+            return false;
+        }
+        slot.inward.passed.store(Inward::NOTHING_REPEATED, Ordering::Relaxed);
+        slot.inward.set_way(Way::Lowered);
+        slot.look.store(true, Ordering::Release);
+        if slot.outward.stream.freeze(ends.theirs) {
+            slot.outward.set_way(Way::Lowered);
+        } else {
+            // The peer does the same at this very moment.
+            slot.outward.set_way(Way::Handover);
+            transmit::settle_handover(fd, slot, local, ends);
+        }
+        slot.set_why(Why::Parked);
+        let reader = take_announcement(&ends.mine.reader_waiting);
+        if take_announcement(&ends.mine.writer_waiting) || reader {
+            local.ring_peer();
+        }
+    }
+    retire(fd, index);
+    true
+}
+
+/// Whether nothing is under way on the connection. Both locks are held.
+fn may_park(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
+    let whole = |way| matches!(way, Way::Tcp | Way::Ring);
+    slot.phase() == Phase::Attached
+        && whole(slot.inward.way())
+        && whole(slot.outward.way())
+        && !slot.inward.stream.stirred(ends.mine)
+        && slot.outward.stream.unread(ends.mine) == 0
+        && !slot.outward.stream.closed(ends.theirs)
+        && slot.sending.load(Ordering::SeqCst) == 0
+        && park::is_wise(local)
+        && anew::may_come_back(fd, slot, local)
+}
+
 /// What will be seen last of what the service now writes: unread bytes, or the end; nothing if it has nothing to write.
 fn lower_inward(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> Option<i16> {
     // Where the peer was first, its later bytes may be on TCP, and its earlier ones before them.
@@ -196,6 +252,7 @@ fn unread_bytes(slot: &Slot, local: &Local, ends: Ends) -> Vec<u8> {
         // The credit is given later, by HANDED: a peer that must hand over itself still has to find the bytes.
         let next = ring.advance(stream.position(), arrived.len);
         stream.skip(arrived.len, next);
+        slot.inward.taken_out.fetch_add(arrived.len as u64, Ordering::Relaxed);
     }
     bytes
 }
@@ -212,7 +269,11 @@ fn hand_over(slot: &Slot, unread: &[u8], finish: bool) -> u32 {
 pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
     let pieces = stream.unread_pieces(ends.mine);
-    match repeat::write_pieces(fd, local, pieces, |sent| stream.settle(sent)) {
+    let settle = |sent| {
+        stream.settle(sent);
+        slot.outward.twice.fetch_add(sent as u64, Ordering::Relaxed);
+    };
+    match repeat::write_pieces(fd, local, pieces, settle) {
         Written::All => {}
         Written::Full => return false,
         // Nobody waits for the bytes.
@@ -222,6 +283,34 @@ pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) 
         let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
     }
     true
+}
+
+/// The peer may have lowered the connection without leaving a byte behind, so that nothing else leads this side after it:
+/// looks before it sleeps, or when it was woken for nothing.
+#[cold]
+pub(crate) fn follow(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    {
+        let _inward = slot.inward.lock.hold();
+        let Some(ends) = local.ends() else { return };
+        if !has_left(slot, ends) {
+            return;
+        }
+        slot.inward.set_way(Way::Lowered);
+        slot.look.store(true, Ordering::Release);
+    }
+    settle(fd, index);
+}
+
+/// Whether the peer has gone back to TCP with what it sends, everything was read, and this side has not noticed.
+#[inline]
+pub(crate) fn has_left(slot: &Slot, ends: Ends) -> bool {
+    ends.mine.tail.load(Ordering::Acquire) == FROZEN | slot.inward.stream.head()
+        && match slot.inward.way() {
+            Way::Ring => true,
+            Way::Tcp => ends.mine.switch_offset().is_none(),
+            Way::Handover | Way::Lowered => false,
+        }
 }
 
 /// The peer has lowered what it sends: if it has frozen this side's direction too, that is settled here, for a program
@@ -243,13 +332,14 @@ pub(crate) fn settle(fd: i32, index: u32) {
     retire(fd, index);
 }
 
-/// When both directions are back on TCP, and the ring is read, the connection is an ordinary one again.
+/// When both directions are back on TCP, and the ring is read, the connection is an ordinary one again: for good, or to be
+/// lifted anew.
 pub(crate) fn retire(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
-    if !layer::at_home() {
+    if slot.phase() != Phase::Attached || !layer::at_home() {
         return;
     }
-    STRUCTURE.with(|_| {
+    STRUCTURE.with(|structure| {
         if slot.phase() != Phase::Attached
             || slot.inward.way() != Way::Lowered
             || slot.outward.way() != Way::Lowered
@@ -257,11 +347,16 @@ pub(crate) fn retire(fd: i32, index: u32) {
         {
             return;
         }
-        // SAFETY: the structure's lock is held.
-        epoll::release(index, local, unsafe { local.parts() });
         if slot.why() == Why::Young {
-            slot.set_why(Why::Peer);
+            let idle = local.pin().is_some_and(|pin| pin.ends().mine.told(IDLE));
+            slot.set_why(if idle { Why::Parked } else { Why::Peer });
         }
+        if anew::come_back(structure, fd, index) != Return::Never {
+            return;
+        }
+        let bell = local.bell.load(Ordering::Acquire);
+        // SAFETY: the structure's lock is held.
+        epoll::release(index, bell, unsafe { local.parts() });
         slot.set_phase(Phase::Stay);
         board::update(index, slot);
         // What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds

@@ -15,7 +15,7 @@ use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{explain, lift, receive, shrink, spin, transmit};
+use crate::{explain, lift, lower, receive, rest, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -68,12 +68,16 @@ pub unsafe fn poll(
             None => lifted.push((n, index)),
         }
     }
-    if lifted.is_empty() {
+    // With nothing lifted among them the kernel is asked once, as the program would; unless something else has to be looked after.
+    let at_once = timeout == Some(Duration::ZERO);
+    if lifted.is_empty() && (at_once || rest::before_sleep().is_none()) {
         let outcome = kernel::poll(fds, timeout, mask);
         drop(blind);
         return Some(outcome);
     }
-    Some(Polling { fds, lifted, mask, rung: false }.wait(timeout))
+    let outcome = Polling { fds, lifted, mask, rung: false }.wait(timeout);
+    drop(blind);
+    Some(outcome)
 }
 
 struct Polling<'a> {
@@ -88,7 +92,8 @@ struct Polling<'a> {
 impl Polling<'_> {
     fn wait(&mut self, timeout: Option<Duration>) -> Outcome {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut asleep = self.mask.is_null() && timeout != Some(Duration::ZERO) && self.spin();
+        let spins = self.mask.is_null() && !self.lifted.is_empty();
+        let mut asleep = spins && timeout != Some(Duration::ZERO) && self.spin();
         loop {
             let found = self.kernel(Some(Duration::ZERO), false)?;
             if found > 0 || timeout == Some(Duration::ZERO) {
@@ -223,6 +228,7 @@ impl Polling<'_> {
     /// peers that this side sleeps. Fills in the answers.
     fn kernel(&mut self, left: Option<Duration>, announced: bool) -> Outcome {
         let mut list = List::from_slice(self.fds);
+        let most = if announced { rest::before_sleep() } else { None };
         let mut immediate = 0;
         let mut bells = List::new();
         for &(n, index) in &self.lifted {
@@ -230,6 +236,19 @@ impl Polling<'_> {
             if !slot.ready.load(Ordering::Relaxed) {
                 lift::retry_ready(index, slot);
             }
+            if announced && local::get(index).pin().is_some_and(|p| lower::has_left(slot, p.ends()))
+            {
+                lower::follow(self.fds[n].fd, index);
+            }
+        }
+        // Before the look whether there are rings: nobody is told of later ones under a sleep that knows of none.
+        let asleep: List<InFlight> = if announced {
+            self.lifted.iter().flat_map(|&(n, i)| self.asleep(n, i)).collect()
+        } else {
+            List::new()
+        };
+        for &(n, index) in &self.lifted {
+            let slot = slot::get(index);
             if announced {
                 self.announce(n, index, &mut bells);
             }
@@ -245,7 +264,7 @@ impl Polling<'_> {
         let mut left = left;
         if announced {
             self.rung = false;
-            left = [left, shrink::rest()].into_iter().flatten().min();
+            left = [left, most].into_iter().flatten().min();
         }
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
         let lifted_at = list.len();
@@ -253,6 +272,7 @@ impl Polling<'_> {
         let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
         let outcome = kernel::poll(&mut list, time, self.mask);
         explain::slept_since(start);
+        drop(asleep);
         self.rung |= list[lifted_at..].iter().any(|bell| bell.revents != 0);
         if outcome.is_err() && immediate == 0 {
             return outcome;
@@ -272,6 +292,14 @@ impl Polling<'_> {
             }
         }
         Ok(self.fds.iter().filter(|fd| fd.revents != 0).count())
+    }
+
+    /// Counts this call among those that are under way on the connection.
+    fn asleep(&self, n: usize, index: u32) -> impl Iterator<Item = InFlight> {
+        let (fd, slot) = (self.fds[n].fd, slot::get(index));
+        let sends = self.fds[n].events & OUT != 0;
+        let outward = sends.then(|| InFlight::sending(fd, index, slot));
+        [Some(InFlight::receiving(fd, index, slot)), outward].into_iter().flatten()
     }
 
     fn announce(&self, n: usize, index: u32, bells: &mut List<i32>) {

@@ -45,6 +45,7 @@ pub(crate) fn freeze_and_repeat(fd: i32, slot: &Slot, local: &Local, ends: Ends)
     let written = write_pieces(fd, local, stream.pieces_from(from), |sent| until += sent as u64);
     kernel::push(fd);
     stream.end_repeat(ends.theirs, until);
+    slot.outward.twice.fetch_add(until - from, Ordering::Relaxed);
     Some(written == Written::All)
 }
 

@@ -17,7 +17,7 @@ pub(crate) const SLOTS: usize = 32 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Phase {
-    /// On TCP, young.
+    /// On TCP: young, or back from VMMC ([`Slot::returned`]).
     Tcp = 0,
     /// Shown to the node service; the other end was not shown yet.
     Offered = 1,
@@ -25,7 +25,7 @@ pub(crate) enum Phase {
     Exchanged = 2,
     /// Both memories are mapped: calls go through the layer, each direction in its own [`Way`].
     Attached = 3,
-    /// On TCP for good, because of [`Slot::why`].
+    /// On TCP for good, because of [`Slot::why`], which does not pass ([`Why::passes`]).
     Stay = 4,
 }
 
@@ -81,6 +81,25 @@ pub(crate) enum Why {
     User = 15,
     /// The other end is another user's, whom this process has no safe way to wake.
     Bell = 16,
+    /// It was idle, and its memory was given back.
+    Parked = 17,
+}
+
+impl Why {
+    /// Whether the connection may be lifted again. What a program has done once to a connection, it will do again; and who
+    /// has got the descriptor besides may have it for ever.
+    pub(crate) fn passes(self) -> bool {
+        matches!(
+            self,
+            Self::Young
+                | Self::PeerNotLifted
+                | Self::NoService
+                | Self::Descriptors
+                | Self::Refused
+                | Self::Peer
+                | Self::Parked
+        )
+    }
 }
 
 /// See the module's text. One cache line for each rhythm.
@@ -109,10 +128,13 @@ pub(crate) struct Slot {
     /// The kernel's name of the connection, known once it is paired.
     pub(crate) cookie: AtomicU64,
     pub(crate) calls: AtomicU32,
+    /// How often it came back to TCP from being lifted, without having carried much: so long it waits to be lifted again.
+    /// 0: it was never lifted.
+    pub(crate) returned: AtomicU32,
     /// How often it was put off, and the second of real time until which it is.
     pub(crate) put_off: AtomicU32,
     pub(crate) put_off_until: AtomicU32,
-    /// Kernel calls of the time before lifting that are under way: no direction switches under them.
+    /// Calls that are under way in the kernel, or asleep, and may rely on TCP: no direction switches under them.
     pub(crate) receiving: AtomicU32,
     pub(crate) sending: AtomicU32,
     /// The threads that sleep in a receiving and in a sending call on this end's bell.
@@ -132,6 +154,10 @@ pub(crate) struct Inward {
     /// Bytes passed over on TCP that the ring had given already ([`vmmc::stream::Repeat`]); [`Inward::NOTHING_REPEATED`]
     /// if whatever the peer says of such is void.
     pub(crate) passed: AtomicU64,
+    /// Bytes that were received in the rings of earlier liftings.
+    pub(crate) past: AtomicU64,
+    /// Bytes that this lifting took out of the ring unread, which come by TCP too.
+    pub(crate) taken_out: AtomicU64,
     /// Bytes that the program looks at where they lie.
     pub(crate) loan: Loan,
 }
@@ -144,6 +170,10 @@ pub(crate) struct Outward {
     way: AtomicU32,
     /// A full ring was met this often: an edge for edge-triggered waiters when there is room again.
     pub(crate) collisions: AtomicU32,
+    /// Bytes that were sent in the rings of earlier liftings.
+    pub(crate) past: AtomicU64,
+    /// Bytes of this lifting's ring that were written to TCP too.
+    pub(crate) twice: AtomicU64,
     pub(crate) stream: Transmitter,
     /// Space that the program fills where it lies.
     pub(crate) loan: Loan,
@@ -168,10 +198,24 @@ impl Inward {
     pub(crate) const NOTHING_REPEATED: u64 = u64::MAX;
 
     word_of!(way, set_way, Way, [Tcp, Ring, Handover, Lowered]);
+
+    /// Bytes that were read and came in this lifting's ring only.
+    pub(crate) fn carried(&self) -> u64 {
+        let passed = match self.passed.load(Ordering::Relaxed) {
+            Self::NOTHING_REPEATED => 0,
+            passed => passed,
+        };
+        self.stream.head().saturating_sub(passed + self.taken_out.load(Ordering::Relaxed))
+    }
 }
 
 impl Outward {
     word_of!(way, set_way, Way, [Tcp, Ring, Handover, Lowered]);
+
+    /// Bytes that were sent in this lifting's ring only.
+    pub(crate) fn carried(&self) -> u64 {
+        self.stream.tail().saturating_sub(self.twice.load(Ordering::Relaxed))
+    }
 }
 
 impl Slot {
@@ -197,7 +241,8 @@ impl Slot {
             Program,
             Port,
             User,
-            Bell
+            Bell,
+            Parked
         ]
     );
 
@@ -217,12 +262,36 @@ impl Slot {
         }
         self.pair.store(0, Ordering::Relaxed);
         self.cookie.store(0, Ordering::Relaxed);
-        let numbers = [&self.calls, &self.put_off, &self.put_off_until];
+        let numbers = [&self.calls, &self.returned, &self.put_off, &self.put_off_until];
         let numbers = numbers.into_iter().chain([&self.receiving, &self.sending]);
         for number in numbers.chain([&self.receiver_asleep, &self.sender_asleep]) {
             number.store(0, Ordering::Relaxed);
         }
+        self.inward.past.store(0, Ordering::Relaxed);
+        self.outward.past.store(0, Ordering::Relaxed);
         self.begin_streams();
+    }
+
+    /// Back to TCP, whole, after having been lifted; perhaps to be lifted again. Both directions' locks are held.
+    pub(crate) fn come_back(&self) {
+        /// A lifting that carried so much was worth it; so was one that ended only because nothing more came.
+        const MUCH: u64 = 1 << 20;
+        let (received, sent) = (self.inward.carried(), self.outward.carried());
+        self.inward.past.fetch_add(received, Ordering::Relaxed);
+        self.outward.past.fetch_add(sent, Ordering::Relaxed);
+        let times = self.returned.load(Ordering::Relaxed);
+        let times = match received + sent {
+            MUCH.. => 1,
+            1.. if self.why() == Why::Parked => times.max(1),
+            _ => times + 1,
+        };
+        self.returned.store(times, Ordering::Relaxed);
+        self.ready.store(false, Ordering::Relaxed);
+        self.look.store(false, Ordering::Relaxed);
+        self.calls.store(0, Ordering::Relaxed);
+        self.pair.store(0, Ordering::Relaxed);
+        self.begin_streams();
+        self.set_phase(Phase::Tcp);
     }
 
     /// Both directions at the start of fresh rings.
@@ -230,9 +299,11 @@ impl Slot {
         self.inward.set_way(Way::Tcp);
         self.inward.stream.reset();
         self.inward.passed.store(0, Ordering::Relaxed);
+        self.inward.taken_out.store(0, Ordering::Relaxed);
         self.inward.loan.end();
         self.outward.set_way(Way::Tcp);
         self.outward.collisions.store(0, Ordering::Relaxed);
+        self.outward.twice.store(0, Ordering::Relaxed);
         self.outward.stream.reset();
         self.outward.loan.end();
     }

@@ -102,15 +102,15 @@ pub fn send_file(
 ) -> Result<Sending<'static>, Option<InFlight>> {
     let index = begin(fd, 0)?;
     let slot = slot::get(index);
-    let on_tcp = {
+    {
         let _held = slot.outward.lock.hold();
         let ends = local::get(index).ends();
-        ends.is_none_or(|ends| {
+        let on_tcp = ends.is_none_or(|ends| {
             !matches!(prepare(fd, index, slot, local::get(index), ends), Way::Ring | Way::Handover)
-        })
-    };
-    if on_tcp && !slot.finished.load(Ordering::Relaxed) {
-        return Err(Some(InFlight::sending(fd, index, slot)));
+        });
+        if on_tcp && !slot.finished.load(Ordering::Relaxed) {
+            return Err(Some(InFlight::sending(fd, index, slot)));
+        }
     }
     let source = Source::File { file, at, left: len };
     let wait = Wait::new(fd, index, Direction::Out);
@@ -122,7 +122,7 @@ enum Step {
     /// The source has no more.
     End,
     /// The connection fell back to TCP, and a file goes there without the layer.
-    Kernel,
+    Kernel(InFlight),
     Nothing,
 }
 
@@ -143,9 +143,9 @@ impl Transfer for Sending<'_> {
                     }
                 }
                 Ok(Step::End) => return Route::Done(Ok(self.sent)),
-                Ok(Step::Kernel) if self.sent == 0 => return Route::Kernel(None),
+                Ok(Step::Kernel(call)) if self.sent == 0 => return Route::Kernel(Some(call)),
                 // In the midst of the file: the program gets a short count and asks again.
-                Ok(Step::Kernel) => return Route::Done(Ok(self.sent)),
+                Ok(Step::Kernel(_)) => return Route::Done(Ok(self.sent)),
                 Ok(Step::Nothing) => {
                     if slot.nonblocking.load(Ordering::Relaxed)
                         || self.flags & libc::MSG_DONTWAIT != 0
@@ -241,7 +241,9 @@ impl Sending<'_> {
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
-            Source::File { .. } => return Ok(Step::Kernel),
+            Source::File { .. } => {
+                return Ok(Step::Kernel(InFlight::sending(self.fd, self.index, slot)));
+            }
             Source::Lent { left } => loan::send_lent(self.fd, slot, local, *left),
         };
         match sent {
@@ -391,7 +393,7 @@ pub(crate) fn say_where(ends: Ends) {
 /// The peer froze the stream: goes over to TCP if its unread bytes are there.
 pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     if ends.mine.told(HANDED) {
-        slot.outward.set_way(Way::Lowered);
+        leave_ring(slot, ends);
         if slot.finished.load(Ordering::Relaxed) {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
@@ -402,6 +404,12 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     } else {
         slot.set_why(Why::Peer);
     }
+}
+
+/// All that the peer had not read in the ring that it froze is on TCP: so is what follows. The outward lock is held.
+pub(crate) fn leave_ring(slot: &Slot, ends: Ends) {
+    slot.outward.twice.fetch_add(slot.outward.stream.unread(ends.mine), Ordering::Relaxed);
+    slot.outward.set_way(Way::Lowered);
 }
 
 /// Bytes sent on `fd` that the peer has not read, if the layer has to say (`SIOCOUTQ`).
@@ -422,10 +430,19 @@ pub fn unsent(fd: i32) -> Option<usize> {
 pub fn complete_info(fd: i32, info: &mut [u8]) {
     let Some(index) = descriptor::connection(fd) else { return };
     let (slot, local) = (slot::get(index), local::get(index));
-    let Some(pin) = local.pin() else { return };
-    let (sent, unread) = (slot.outward.stream.tail(), slot.outward.stream.unread(pin.ends().mine));
-    let received = slot.inward.stream.head() + slot.inward.stream.unread(pin.ends().mine) as u64;
-    tcp::add_to_info(info, sent, sent - unread, received);
+    let mut sent = slot.outward.past.load(Ordering::Relaxed);
+    let mut received = slot.inward.past.load(Ordering::Relaxed);
+    let mut unread = 0;
+    if let Some(pin) = local.pin() {
+        sent += slot.outward.carried();
+        unread = slot.outward.stream.unread(pin.ends().mine);
+        unread = unread.saturating_sub(slot.outward.twice.load(Ordering::Relaxed));
+        received += slot.inward.carried();
+        if slot.inward.way() != Way::Lowered {
+            received += slot.inward.stream.unread(pin.ends().mine) as u64;
+        }
+    }
+    tcp::add_to_info(info, sent, sent.saturating_sub(unread), received);
 }
 
 /// Ends the sending direction of `fd`. True: the end stands in the ring, and the kernel shall not end it yet (a FIN on TCP

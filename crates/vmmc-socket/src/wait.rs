@@ -10,7 +10,7 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, explain, lift, policy, shrink, spin, thread, transmit};
+use crate::{board, explain, lift, policy, rest, route, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Direction {
 }
 
 /// One call's waiting; its time limit is the socket's own, read when the call first has to sleep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Wait {
     fd: i32,
     index: u32,
@@ -67,6 +67,8 @@ pub(crate) struct Wait {
     too_few: usize,
     /// When the sleep began, if that is measured.
     since: Option<u64>,
+    /// Counted among the calls that are under way ([`Slot::receiving`]).
+    counted: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +80,15 @@ enum Limit {
 
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
-        Self { fd, index, direction, limit: Limit::NotAsked, rung: false, too_few: 0, since: None }
+        let limit = Limit::NotAsked;
+        Self { fd, index, direction, limit, rung: false, too_few: 0, since: None, counted: false }
+    }
+
+    /// Counts the call among those under way, or no longer.
+    fn count(&mut self, slot: &Slot, on: bool) {
+        if std::mem::replace(&mut self.counted, on) != on {
+            route::count(slot, self.direction, if on { 1 } else { u32::MAX });
+        }
     }
 
     /// So many bytes have arrived; only more are news.
@@ -102,13 +112,29 @@ impl Wait {
         if !slot.ready.load(Ordering::Relaxed) {
             lift::retry_ready(self.index, slot);
         }
+        let most = rest::before_sleep();
+        // Before the look whether there is a ring: this side tells nobody of a later one under a sleep that knows of none.
+        self.count(slot, true);
+        let sleep = self.choose(slot, local, most);
+        if !matches!(sleep, Ok(Some(_))) {
+            self.count(slot, false);
+        }
+        sleep
+    }
+
+    fn choose(
+        &mut self,
+        slot: &Slot,
+        local: &Local,
+        most: Option<Duration>,
+    ) -> Result<Option<Sleep>, Errno> {
         let Some(pin) = local.pin() else {
             let events = if self.direction == Direction::In {
                 libc::POLLIN | libc::POLLRDHUP
             } else {
                 libc::POLLOUT
             };
-            return self.on(-1, events, None).map(Some);
+            return self.on(-1, events, most).map(Some);
         };
         let ends = pin.ends();
         let start = explain::clock();
@@ -129,10 +155,16 @@ impl Wait {
             return Ok(None);
         }
         transmit::say_where(ends);
-        self.doze(slot, local, ends)
+        self.doze(slot, local, ends, most)
     }
 
-    fn doze(&mut self, slot: &Slot, local: &Local, ends: Ends) -> Result<Option<Sleep>, Errno> {
+    fn doze(
+        &mut self,
+        slot: &Slot,
+        local: &Local,
+        ends: Ends,
+        most: Option<Duration>,
+    ) -> Result<Option<Sleep>, Errno> {
         let (flag, way) = match self.direction {
             Direction::In => (&ends.theirs.reader_waiting, slot.inward.way()),
             Direction::Out => (&ends.theirs.writer_waiting, slot.outward.way()),
@@ -162,7 +194,7 @@ impl Wait {
         board::slept(self.index);
         self.since = explain::clock();
         let soon = handover.then_some(Duration::from_millis(2));
-        self.on(bell, tcp, soon.or_else(shrink::rest)).map(Some)
+        self.on(bell, tcp, soon.or(most)).map(Some)
     }
 
     fn on(&mut self, bell: i32, tcp: i16, most: Option<Duration>) -> Result<Sleep, Errno> {
@@ -184,7 +216,9 @@ impl Wait {
         if let Some(since) = self.since.take() {
             board::asleep(self.index, thread::ticks().wrapping_sub(since));
         }
-        let asleep = self.direction.asleep(slot::get(self.index));
+        let slot = slot::get(self.index);
+        self.count(slot, false);
+        let asleep = self.direction.asleep(slot);
         if asleep.load(Ordering::Relaxed) == thread::id() {
             asleep.store(0, Ordering::Relaxed);
         }
@@ -199,7 +233,7 @@ impl Wait {
             Ok(_) => {
                 self.rung = sleep.fds[0].revents != 0;
                 if sleep.fds[1].revents & !libc::POLLOUT != 0 {
-                    slot::get(self.index).look.store(true, Ordering::Release);
+                    slot.look.store(true, Ordering::Release);
                 }
                 Ok(())
             }

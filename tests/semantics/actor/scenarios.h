@@ -279,3 +279,13 @@ SCENARIO(loan_and_close)
 SCENARIO(loan_threads)
 SCENARIO(loan_edges)
 SCENARIO(loan_while_lifted)
+
+/* parking.c */
+SCENARIO(parked_and_used)
+SCENARIO(parked_under_sleep)
+SCENARIO(parked_one_shot)
+SCENARIO(parked_then_forked)
+SCENARIO(parked_then_half_closed)
+SCENARIO(parked_then_closed)
+SCENARIO(parked_peer_killed)
+SCENARIO(parked_race)

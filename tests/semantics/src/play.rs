@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +69,9 @@ pub fn play(site: &Site, actor: &Actor, scenario: &str, way: Way) -> Result<Play
         if way == Way::BothLifted {
             command.env("ACTOR_WARM_GATE", &gate);
         }
+        if let Some(seconds) = park_after(scenario) {
+            command.env("VMMC_PARK_AFTER", seconds);
+        }
         Running::start_with_input(&mut command, OwnedFd::from(channel))
     };
     let begun = Instant::now();
@@ -75,14 +79,20 @@ pub fn play(site: &Site, actor: &Actor, scenario: &str, way: Way) -> Result<Play
     let mut client = start(way.lifts_client(), "client", client_channel)?;
 
     let mut seen_lifted = false;
+    // How often the connection was seen lifted, and parked.
+    let mut turns = 0;
     let mut looks = (way == Way::BothLifted).then_some(Duration::ZERO);
     while (server.is_running() || client.is_running()) && begun.elapsed() < LIMIT {
         if let Some(next) = looks.filter(|next| begun.elapsed() >= *next) {
-            seen_lifted = has_lifted_connection(site, client.pid());
-            looks = Some(next + Duration::from_millis(20));
-            if seen_lifted || begun.elapsed() > LIFTING {
-                File::create(&gate)?;
-                looks = None;
+            looks = Some(begun.elapsed().max(next) + Duration::from_millis(20));
+            let expected = if turns % 2 == 0 { Seen::Lifted } else { Seen::Parked };
+            let seen = has_connection(site, client.pid(), expected);
+            seen_lifted |= seen && turns == 0;
+            if seen || turns == 0 && begun.elapsed() > LIFTING {
+                let gate = if turns == 0 { gate.clone() } else { numbered(&gate, turns) };
+                File::create(gate)?;
+                turns += 1;
+                looks = looks.filter(|_| park_after(scenario).is_some());
             }
         }
         thread::sleep(Duration::from_millis(2));
@@ -103,8 +113,30 @@ fn side(finished: Finished) -> Side {
     Side { lines, errors: finished.stderr }
 }
 
-/// Whether `vmmc stat` shows a lifted connection of process `pid`; false also when it shows nothing at all.
-fn has_lifted_connection(site: &Site, pid: u32) -> bool {
+/// After how many seconds idle connections are parked, where that is what a scenario is about.
+fn park_after(scenario: &str) -> Option<&'static str> {
+    match scenario {
+        "parked_race" => Some("0.003"),
+        name if name.starts_with("parked_") => Some("0.1"),
+        _ => None,
+    }
+}
+
+fn numbered(gate: &Path, turn: u32) -> PathBuf {
+    let mut name = gate.as_os_str().to_owned();
+    name.push(format!(".{turn}"));
+    name.into()
+}
+
+/// What the runner looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Lifted,
+    Parked,
+}
+
+/// Whether `vmmc stat` shows such a connection of process `pid`; false also when it shows nothing at all.
+fn has_connection(site: &Site, pid: u32, seen: Seen) -> bool {
     let Ok(stat) = Running::start(site.vmmc().args(["stat", "--json"]))
         .and_then(|mut stat| stat.succeed(Duration::from_secs(5)))
     else {
@@ -116,5 +148,11 @@ fn has_lifted_connection(site: &Site, pid: u32) -> bool {
         .iter()
         .filter(|process| process["pid"] == pid)
         .flat_map(|process| lists(&process["connections"]))
-        .any(|connection| connection["state"] == "lifted")
+        .any(|connection| match seen {
+            Seen::Lifted => connection["state"] == "lifted",
+            Seen::Parked => {
+                let why = connection["why"].as_str().unwrap_or_default();
+                connection["state"] == "tcp" && why.starts_with("idle")
+            }
+        })
 }

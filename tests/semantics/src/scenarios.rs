@@ -290,4 +290,13 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "loan_threads", warm_up: Warm, expectation: Equal },
     Scenario { name: "loan_edges", warm_up: Warm, expectation: Equal },
     Scenario { name: "loan_while_lifted", warm_up: Cold, expectation: Equal },
+    // parking.c
+    Scenario { name: "parked_and_used", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_under_sleep", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_one_shot", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_then_forked", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_then_half_closed", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_then_closed", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_peer_killed", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_race", warm_up: Warm, expectation: Equal },
 ];

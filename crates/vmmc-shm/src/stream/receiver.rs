@@ -205,6 +205,12 @@ impl Receiver {
         mine.tail.fetch_or(FROZEN, Ordering::SeqCst) & FROZEN == 0
     }
 
+    /// As [`Receiver::freeze`], if everything that the peer has published was read, and it has ended nothing; whether it was done.
+    pub fn freeze_if_read(&self, mine: &Words) -> bool {
+        let head = self.head();
+        mine.tail.compare_exchange(head, head | FROZEN, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
     /// What the peer, which has frozen the stream, repeats on TCP. Whatever it wrote, the offsets are in order.
     pub fn repeat(&self, mine: &Words) -> Option<Repeat> {
         let tail = mine.tail.load(Ordering::Acquire);

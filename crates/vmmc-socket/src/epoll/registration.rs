@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{BELL_EVENTS, Phase, Slot, TCP_EVENTS, Way, kernel, local, marked, slot};
 use crate::kernel::{Errno, Outcome};
 use crate::local::Ends;
-use crate::{receive, repeat, thread, wait};
+use crate::{lower, receive, repeat, thread, wait};
 use vmmc::stream::announce;
 
 const EDGE: u32 = libc::EPOLLET as u32;
@@ -33,8 +33,10 @@ pub(super) struct Registration {
     hot: bool,
     /// Looks in a row that found nothing.
     idle: u32,
-    /// A one-shot registration that has shot.
+    /// A one-shot registration that has shot, as far as the layer knows: while it is the kernel's, only that does.
     spent: bool,
+    /// The program is just arming it.
+    arming: bool,
     /// Edge-triggered: what was already reported.
     seen_tail: u64,
     seen_collisions: u32,
@@ -63,6 +65,8 @@ pub(super) struct Registrations {
     waits: u32,
     /// The kernel object is not this process's alone: it must be true at all times.
     eager: bool,
+    /// Descriptors and slots of connections whose peers went back to TCP without a byte that would lead after them.
+    left: Vec<(i32, u32)>,
 }
 
 /// Waits after which a set is taken to be looked at by waiting only.
@@ -256,6 +260,7 @@ impl Registrations {
             hot: false,
             idle: 0,
             spent: false,
+            arming: false,
             seen_tail: 0,
             seen_collisions: 0,
             fresh: true,
@@ -345,6 +350,22 @@ impl Registrations {
             self.lifted += 1;
             self.heat(number);
         }
+    }
+
+    /// The program begins or ends to change the registration.
+    pub(super) fn set_arming(&mut self, fd: i32, slot: u32, on: bool) {
+        if let Some(number) = self.by_fd.get(fd)
+            && let Some(entry) = self.own(number, slot)
+        {
+            entry.arming = on;
+        }
+    }
+
+    pub(super) fn may_have_shot(&mut self, slot: u32, number: u32) -> bool {
+        self.own(number, slot).is_some_and(|entry| {
+            let kernels = entry.active && !entry.lifted && entry.events & ONE_SHOT != 0;
+            kernels && !entry.arming
+        })
     }
 
     pub(super) fn adopt(&mut self, epfd: i32, slot: u32, number: u32, bell: i32) {
@@ -440,6 +461,9 @@ impl Registrations {
         let old = events & !(IN | OUT) == 0
             && ends.is_some_and(|ends| repeat::nothing_else(entry.fd, slot, ends));
         entry.fresh |= tcp && !old;
+        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
+            self.left.push((entry.fd, entry.slot));
+        }
         self.heat(number);
     }
 
@@ -520,12 +544,20 @@ impl Registrations {
         found
     }
 
+    /// Connections that have to go after their peers, once.
+    pub(super) fn take_left(&mut self) -> Vec<(i32, u32)> {
+        std::mem::take(&mut self.left)
+    }
+
     /// Makes everything cold. False if something has come meanwhile that `collect` would report.
     pub(super) fn cool_all(&mut self) -> bool {
-        let entries = &mut self.entries;
+        let (entries, left) = (&mut self.entries, &mut self.left);
         self.hot.retain(|&number| match &mut entries[number as usize] {
             Some(entry) if entry.active && !entry.spent => {
                 entry.hot = !entry.cool();
+                if entry.peer_has_left() {
+                    left.push((entry.fd, entry.slot));
+                }
                 entry.hot
             }
             Some(entry) => {
@@ -604,6 +636,11 @@ impl Registration {
             }
         }
         now & (self.events | ALWAYS)
+    }
+
+    fn peer_has_left(&self) -> bool {
+        let ends = local::get(self.slot).ends();
+        ends.is_some_and(|ends| lower::has_left(slot::get(self.slot), ends))
     }
 
     /// Announces to the peer that this side sleeps; false if there is something to report already.

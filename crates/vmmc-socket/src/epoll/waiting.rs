@@ -7,7 +7,7 @@ use super::{Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::thread::{self, MICROSECOND};
-use crate::{explain, lift, shrink, spin};
+use crate::{explain, lift, lower, rest, spin};
 
 /// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
 const KERNEL_LOOK: u64 = 30 * MICROSECOND;
@@ -124,12 +124,13 @@ impl Waiting {
 
     /// Sleeps in the kernel; the number of events if there are any to return, also none at the end of the time.
     fn sleep(&self, left: Option<Duration>) -> Result<Option<usize>, Errno> {
-        let most = [left, shrink::rest()].into_iter().flatten().min();
+        let most = [left, rest::before_sleep()].into_iter().flatten().min();
         self.set.sleepers.fetch_add(1, Ordering::SeqCst);
         let quiet = self.set.with(|registrations| {
             registrations.catch_up(self.epfd);
             registrations.cool_all()
         });
+        self.follow_peers();
         let start = explain::clock().filter(|_| quiet);
         let woken = if quiet {
             kernel::epoll_wait(self.epfd, self.out, self.most, most, self.mask)
@@ -145,8 +146,10 @@ impl Waiting {
         if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
             lift::progress();
         }
+        let found = self.set.with(|registrations| self.sort_out(registrations, count));
+        self.follow_peers();
         self.set.with(|registrations| {
-            let mut found = self.sort_out(registrations, count);
+            let mut found = found;
             // A connection may have been lifted during the sleep: what the kernel has just said of it must not be said again
             // from here, so the rings wait for the next call if the kernel had anything.
             if found == 0 {
@@ -156,6 +159,13 @@ impl Waiting {
             let over = count == 0 && left.is_some() && most == left;
             Ok((found > 0 || over).then_some(found))
         })
+    }
+
+    /// Goes back to TCP where peers did.
+    fn follow_peers(&self) {
+        for (fd, index) in self.set.with(Registrations::take_left) {
+            lower::follow(fd, index);
+        }
     }
 
     fn ask_kernel(

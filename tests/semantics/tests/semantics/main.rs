@@ -269,6 +269,15 @@ scenarios! {
     loan_threads
     loan_edges
     loan_while_lifted
+    // parking.c
+    parked_and_used
+    parked_under_sleep
+    parked_one_shot
+    parked_then_forked
+    parked_then_half_closed
+    parked_then_closed
+    parked_peer_killed
+    parked_race
 }
 
 /// The actor, the table and this file name the same scenarios: none is forgotten.
