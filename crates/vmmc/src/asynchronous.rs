@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use vmmc_proto::Rights;
 
 use crate::Process;
-use crate::by_engine::AtTheQueue;
+use crate::by_engine::{AtTheQueue, Flying};
 use crate::import::Import;
+use crate::lanes::AtTheLanes;
 use crate::local_engine::LocalEngine;
 use crate::operation::{Job, Operation, Order, Ran, Step, Stop, Transfer};
-use crate::process::Inner;
+use crate::parcel::Parcel;
+use crate::process::{Executor, Inner};
 use crate::route::Route;
 use crate::transfer::TransferError;
 
@@ -24,12 +26,13 @@ const AT_THE_CALL: usize = 256 * 1024;
 ///
 /// **Order.** The asynchronous operations of one import take effect in the order in which they were posted: bytes of an earlier one are
 /// visible at the exporter before a signal word of a later one, and before [`Import::flush`] returns. Synchronous calls do not wait for
-/// asynchronous ones: `flush` between them, or signal with [`Import::signal_async`]. Between imports there is no order.
+/// asynchronous ones: `flush` between them, or signal with [`Import::signal_async`]. Between imports there is no order. Over a lane a write waits
+/// until fetches before it are over.
 ///
 /// **Where it runs.** On a mapped import, up to 256 KiB are copied at the call if nothing is pending before them: no system call, no lock,
 /// no allocation, and the transfer is over. Larger ones are copied by a thread of the library, which starts with the first
-/// of them and ends with the [`Process`]; a second one drives the service's queue for write-only imports. A forked child has no such threads:
-/// there everything is done at the call. They start in polled mode ([`OpenOptions::watcher`](crate::OpenOptions::watcher)) too. A program
+/// of them and ends with the [`Process`]; a second one drives the service's queue for write-only imports, and a third the lanes to other
+/// nodes, where up to 64 operations are on their way together. A forked child has no such threads: there everything is done at the call. They start in polled mode ([`OpenOptions::watcher`](crate::OpenOptions::watcher)) too. A program
 /// that ends does not wait for what is under way: flush before.
 ///
 /// **Back-pressure.** The engine's queue has 64 places, and posting to it takes no lock. An operation that finds it full stays with its
@@ -87,10 +90,11 @@ impl Import {
         if self.route.is_immediate(8) {
             return Transfer::over(self.route.send(offset, &[], Some((offset, value))), ());
         }
-        let mut flying = None;
-        self.post((), move |route, (), stop| {
+        let mut flying = Flying::default();
+        self.post((), move |route, _, stop| {
             let piece = [(offset, &[][..])].into_iter();
-            route.send_in_steps(&mut flying, piece, Some((offset, value)), stop)
+            // SAFETY: there are no bytes.
+            unsafe { route.send_in_steps(&mut flying, piece, Some((offset, value)), stop) }
         })
     }
 
@@ -106,12 +110,16 @@ impl Import {
         if self.route.is_immediate(bytes.len()) {
             return Transfer::over(self.route.fetch(offset, bytes), buffer);
         }
+        let place = (offset, bytes.len());
         if let Err(error) = self.route.check(offset, bytes.len(), Rights::READ) {
             return Transfer::over(Err(error), buffer);
         }
-        let mut flying = None;
-        self.post(buffer, move |route, buffer, stop| {
-            route.fetch_in_steps(&mut flying, offset, buffer.as_mut(), stop)
+        let mut flying = Flying::default();
+        self.post_fetch(buffer, move |route, buffer, stop| {
+            // SAFETY: the parcel keeps the bytes where they are, and the operation keeps it for us; `flying` is dropped before it.
+            unsafe {
+                route.fetch_in_steps(&mut flying, place, move || buffer.get_mut().as_mut(), stop)
+            }
         })
     }
 
@@ -129,9 +137,10 @@ impl Import {
             let sent = self.route.send_pieces(slices(&pieces), None, &Stop::never());
             return Transfer::over(sent, pieces);
         }
-        let mut flying = None;
+        let mut flying = Flying::default();
         self.post(pieces, move |route, pieces, stop| {
-            route.send_in_steps(&mut flying, slices(pieces), None, stop)
+            // SAFETY: as in `post_long_send`.
+            unsafe { route.send_in_steps(&mut flying, slices(pieces.get()), None, stop) }
         })
     }
 
@@ -157,11 +166,22 @@ impl Import {
                 each.try_for_each(|(offset, buffer)| route.fetch(*offset, buffer.as_mut()));
             return Transfer::over(fetched, pieces);
         }
-        let (mut done, mut flying) = (0, None);
-        self.post(pieces, move |route, pieces, stop| {
-            while let Some((offset, buffer)) = pieces.get_mut(done) {
-                match route.fetch_in_steps(&mut flying, *offset, buffer.as_mut(), stop) {
-                    Step::Over(Ok(())) => (done, flying) = (done + 1, None),
+        let lens: Vec<_> =
+            pieces.iter_mut().map(|(at, bytes)| (*at, bytes.as_mut().len())).collect();
+        let (mut done, mut flying) = (0, Flying::default());
+        self.post_fetch(pieces, move |route, pieces, stop| {
+            while let Some(place) = lens.get(done) {
+                // SAFETY: as in `fetch_async`.
+                let step = unsafe {
+                    route.fetch_in_steps(
+                        &mut flying,
+                        *place,
+                        || pieces.get_mut()[done].1.as_mut(),
+                        stop,
+                    )
+                };
+                match step {
+                    Step::Over(Ok(())) => (done, flying) = (done + 1, Flying::default()),
                     Step::Posted => return Step::Posting,
                     step => return step,
                 }
@@ -184,7 +204,8 @@ impl Import {
         if self.route.pending.load(Ordering::Acquire) == 0 {
             return Transfer::over(self.route.live(), ());
         }
-        self.post_in_order(true, (), |route, (), _| Step::Over(route.live()))
+        let order = Order { alone: true, ..self.order() };
+        self.post_in_order(order, (), |route, _, _| Step::Over(route.live()))
     }
 
     #[inline]
@@ -213,10 +234,12 @@ impl Import {
         if let Err(error) = self.route.check(offset, len, Rights::WRITE) {
             return Transfer::over(Err(error), buffer);
         }
-        let mut flying = None;
+        let mut flying = Flying::default();
         self.post(buffer, move |route, buffer, stop| {
-            let piece = [(offset, buffer.as_ref())].into_iter();
-            route.send_in_steps(&mut flying, piece, signal, stop)
+            let piece = [(offset, buffer.get().as_ref())].into_iter();
+            // SAFETY: the parcel keeps the bytes where they are, and the operation keeps it for us, shared until we are over; `flying` is
+            // dropped before it.
+            unsafe { route.send_in_steps(&mut flying, piece, signal, stop) }
         })
     }
 
@@ -224,26 +247,40 @@ impl Import {
     fn post<B: Send + 'static>(
         &self,
         buffer: B,
-        work: impl FnMut(&Route, &mut B, &Stop) -> Step + Send + 'static,
+        work: impl FnMut(&Route, &Parcel<B>, &Stop) -> Step + Send + 'static,
     ) -> Transfer<B> {
-        // This node's engine does an import's commands one after the other. Between nodes bytes arrive in any order, so there one
-        // operation waits for the other.
-        self.post_in_order(self.route.standing.is_elsewhere(), buffer, work)
+        let mut work = work;
+        self.post_in_order(self.order(), buffer, move |route, buffer, stop| {
+            work(route, buffer, stop)
+        })
+    }
+
+    #[cold]
+    fn post_fetch<B: Send + 'static>(
+        &self,
+        buffer: B,
+        work: impl FnMut(&Route, &mut Parcel<B>, &Stop) -> Step + Send + 'static,
+    ) -> Transfer<B> {
+        self.post_in_order(Order { reads: true, ..self.order() }, buffer, work)
+    }
+
+    /// The order of what writes: whoever executes the commands of an import does it one after the other.
+    fn order(&self) -> Order {
+        Order { import: Arc::as_ptr(&self.route).addr(), alone: false, reads: false }
     }
 
     /// Hands an operation to the engine of this import's path.
     fn post_in_order<B: Send + 'static>(
         &self,
-        alone: bool,
+        order: Order,
         buffer: B,
-        mut work: impl FnMut(&Route, &mut B, &Stop) -> Step + Send + 'static,
+        mut work: impl FnMut(&Route, &mut Parcel<B>, &Stop) -> Step + Send + 'static,
     ) -> Transfer<B> {
-        let order = Order { import: Arc::as_ptr(&self.route).addr(), alone };
         let pending = Pending::new(&self.route);
         let operation =
             Operation::new(order, buffer, move |buffer, stop| work(&pending.0, buffer, stop));
         let process = &self.route.process;
-        process.execute(self.route.start.is_null(), Arc::clone(&operation) as Arc<dyn Job>);
+        process.execute(self.route.executor(), Arc::clone(&operation) as Arc<dyn Job>);
         Transfer::posted(operation)
     }
 }
@@ -251,13 +288,13 @@ impl Import {
 impl Process {
     /// [`Import::flush`] for all imports of this process, whatever became of their exports.
     pub fn flush(&self) {
-        for by_service in [false, true] {
-            if self.inner.engine(by_service).get().is_none() {
+        for executor in [Executor::Copies, Executor::Commands, Executor::Lanes] {
+            if self.inner.engine(executor).get().is_none() {
                 continue;
             }
-            let order = Order { import: 0, alone: true };
-            let marker = Operation::new(order, (), |(), _| Step::Over(Ok(())));
-            self.inner.execute(by_service, Arc::clone(&marker) as Arc<dyn Job>);
+            let order = Order { import: 0, alone: true, reads: false };
+            let marker = Operation::new(order, (), |_, _| Step::Over(Ok(())));
+            self.inner.execute(executor, Arc::clone(&marker) as Arc<dyn Job>);
             let _ = Transfer::posted(marker).wait();
         }
     }
@@ -265,20 +302,34 @@ impl Process {
 
 impl Inner {
     /// Has a job done, behind all that were given before for the same path.
-    fn execute(self: &Arc<Self>, by_service: bool, job: Arc<dyn Job>) {
-        let start = || match by_service {
-            true => LocalEngine::start("vmmc-commands", Some(AtTheQueue(Arc::downgrade(self)))),
-            false => LocalEngine::start("vmmc-copies", None::<AtTheQueue>),
+    fn execute(self: &Arc<Self>, executor: Executor, job: Arc<dyn Job>) {
+        let process = || Arc::downgrade(self);
+        let start = || match executor {
+            Executor::Copies => LocalEngine::start("vmmc-copies", None::<AtTheQueue>),
+            Executor::Commands => LocalEngine::start("vmmc-commands", Some(AtTheQueue(process()))),
+            Executor::Lanes => LocalEngine::start("vmmc-lanes", Some(AtTheLanes::new(process()))),
         };
         // A forked child has its parent's engines, but not their threads.
-        match (!self.is_forked()).then(|| self.engine(by_service).get_or_init(start)) {
+        match (!self.is_forked()).then(|| self.engine(executor).get_or_init(start)) {
             Some(Some(engine)) => engine.post(job),
-            _ => while job.run() != Ran::Over {},
+            _ => {
+                while job.run() != Ran::Over {
+                    self.lanes.poll();
+                }
+            }
         }
     }
 }
 
 impl Route {
+    fn executor(&self) -> Executor {
+        match (self.start.is_null(), self.standing.is_elsewhere()) {
+            (false, _) => Executor::Copies,
+            (true, false) => Executor::Commands,
+            (true, true) => Executor::Lanes,
+        }
+    }
+
     /// Whether so many bytes are copied at the call.
     #[inline]
     fn is_immediate(&self, len: usize) -> bool {

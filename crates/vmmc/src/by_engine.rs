@@ -1,8 +1,9 @@
 //! Transfers that an engine in another process does: write-only imports, and imports from other nodes.
 //!
-//! Such a transfer goes on in steps. [`Flying::send`] and [`Flying::fetch`] post the commands for which the queue has room, and see whether
-//! those posted are over; they never wait. A synchronous call pauses between its steps; the engine thread of asynchronous operations takes
-//! a step of another operation meanwhile, so that the commands of many are in the queue together.
+//! Such a transfer goes on in steps. [`Queued::send`] and [`Queued::fetch`] post the commands for which the service's queue has room, and see whether
+//! those posted are over; a lane's [`Flight`] does the same with the process's own link. They never wait. A synchronous call pauses between its
+//! steps; the engine thread of asynchronous operations takes a step of another operation meanwhile, so that the commands of many are under way
+//! together.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -11,19 +12,32 @@ use vmmc_proto::Rights;
 use vmmc_shm::command::{Command, Direction, Outcome, PIECE};
 use vmmc_shm::table::ExportState;
 
-use crate::commands::{Commands, Flight};
+use crate::commands::{self, Commands};
 use crate::connection::{Connection, RequestError};
+use crate::lane::{Flight, Lane, Undone};
 use crate::local_engine::Pause;
 use crate::operation::{Step, Stop};
 use crate::process::{Inner, lock};
 use crate::route::Route;
 use crate::transfer::TransferError;
 
-/// A transfer under way.
-pub(crate) struct Flying {
+/// A transfer in steps.
+#[derive(Default)]
+pub(crate) enum Flying {
+    /// It has not begun.
+    #[default]
+    Not,
+    /// It has not begun, or was undone. It is for the services, where nothing else of its import may be under way: only a link keeps the order.
+    Alone,
+    Lane(Flight),
+    Queue(Queued),
+}
+
+/// A transfer by the service's queue.
+pub(crate) struct Queued {
     connection: Arc<Connection>,
     commands: Arc<Commands>,
-    flight: Arc<Flight>,
+    flight: Arc<commands::Flight>,
     /// Commands in the queue, or past it.
     posted: usize,
     /// No more will be posted.
@@ -43,7 +57,49 @@ pub(crate) struct Finish {
 }
 
 impl Flying {
-    fn begin(route: &Route, flight: Flight) -> Result<Self, TransferError> {
+    /// Begins a transfer that has not begun; by a lane if there is one, which is left to the caller.
+    fn begin(
+        &mut self,
+        route: &Route,
+        check: impl FnOnce() -> Result<(), TransferError>,
+        flight: impl FnOnce() -> commands::Flight,
+    ) -> Result<Option<Arc<Lane>>, Step> {
+        let first = match self {
+            Self::Not => true,
+            Self::Alone => false,
+            Self::Lane(_) | Self::Queue(_) => return Ok(None),
+        };
+        check().map_err(|error| Step::Over(Err(error)))?;
+        if first && route.standing.is_elsewhere() {
+            let lane = route.lane();
+            if lane.is_none() {
+                *self = Self::Alone;
+                return Err(Step::Alone);
+            }
+            return Ok(lane);
+        }
+        *self =
+            Self::Queue(Queued::begin(route, flight()).map_err(|error| Step::Over(Err(error)))?);
+        Ok(None)
+    }
+
+    fn by_lane(&mut self, route: &Route, stop: &Stop) -> Step {
+        let Self::Lane(flight) = self else { return Step::Alone };
+        match flight.step(route, stop) {
+            None if flight.is_posted() => Step::Posted,
+            None => Step::Posting,
+            Some(Err(Undone::Fenced)) => {
+                *self = Self::Alone;
+                Step::Alone
+            }
+            Some(Err(Undone::Failed(error))) => Step::Over(Err(error)),
+            Some(Ok(())) => Step::Over(Ok(())),
+        }
+    }
+}
+
+impl Queued {
+    fn begin(route: &Route, flight: commands::Flight) -> Result<Self, TransferError> {
         let (connection, commands) = route.process.commands()?;
         let seen = commands.completions();
         let flight = Arc::new(flight);
@@ -188,11 +244,17 @@ impl Route {
         finish: Finish,
         stop: &Stop,
     ) -> Result<(), TransferError> {
-        if let Some(done) = self.by_lane(|lane| lane.send(self, pieces.clone(), finish, stop)) {
-            return done;
+        if let Some(lane) = self.lane() {
+            // SAFETY: the pieces are borrowed for the whole call, which ends behind the flight.
+            let flight = unsafe { Flight::send(&lane, self, pieces.clone(), finish) };
+            match flight.land(self, stop) {
+                Err(Undone::Fenced) => {}
+                Err(Undone::Failed(error)) => return Err(error),
+                Ok(()) => return Ok(()),
+            }
         }
-        let flying = Flying::begin(self, Flight::default())?;
-        flying.drive(|flying| flying.send(self, pieces.clone(), finish, stop))
+        let queued = Queued::begin(self, commands::Flight::default())?;
+        queued.drive(|queued| queued.send(self, pieces.clone(), finish, stop))
     }
 
     /// A fetch of a checked range, to its end.
@@ -202,17 +264,27 @@ impl Route {
         offset: usize,
         bytes: &mut [u8],
     ) -> Result<(), TransferError> {
-        if let Some(done) = self.by_lane(|lane| lane.fetch(self, offset, bytes)) {
-            return done;
+        let never = Stop::never();
+        if let Some(lane) = self.lane() {
+            // SAFETY: the bytes are borrowed for the whole call, which ends behind the flight.
+            let flight = unsafe { Flight::fetch(&lane, self, offset, bytes) };
+            match flight.land(self, &never) {
+                Err(Undone::Fenced) => {}
+                Err(Undone::Failed(error)) => return Err(error),
+                Ok(()) => return Ok(()),
+            }
         }
-        let flying = Flying::begin(self, Flight::fetching(bytes.len()))?;
-        flying.drive(|flying| flying.fetch(self, offset, bytes, &Stop::never()))
+        let queued = Queued::begin(self, commands::Flight::fetching(bytes.len()))?;
+        queued.drive(|queued| queued.fetch(self, offset, bytes, &never))
     }
 
-    /// The next step of an asynchronous send. `flying` is `None` before the first; the other arguments are the same at each.
-    pub(crate) fn send_in_steps<'b>(
+    /// The next step of an asynchronous send; the arguments are the same at each.
+    ///
+    /// # Safety
+    /// The bytes of the pieces stay where they are, and nobody changes them, until `flying` is dropped or a step says that it is over.
+    pub(crate) unsafe fn send_in_steps<'b>(
         &self,
-        flying: &mut Option<Flying>,
+        flying: &mut Flying,
         pieces: impl Iterator<Item = (usize, &'b [u8])> + Clone,
         signal: Option<(usize, u64)>,
         stop: &Stop,
@@ -221,51 +293,49 @@ impl Route {
             return Step::Over(self.send_pieces(pieces, signal, stop));
         }
         let finish = Finish { signal, notify: None };
-        if flying.is_none()
-            && let Err(error) = self.check_pieces(pieces.clone(), signal)
-        {
-            return Step::Over(Err(error));
+        let check = || self.check_pieces(pieces.clone(), signal);
+        match flying.begin(self, check, commands::Flight::default) {
+            // SAFETY: the caller's promise.
+            Ok(Some(lane)) => unsafe {
+                *flying = Flying::Lane(Flight::send(&lane, self, pieces.clone(), finish));
+            },
+            Ok(None) => {}
+            Err(step) => return step,
         }
-        // Between nodes one operation waits for the other: the engine's thread may as well wait here.
-        if flying.is_none()
-            && let Some(done) = self.by_lane(|lane| lane.send(self, pieces.clone(), finish, stop))
-        {
-            return Step::Over(done);
+        match flying {
+            Flying::Queue(queued) => queued.send(self, pieces, finish, stop),
+            _ => flying.by_lane(self, stop),
         }
-        let begin = || Flying::begin(self, Flight::default());
-        begun(flying, begin).map_or_else(
-            |error| Step::Over(Err(error)),
-            |flying| flying.send(self, pieces.clone(), finish, stop),
-        )
     }
 
-    /// The next step of an asynchronous fetch.
-    pub(crate) fn fetch_in_steps(
+    /// The next step of an asynchronous fetch of `len` bytes; the arguments are the same at each. `bytes` is called only when nobody else uses them.
+    ///
+    /// # Safety
+    /// The bytes stay where they are, and nobody else uses them, until `flying` is dropped or a step says that it is over.
+    pub(crate) unsafe fn fetch_in_steps<'b>(
         &self,
-        flying: &mut Option<Flying>,
-        offset: usize,
-        bytes: &mut [u8],
+        flying: &mut Flying,
+        (offset, len): (usize, usize),
+        bytes: impl FnOnce() -> &'b mut [u8],
         stop: &Stop,
     ) -> Step {
         if !self.start.is_null() {
-            return Step::Over(self.fetch_piece(offset, bytes, stop));
+            return Step::Over(self.fetch_piece(offset, bytes(), stop));
         }
-        let len = bytes.len();
-        if flying.is_none()
-            && let Err(error) = self.check(offset, len, Rights::READ)
-        {
-            return Step::Over(Err(error));
+        let check = || self.check(offset, len, Rights::READ);
+        match flying.begin(self, check, || commands::Flight::fetching(len)) {
+            Ok(Some(lane)) => {
+                // SAFETY: the caller's promise.
+                *flying = Flying::Lane(unsafe { Flight::fetch(&lane, self, offset, bytes()) });
+                return flying.by_lane(self, stop);
+            }
+            Ok(None) => {}
+            Err(step) => return step,
         }
-        if flying.is_none()
-            && let Some(done) = self.by_lane(|lane| lane.fetch(self, offset, bytes))
-        {
-            return Step::Over(done);
+        match flying {
+            Flying::Queue(queued) => queued.fetch(self, offset, bytes(), stop),
+            _ => flying.by_lane(self, stop),
         }
-        let begin = || Flying::begin(self, Flight::fetching(len));
-        begun(flying, begin).map_or_else(
-            |error| Step::Over(Err(error)),
-            |flying| flying.fetch(self, offset, bytes, stop),
-        )
     }
 
     fn command(&self, direction: Direction, offset: usize, len: usize) -> Command {
@@ -298,6 +368,13 @@ impl Route {
 pub(crate) struct AtTheQueue(pub(crate) Weak<Inner>);
 
 impl AtTheQueue {
+    /// Takes what was done.
+    pub(crate) fn reap(&self) {
+        if let Some(commands) = self.commands() {
+            commands.reap();
+        }
+    }
+
     fn commands(&self) -> Option<Arc<Commands>> {
         lock(&self.0.upgrade()?.connection().commands).clone()
     }
@@ -320,16 +397,6 @@ impl Pause for AtTheQueue {
         if let Some(commands) = self.commands() {
             commands.nudge();
         }
-    }
-}
-
-fn begun(
-    flying: &mut Option<Flying>,
-    begin: impl FnOnce() -> Result<Flying, TransferError>,
-) -> Result<&mut Flying, TransferError> {
-    match flying {
-        Some(flying) => Ok(flying),
-        none => Ok(none.insert(begin()?)),
     }
 }
 

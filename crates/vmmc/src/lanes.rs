@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -28,9 +28,11 @@ use crate::lane::Lane;
 use crate::process::lock;
 
 mod here;
+mod pause;
 
 pub(crate) use here::Reachable;
 use here::{Arrival, Here};
+pub(crate) use pause::AtTheLanes;
 
 /// How long after somebody looked the thread leaves the sockets to them.
 const ATTENDED: Duration = Duration::from_micros(500);
@@ -64,6 +66,12 @@ pub(crate) struct Lanes {
     ends: AtomicUsize,
     /// When somebody other than the thread last looked, in nanoseconds since `started`.
     attended: AtomicU64,
+    /// Transfers by lanes that are not over.
+    pub(crate) flights: AtomicUsize,
+    /// Changes when any of them may be.
+    pub(crate) news: AtomicU32,
+    /// Wakes the thread of asynchronous operations, which sleeps on the sockets.
+    pub(crate) alarm: OnceLock<Event>,
     running: AtomicBool,
     /// The thread has to look anew, or to end.
     bell: OnceLock<Event>,
@@ -74,6 +82,13 @@ pub(crate) struct Lanes {
 pub(crate) struct State {
     pub(crate) port: Port<UdpFabric>,
     pub(crate) here: Here,
+}
+
+impl State {
+    /// Sends what was commanded, at once.
+    pub(crate) fn push(&mut self, now: Time) {
+        self.port.push(now, &mut self.here);
+    }
 }
 
 impl Lanes {
@@ -89,6 +104,9 @@ impl Lanes {
             sockets: Mutex::default(),
             ends: AtomicUsize::new(0),
             attended: AtomicU64::new(0),
+            flights: AtomicUsize::new(0),
+            news: AtomicU32::new(0),
+            alarm: OnceLock::new(),
             running: AtomicBool::new(false),
             bell: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -99,7 +117,8 @@ impl Lanes {
     pub(crate) fn raw_fds(&self) -> Vec<RawFd> {
         let sockets = Arc::clone(&lock(&self.sockets));
         let sockets = sockets.iter().map(AsRawFd::as_raw_fd);
-        sockets.chain(self.bell.get().map(|bell| bell.as_fd().as_raw_fd())).collect()
+        let events = [&self.bell, &self.alarm].into_iter().filter_map(OnceLock::get);
+        sockets.chain(events.map(|event| event.as_fd().as_raw_fd())).collect()
     }
 
     // Exports.
@@ -136,7 +155,8 @@ impl Lanes {
     fn begin(self: &Arc<Self>, descriptors: Vec<Descriptor>) {
         let Ok(mark) = ForkMark::new() else { return };
         let _ = self.mark.set(mark);
-        let Ok(bell) = Event::new().and_then(|bell| bell.raise(self.floor)) else { return };
+        let event = || Event::new().and_then(|event| event.raise(self.floor));
+        let (Ok(bell), Ok(alarm)) = (event(), event()) else { return };
         let raised = descriptors.into_iter().map(|socket| socket.raise(self.floor));
         let Ok(sockets) = raised.collect::<Result<Vec<_>, _>>() else { return };
         let again = sockets.iter().map(|socket| {
@@ -153,6 +173,7 @@ impl Lanes {
         lock(&self.lanes).clear();
         *lock(&self.sockets) = Arc::new(sockets);
         let _ = self.bell.set(bell);
+        let _ = self.alarm.set(alarm);
         self.bell.get().map(Event::signal);
         if !self.running.swap(true, Ordering::AcqRel) {
             let lanes = Arc::clone(self);
@@ -313,13 +334,6 @@ impl Lanes {
         }
     }
 
-    /// Sends what was commanded, at once.
-    pub(crate) fn push(&self) {
-        let now = self.now();
-        let State { port, here } = &mut *self.lock();
-        port.push(now, here);
-    }
-
     /// As [`Lanes::poll`], by who has the state.
     pub(crate) fn turn(&self, state: &mut State, now: Time) -> bool {
         let State { port, here } = state;
@@ -338,6 +352,8 @@ impl Lanes {
                 LinkEvent::Ended(_) => end.lanes.values().for_each(|lane| lane.fail()),
                 LinkEvent::Closed { .. } | LinkEvent::Path { .. } => {}
             }
+            // Release: what has become of transfers is seen by whoever sees this.
+            self.news.fetch_add(1, Ordering::Release);
         }
         busy
     }

@@ -185,6 +185,7 @@ mod notifier;
 mod open;
 mod operation;
 mod pairing;
+mod parcel;
 mod process;
 mod range;
 mod redirection;

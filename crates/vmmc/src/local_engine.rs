@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use crossbeam_queue::ArrayQueue;
 use vmmc_os::{futex_wait, futex_wake, start_thread};
 
-use crate::operation::{Job, Ran};
+use crate::operation::{Job, Order, Ran};
 use crate::process::lock;
 
 /// Operations in the ring, and operations that have begun.
@@ -192,58 +192,86 @@ impl Queue {
     }
 }
 
-/// What the thread has begun, in the order of posting.
+/// What the thread has taken over, in the order of posting.
 #[derive(Default)]
 struct Begun {
     jobs: Vec<Held>,
     /// The last of them has more to post.
     posting: bool,
-    /// It has to wait for some of them.
-    waits: Option<Arc<dyn Job>>,
+}
+
+struct Held {
+    /// `None` when it is over.
+    job: Option<Arc<dyn Job>>,
+    order: Order,
+    begun: bool,
+    posting: bool,
+    /// It is under way only when nothing else of its import is.
+    alone: bool,
 }
 
 impl Begun {
     fn is_empty(&self) -> bool {
-        self.jobs.is_empty() && self.waits.is_none()
+        self.jobs.is_empty()
     }
 
     fn has_room(&self) -> bool {
-        self.jobs.len() < RING && !self.posting && self.waits.is_none()
+        self.jobs.len() < RING && !self.posting
     }
 
+    /// Takes a job over, and begins it if it need not wait.
     fn begin(&mut self, job: Arc<dyn Job>) {
         let order = job.order();
-        if self.jobs.iter().flatten().any(|earlier| order.waits_for(earlier.order())) {
-            self.waits = Some(job);
-            return;
-        }
-        let mut job = Some(job);
-        let ran = run(&mut job);
-        if ran != Ran::Over {
-            self.posting = ran == Ran::Posting;
-            self.jobs.push(job);
+        let job = Some(job);
+        self.jobs.push(Held { job, order, begun: false, posting: false, alone: false });
+        self.step(self.jobs.len() - 1);
+        if self.jobs.last().is_some_and(|held| held.job.is_none()) {
+            self.jobs.pop();
         }
     }
 
-    /// A step of each.
+    /// A step of each that may take one.
     fn go_on(&mut self) {
         self.posting = false;
-        self.jobs.retain_mut(|job| {
-            let ran = run(job);
-            self.posting |= ran == Ran::Posting;
-            ran != Ran::Over
-        });
-        if let Some(job) = self.waits.take() {
-            self.begin(job);
+        (0..self.jobs.len()).for_each(|at| self.step(at));
+        self.jobs.retain(|held| held.job.is_some());
+    }
+
+    fn step(&mut self, at: usize) {
+        let (earlier, later) = self.jobs.split_at_mut(at);
+        let own = &mut later[0];
+        let mut again = true;
+        while again && !earlier.iter().any(|earlier| own.waits_for(earlier)) {
+            let ran = run(&mut own.job);
+            (own.begun, own.posting) = (ran != Ran::Alone, ran == Ran::Posting);
+            // Undone, or not for a link that keeps the order: it begins anew when its turn has come.
+            again = ran == Ran::Alone;
+            own.alone |= again;
+        }
+        self.posting |= own.posting;
+    }
+}
+
+impl Held {
+    fn waits_for(&self, earlier: &Self) -> bool {
+        if earlier.job.is_none() {
+            return false;
+        }
+        let related = self.order.import == earlier.order.import;
+        match (self.begun, self.posting) {
+            (false, _) => {
+                self.order.waits_for(earlier.order) || related && (self.alone || earlier.alone)
+            }
+            // They end in their order, so there is nothing to see yet.
+            (true, false) => related,
+            (true, true) => false,
         }
     }
 }
 
-/// A job; `None` when it is over.
-type Held = Option<Arc<dyn Job>>;
-
-/// Wakers and buffers are the program's code, what runs when they are dropped too. A panic there is not the next operation's fault.
-fn run(job: &mut Held) -> Ran {
+/// A step of a job. Wakers and buffers are the program's code, what runs when they are dropped too. A panic there is not the next operation's
+/// fault.
+fn run(job: &mut Option<Arc<dyn Job>>) -> Ran {
     let step = || {
         let Some(own) = job.take() else { return Ran::Over };
         let ran = own.run();
@@ -265,7 +293,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::operation::Order;
 
     /// Longer than anything takes; only to end a test that hangs.
     const FOREVER: Duration = Duration::from_secs(30);
@@ -287,7 +314,7 @@ mod tests {
         }
     }
 
-    const ORDER: Order = Order { import: 1, alone: false };
+    const ORDER: Order = Order { import: 1, alone: false, reads: false };
 
     fn once(act: impl Fn() + Send + Sync + 'static) -> Arc<dyn Job> {
         let step = move || {
@@ -444,17 +471,56 @@ mod tests {
 
     #[test]
     fn one_that_comes_alone_waits_for_the_earlier_ones_of_its_import() {
-        let alone = |import| Order { import, alone: true };
+        let alone = |import| Order { import, alone: true, ..ORDER };
         let [first, later] = [Ran::Posted; 2].map(|ran| Arc::new(Mutex::new(ran)));
         for (order, waits) in [(alone(1), true), (alone(2), false), (alone(0), true)] {
             *lock(&first) = Ran::Posted;
             let mut begun = Begun::default();
             begun.begin(standing(ORDER, &first));
             begun.begin(standing(order, &later));
-            assert_eq!((begun.waits.is_some(), begun.has_room()), (waits, !waits));
+            assert_eq!(begun.jobs[1].begun, !waits);
             *lock(&first) = Ran::Over;
             begun.go_on();
-            assert_eq!((begun.waits.is_some(), begun.jobs.len()), (false, 1));
+            assert_eq!((begun.jobs.len(), begun.jobs[0].begun), (1, true));
         }
+    }
+
+    #[test]
+    fn what_writes_waits_for_what_reads_before_it() {
+        let cell = Arc::new(Mutex::new(Ran::Posted));
+        let reading = Order { reads: true, ..ORDER };
+        for (first, later, waits) in [
+            (reading, ORDER, true),
+            (reading, reading, false),
+            (ORDER, reading, false),
+            (reading, Order { import: 2, ..ORDER }, false),
+        ] {
+            let mut begun = Begun::default();
+            begun.begin(standing(first, &cell));
+            begun.begin(standing(later, &cell));
+            assert_eq!(begun.jobs[1].begun, !waits);
+        }
+    }
+
+    #[test]
+    fn undone_jobs_begin_anew_one_after_the_other_and_nobody_overtakes_them() {
+        let cells = [Ran::Posted; 4].map(|ran| Arc::new(Mutex::new(ran)));
+        let elsewhere = Order { import: 2, ..ORDER };
+        let mut begun = Begun::default();
+        cells[..3].iter().for_each(|cell| begun.begin(standing(ORDER, cell)));
+        // Its turn has come, so it says what it does next.
+        let turn = Arc::new(Mutex::new(vec![Ran::Posted, Ran::Alone]));
+        let own = Arc::clone(&turn);
+        begun.jobs[0].job =
+            Some(Arc::new(Steps(move || lock(&own).pop().unwrap_or(Ran::Posted), false, ORDER)));
+        *lock(&cells[1]) = Ran::Alone;
+        begun.go_on();
+        assert!(begun.jobs[0].alone && begun.jobs[0].begun && lock(&turn).is_empty());
+        begun.begin(standing(ORDER, &cells[3]));
+        begun.begin(standing(elsewhere, &cells[3]));
+        assert_eq!(
+            begun.jobs.iter().map(|held| held.begun).collect::<Vec<_>>(),
+            [true, true, true, false, true]
+        );
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! Queued  (operation)  --run-->     Running (engine)  --end-->   Over (operation)  --taken-->  Taken
-//!    |                               |  ^                          ^
-//!    |                       a step  v  | the next                 |
-//!    |                              Begun (engine)                 |
-//!    +--cancel: at once--------------------------------------------+
+//!  | ^                               |  ^      |                   ^
+//!  | |                       a step  v  |      | not its turn      |
+//!  | |                            Begun (engine)                   |
+//!  | +-----------------------------------------+                   |
+//!  +--cancel: at once----------------------------------------------+
 //! ```
 //!
 //! The buffer is *moved* from stage to stage: at any moment it belongs to the operation, the engine or the caller, and the compiler
-//! sees to it. So nobody can free it under a copy, whatever is dropped when. Nothing here is `unsafe`.
+//! sees to it. So nobody can free it under a copy, whatever is dropped when.
+//!
+//! What a lane sends lies in the buffer between two steps as well. So the buffer stays at one address ([`Parcel`]), and the work, which takes
+//! back what it lent when it is dropped, is always dropped before it.
 
 use std::any::Any;
 use std::fmt;
@@ -22,6 +26,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use crate::parcel::Parcel;
 use crate::process::lock;
 use crate::transfer::TransferError;
 
@@ -72,6 +77,8 @@ pub(crate) enum Ran {
     Posted,
     /// More is to be posted, before others begin.
     Posting,
+    /// Nothing of it is under way: it begins, perhaps anew, when nothing of its import is.
+    Alone,
 }
 
 /// How a transfer stands after a step.
@@ -82,6 +89,8 @@ pub(crate) enum Step {
     Posted,
     /// The queue has no room for the rest.
     Posting,
+    /// As [`Ran::Alone`].
+    Alone,
 }
 
 /// Which earlier operations have to be over before one begins.
@@ -91,11 +100,14 @@ pub(crate) struct Order {
     pub(crate) import: usize,
     /// It begins when all earlier ones of its import are over. Otherwise whoever executes the commands keeps them in order.
     pub(crate) alone: bool,
+    /// It reads what later ones may write: a link reads again for an answer that was lost.
+    pub(crate) reads: bool,
 }
 
 impl Order {
     pub(crate) fn waits_for(self, earlier: Self) -> bool {
-        self.alone && (self.import == 0 || self.import == earlier.import)
+        let hinders = self.alone || earlier.reads && !self.reads;
+        hinders && (self.import == 0 || self.import == earlier.import)
     }
 }
 
@@ -130,27 +142,27 @@ struct State<B> {
 }
 
 enum Stage<B> {
-    /// Boxed, so that a large array does not go over the engine's stack.
-    Queued(Box<B>, Work<B>),
+    // The work in front, so that it is dropped before the buffer of which it may have lent something.
+    Queued(Work<B>, Parcel<B>),
     Running,
     /// Between two steps.
-    Begun(Box<B>, Work<B>),
-    Over(Box<B>, Result<(), TransferError>),
+    Begun(Work<B>, Parcel<B>),
+    Over(Parcel<B>, Result<(), TransferError>),
     /// The buffer's own code panicked.
     Panicked(Box<dyn Any + Send>),
     Taken,
 }
 
-type Work<B> = Box<dyn FnMut(&mut B, &Stop) -> Step + Send>;
+type Work<B> = Box<dyn FnMut(&mut Parcel<B>, &Stop) -> Step + Send>;
 
 impl<B: Send> Operation<B> {
     /// `work` is called until it says that it is over; not at all if the operation is cancelled before.
     pub(crate) fn new(
         order: Order,
         buffer: B,
-        work: impl FnMut(&mut B, &Stop) -> Step + Send + 'static,
+        work: impl FnMut(&mut Parcel<B>, &Stop) -> Step + Send + 'static,
     ) -> Arc<Self> {
-        let stage = Stage::Queued(Box::new(buffer), Box::new(work));
+        let stage = Stage::Queued(Box::new(work), Parcel::new(buffer));
         let state = Mutex::new(State { stage, waker: None });
         Arc::new(Self { state, stop: Stop::never(), order })
     }
@@ -162,7 +174,7 @@ impl<B> Operation<B> {
         self.stop.ask();
         let mut state = lock(&self.state);
         if let Stage::Queued(..) = state.stage
-            && let Stage::Queued(buffer, work) = std::mem::replace(&mut state.stage, Stage::Taken)
+            && let Stage::Queued(work, buffer) = std::mem::replace(&mut state.stage, Stage::Taken)
         {
             state.stage = Stage::Over(buffer, Err(TransferError::Cancelled));
             let waker = state.waker.take();
@@ -194,7 +206,7 @@ impl<B> Operation<B> {
     fn poll(&self, waker: &Waker) -> Option<Finished<B>> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut state.stage, Stage::Taken) {
-            Stage::Over(buffer, result) => Some(Finished { result, buffer: *buffer }),
+            Stage::Over(buffer, result) => Some(Finished { result, buffer: buffer.open() }),
             Stage::Panicked(cause) => {
                 drop(state);
                 resume_unwind(cause)
@@ -214,8 +226,10 @@ impl<B> Operation<B> {
 impl<B: Send> Job for Operation<B> {
     fn run(&self) -> Ran {
         let mut state = lock(&self.state);
-        let (mut buffer, mut work) = match std::mem::replace(&mut state.stage, Stage::Running) {
-            Stage::Queued(buffer, work) | Stage::Begun(buffer, work) => (buffer, work),
+        // The buffer first, so that it is dropped last.
+        let (mut buffer, mut work);
+        (work, buffer) = match std::mem::replace(&mut state.stage, Stage::Running) {
+            Stage::Queued(work, buffer) | Stage::Begun(work, buffer) => (work, buffer),
             // Cancelled.
             stage => {
                 state.stage = stage;
@@ -224,8 +238,9 @@ impl<B: Send> Job for Operation<B> {
         };
         drop(state);
         let (stage, ran) = match catch_unwind(AssertUnwindSafe(|| work(&mut buffer, &self.stop))) {
-            Ok(Step::Posted) => (Stage::Begun(buffer, work), Ran::Posted),
-            Ok(Step::Posting) => (Stage::Begun(buffer, work), Ran::Posting),
+            Ok(Step::Posted) => (Stage::Begun(work, buffer), Ran::Posted),
+            Ok(Step::Posting) => (Stage::Begun(work, buffer), Ran::Posting),
+            Ok(Step::Alone) => (Stage::Queued(work, buffer), Ran::Alone),
             // What `work` holds must be free when somebody learns of the end.
             Ok(Step::Over(result)) => {
                 drop(work);
@@ -435,14 +450,15 @@ mod tests {
         Pin::new(transfer).poll(&mut Context::from_waker(waker))
     }
 
-    const ORDER: Order = Order { import: 1, alone: false };
+    const ORDER: Order = Order { import: 1, alone: false, reads: false };
 
     /// Writes 7 into each byte.
     fn filling(len: usize) -> (Arc<Operation<Vec<u8>>>, Transfer<Vec<u8>>) {
-        let operation = Operation::new(ORDER, vec![0; len], |buffer: &mut Vec<u8>, stop| {
-            buffer.fill(7);
-            Step::Over(stop.check())
-        });
+        let operation =
+            Operation::new(ORDER, vec![0; len], |buffer: &mut Parcel<Vec<u8>>, stop| {
+                buffer.get_mut().fill(7);
+                Step::Over(stop.check())
+            });
         (Arc::clone(&operation), Transfer::posted(operation))
     }
 
@@ -475,7 +491,7 @@ mod tests {
     #[test]
     fn the_buffer_is_dropped_once_whenever_the_handle_goes() {
         let buffer = Arc::new(());
-        let work = |_: &mut Arc<()>, _: &Stop| Step::Over(Ok(()));
+        let work = |_: &mut Parcel<Arc<()>>, _: &Stop| Step::Over(Ok(()));
         // In the queue: at once.
         let operation = Operation::new(ORDER, Arc::clone(&buffer), work);
         drop(Transfer::posted(Arc::clone(&operation)));
@@ -510,7 +526,7 @@ mod tests {
     fn what_has_begun_goes_on_in_steps_and_is_not_ended_by_its_owner_alone() {
         let stepping = || {
             let mut steps = [Step::Posting, Step::Posted].into_iter();
-            let operation = Operation::new(ORDER, vec![1], move |_: &mut Vec<u8>, stop| {
+            let operation = Operation::new(ORDER, vec![1], move |_: &mut Parcel<Vec<u8>>, stop| {
                 steps.next().unwrap_or(Step::Over(stop.check()))
             });
             assert_eq!((operation.run(), operation.run()), (Ran::Posting, Ran::Posted));
@@ -560,7 +576,7 @@ mod tests {
     #[test]
     fn a_panic_goes_to_whoever_waits_and_to_nobody_else() {
         let panicking = || {
-            let operation = Operation::new(ORDER, (), |(), _| panic!("the buffer's own"));
+            let operation = Operation::new(ORDER, (), |_, _| panic!("the buffer's own"));
             operation.run();
             Transfer::posted(operation)
         };

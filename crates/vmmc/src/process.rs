@@ -260,7 +260,7 @@ impl Process {
             lanes,
             utlb: OnceLock::new(),
             pinning: Pinning::default(),
-            engines: [const { OnceLock::new() }; 2],
+            engines: [const { OnceLock::new() }; 3],
         });
         if let Some(stop) = &inner.stop {
             watcher::start(&inner, Arc::clone(stop)).map_err(OpenError::Exhausted)?;
@@ -304,7 +304,18 @@ pub(crate) struct Inner {
     pub(crate) utlb: OnceLock<Utlb>,
     pub(crate) pinning: Pinning,
     /// The threads for asynchronous operations, once there are any; see [`Inner::engine`].
-    engines: [OnceLock<Option<LocalEngine>>; 2],
+    engines: [OnceLock<Option<LocalEngine>>; 3],
+}
+
+/// Whose thread does asynchronous operations. None of them waits for another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Executor {
+    /// To mapped imports.
+    Copies,
+    /// By the service's queue.
+    Commands,
+    /// To other nodes.
+    Lanes,
 }
 
 #[derive(Debug)]
@@ -320,9 +331,9 @@ impl Inner {
         process_id() != self.pid
     }
 
-    /// The engine for mapped imports, or the one that waits for the service; `None` in it when no thread could be started.
-    pub(crate) fn engine(&self, by_service: bool) -> &OnceLock<Option<LocalEngine>> {
-        &self.engines[usize::from(by_service)]
+    /// The thread of such operations; `None` in it when none could be started.
+    pub(crate) fn engine(&self, executor: Executor) -> &OnceLock<Option<LocalEngine>> {
+        &self.engines[executor as usize]
     }
 
     /// The current connection; it may be lost.
