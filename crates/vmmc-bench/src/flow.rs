@@ -14,6 +14,8 @@ use crate::path::Path;
 use crate::socket::{Connected, Stream};
 use crate::spin::Spin;
 use crate::statistics::Samples;
+use crate::vmmc_memory::VmmcMemory;
+use crate::window::Window;
 
 /// What flows.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +88,42 @@ impl Flow {
             let bytes = unsafe { received(memory.inbox(), self.slot(number), self.size) };
             read_all(bytes);
             check(bytes, stamp, self.path)
+        })
+    }
+
+    /// As [`Flow::send`], by asynchronous sends.
+    pub(crate) fn send_async(self, memory: &VmmcMemory) -> Result<Timing, BenchError> {
+        let mut window = Window::new(self.size);
+        let timing = self.produce(memory, |number, stamp| {
+            if !window.has_room()
+                && let Some(buffer) = window.oldest()?
+            {
+                window.give_back(buffer);
+            }
+            let (slot, mut source) = (self.slot(number), window.buffer());
+            mark(&mut source, stamp);
+            window.push(memory.import.send_signal_async(slot, source, WORD, stamp + 1));
+            Ok(())
+        })?;
+        while window.oldest()?.is_some() {}
+        Ok(timing)
+    }
+
+    /// As [`Flow::fetch`], by asynchronous fetches of what is known to be there.
+    pub(crate) fn fetch_async(self, memory: &VmmcMemory) -> Result<Timing, BenchError> {
+        let mut window = Window::new(self.size);
+        let mut posted = 0;
+        self.consume(memory, |number, stamp| {
+            let there = self.announced(memory.load_signal(WORD)).max(number + 1);
+            while posted < there && window.has_room() {
+                let (slot, into) = (self.slot(posted), window.buffer());
+                window.push(memory.import.fetch_async(slot, into));
+                posted += 1;
+            }
+            let fetched = window.oldest()?.ok_or(BenchError::Stalled)?;
+            check(&fetched, stamp, self.path)?;
+            window.give_back(fetched);
+            Ok(())
         })
     }
 

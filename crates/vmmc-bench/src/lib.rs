@@ -78,6 +78,7 @@ mod table;
 mod ucx;
 mod utlb;
 mod vmmc_memory;
+mod window;
 
 pub use error::BenchError;
 pub use machine::Machine;

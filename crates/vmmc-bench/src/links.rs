@@ -38,7 +38,7 @@ macro_rules! over {
         use $crate::socket::Stream;
         let links = $links;
         match $path {
-            Path::Vmmc | Path::VmmcWaiting => {
+            Path::Vmmc | Path::VmmcWaiting | Path::VmmcAsync => {
                 let $memory = &links.vmmc;
                 $in_memory
             }

@@ -17,7 +17,7 @@ use crate::congestion;
 use crate::exchange::{Exchange, OverMemory, answer, ask, check, mark};
 use crate::flow::{Flow, Timing};
 use crate::machine::Machine;
-use crate::memory::{Memory, SLOTS, read_all, received, slot_count};
+use crate::memory::{Memory, SLOTS, read_all, received, slot_count, slot_stride};
 use crate::options::{Bench, Options};
 use crate::path::Path;
 use crate::peer::{Order, Outcome};
@@ -28,11 +28,18 @@ use crate::socket::{self, Stream};
 use crate::spin::Spin;
 use crate::statistics::{Samples, median};
 use crate::vmmc_memory::{VmmcInbox, VmmcMemory};
+use crate::window::Window;
 
-/// What is compared.
-const PATHS: [Path; 3] = [Path::Vmmc, Path::TcpSpinning, Path::TcpBlocking];
+/// What is compared in streams.
+const STREAMS: [Path; 4] = [Path::Vmmc, Path::VmmcAsync, Path::TcpSpinning, Path::TcpBlocking];
+/// Where what is there is fetched.
+const FETCHES: [Path; 3] = [Path::Vmmc, Path::TcpSpinning, Path::TcpBlocking];
 /// The same where one payload is waited for.
 const LATENCIES: [Path; 4] = [Path::Vmmc, Path::VmmcWaiting, Path::TcpSpinning, Path::TcpBlocking];
+/// Where the other process takes no part.
+const RATES: [Path; 2] = [Path::VmmcAsync, Path::Vmmc];
+/// Sends timed together there.
+const BATCH: u64 = 256;
 /// Sizes measured unless told otherwise, in bytes.
 const SIZES: [usize; 4] = [8, 64, 4096, 1 << 20];
 
@@ -125,14 +132,14 @@ fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
         Order::Receive { path, size, first, count } => {
             let flow = Flow { path, size, first, count, spin };
             match path {
-                Path::Vmmc => flow.receive(memory).map(drop),
+                Path::Vmmc | Path::VmmcAsync => flow.receive(memory).map(drop),
                 _ => flow.read(wires.stream(path)?).map(drop),
             }
         }
         Order::Offer { path, size, first, count } => {
             let flow = Flow { path, size, first, count, spin };
             match path {
-                Path::Vmmc => flow.offer(memory).map(drop),
+                Path::Vmmc | Path::VmmcAsync => flow.offer(memory).map(drop),
                 _ => flow.write(wires.stream(path)?).map(drop),
             }
         }
@@ -141,7 +148,7 @@ fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
 }
 
 /// Runs one measurement against [`serve_nodes`] on another node; [`Bench::SendLatency`], [`Bench::FetchLatency`], [`Bench::SendBandwidth`],
-/// [`Bench::FetchBandwidth`] or [`Bench::Congestion`].
+/// [`Bench::FetchBandwidth`], [`Bench::SendRate`] or [`Bench::Congestion`].
 ///
 /// # Errors
 /// See [`BenchError`]; among others when the other node cannot be reached.
@@ -159,7 +166,12 @@ pub fn run_between(
         true => SIZES.to_vec(),
         false => options.sizes_for(bench)?,
     };
-    let paths = if bench == Bench::SendLatency { &LATENCIES[..] } else { &PATHS };
+    let paths = match bench {
+        Bench::SendLatency => &LATENCIES[..],
+        Bench::FetchLatency => &FETCHES,
+        Bench::SendRate => &RATES,
+        _ => &STREAMS,
+    };
     let parts = sizes.len() * paths.len();
     let (rounds, slice) = (options.rounds_of(bench), options.slice(bench, parts)?);
     let progress = Progress::new(options.progress, bench.name(), parts * rounds);
@@ -195,6 +207,9 @@ fn row(bench: Bench, path: Path, size: usize, rounds: &[(Samples, f64)]) -> Row 
     let (unit, figure): (Unit, &dyn Fn(f64) -> f64) = match bench {
         Bench::SendLatency => (Unit::Microseconds, &|ticks| clock.microseconds(ticks) / 2.0),
         Bench::FetchLatency => (Unit::Microseconds, &|ticks| clock.microseconds(ticks)),
+        Bench::SendRate => {
+            (Unit::MillionsPerSecond, &|ticks| BATCH as f64 * 1e3 / clock.nanoseconds(ticks))
+        }
         _ => (Unit::GigabytesPerSecond, &|ticks| bytes / clock.nanoseconds(ticks)),
     };
     let tail = |quantile| figure(all.quantile(quantile));
@@ -247,6 +262,7 @@ impl Wires {
         let clock = Clock::calibrated();
         let pilot = match bench {
             Bench::SendLatency | Bench::FetchLatency => 16,
+            Bench::SendRate => BATCH,
             _ => slot_count(size) as u64,
         };
         let from = clock.now();
@@ -276,11 +292,13 @@ impl Wires {
         match (bench, path) {
             (Bench::SendLatency, _) => self.round_trips(path, (size, size), first, count),
             (Bench::FetchLatency, Path::Vmmc) => self.fetches(size, count),
+            (Bench::SendRate, _) => self.sends(path, size, count),
             (Bench::FetchLatency, _) => self.round_trips(path, (4, size), first, count),
             (Bench::SendBandwidth, _) => {
                 let order = Order::Receive { path, size, first, count };
                 self.together(&order, |wires| match path {
                     Path::Vmmc => flow.send(&wires.vmmc).map(turns),
+                    Path::VmmcAsync => flow.send_async(&wires.vmmc).map(turns),
                     _ => flow.write(wires.stream(path)?).map(turns),
                 })
             }
@@ -288,6 +306,7 @@ impl Wires {
                 let order = Order::Offer { path, size, first, count };
                 self.together(&order, |wires| match path {
                     Path::Vmmc => flow.fetch(&wires.vmmc).map(turns),
+                    Path::VmmcAsync => flow.fetch_async(&wires.vmmc).map(turns),
                     _ => flow.read(wires.stream(path)?).map(turns),
                 })
             }
@@ -334,6 +353,34 @@ impl Wires {
             self.vmmc.fetch(SLOTS, std::hint::black_box(&mut fetched))?;
             samples.record(clock.ticks_between(from, clock.now()) as f64);
         }
+        self.cpu += cpu_time() - before;
+        Ok(samples)
+    }
+
+    /// Sends of whole batches, round the slots of the other's inbox, each to its end. The other process takes no part.
+    fn sends(&mut self, path: Path, size: usize, count: u64) -> Result<Samples, BenchError> {
+        let (clock, mut samples) = (Clock::calibrated(), Samples::new());
+        let before = cpu_time();
+        let (mut window, source) = (Window::new(size), Buffer::filled(0x5a, size));
+        for batch in 0..count / BATCH {
+            let from = clock.now();
+            for number in batch * BATCH..(batch + 1) * BATCH {
+                let at = SLOTS + number as usize % slot_count(size) * slot_stride(size);
+                if path == Path::Vmmc {
+                    self.vmmc.send(at, &source)?;
+                    continue;
+                }
+                if !window.has_room()
+                    && let Some(buffer) = window.oldest()?
+                {
+                    window.give_back(buffer);
+                }
+                let source = window.buffer();
+                window.push(self.vmmc.import.send_async(at, source));
+            }
+            samples.record(clock.ticks_between(from, clock.now()) as f64);
+        }
+        while window.oldest()?.is_some() {}
         self.cpu += cpu_time() - before;
         Ok(samples)
     }

@@ -10,6 +10,8 @@ pub enum Path {
     Vmmc,
     /// The same, waiting for notifications as programs do.
     VmmcWaiting,
+    /// The same by asynchronous operations, many under way together.
+    VmmcAsync,
     /// A bare shared mapping and atomic words: the best that can be written by hand.
     SharedMemory,
     /// Kernel TCP over loopback, waiting asleep.
@@ -44,6 +46,7 @@ impl Path {
         match self {
             Path::Vmmc => "vmmc",
             Path::VmmcWaiting => "vmmc-waiting",
+            Path::VmmcAsync => "vmmc-async",
             Path::SharedMemory => "shared-memory",
             Path::TcpBlocking => "tcp-blocking",
             Path::TcpSpinning => "tcp-spinning",
@@ -66,7 +69,9 @@ mod tests {
 
     #[test]
     fn the_name_is_what_is_serialised() {
-        for path in Path::COMPARED.into_iter().chain([Path::Line, Path::VmmcWaiting]) {
+        for path in
+            Path::COMPARED.into_iter().chain([Path::Line, Path::VmmcWaiting, Path::VmmcAsync])
+        {
             assert_eq!(serde_json::to_value(path).unwrap(), path.name());
         }
     }

@@ -142,7 +142,7 @@ impl fmt::Debug for VmmcMemory {
 }
 
 #[cold]
-fn failed(cause: impl std::fmt::Display) -> BenchError {
+pub(crate) fn failed(cause: impl std::fmt::Display) -> BenchError {
     BenchError::vmmc("transfer", cause)
 }
 

@@ -196,7 +196,8 @@ fn measurements_run_between_nodes() {
         command
     };
     let _server = Background(run("2", &["--serve"]).spawn().unwrap());
-    for name in ["send-latency", "fetch-latency", "send-bandwidth", "fetch-bandwidth"] {
+    for name in ["send-latency", "fetch-latency", "send-bandwidth", "fetch-bandwidth", "send-rate"]
+    {
         let words = [
             name,
             "--node",
@@ -224,8 +225,11 @@ fn measurements_run_between_nodes() {
         let rows = report["rows"].as_array().unwrap();
         let paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
         let mut expected = vec!["vmmc", "tcp-spinning", "tcp-blocking"];
-        if name == "send-latency" {
-            expected.insert(1, "vmmc-waiting");
+        match name {
+            "send-latency" => expected.insert(1, "vmmc-waiting"),
+            "send-bandwidth" | "fetch-bandwidth" => expected.insert(1, "vmmc-async"),
+            "send-rate" => expected = vec!["vmmc-async", "vmmc"],
+            _ => {}
         }
         assert_eq!(paths, expected.repeat(2), "{name}");
         assert!(rows.iter().all(|row| row["p50"].as_f64().unwrap() > 0.0));

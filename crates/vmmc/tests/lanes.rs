@@ -2,11 +2,14 @@
 
 mod harness;
 
-use std::sync::Mutex;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use harness::{FOREVER, Node, listen, say, until};
-use vmmc::{ExportState, Import, ImportSource, Notify, Path, Process, TransferError};
+use vmmc::{ExportState, Import, ImportSource, Notify, Path, Process, Rights, TransferError};
 
 /// A process of its own, for the tests that stop or kill one.
 #[test]
@@ -15,6 +18,7 @@ fn actor() {
     let process = Process::open().unwrap();
     match role.as_str() {
         "exporter" => exporter(&process),
+        "watcher" => watcher(&process),
         "sender" => {
             let import = import(&process, &argument);
             say("ready");
@@ -47,6 +51,44 @@ fn exporter(process: &Process) {
             say(*counted.lock().unwrap());
         }
         std::process::exit(0);
+    });
+}
+
+/// Looks at a word and at bytes that were sent before it. Told to, it stops itself, which it is never in the middle of a packet for: it is who
+/// lets the engine work.
+fn watcher(process: &Process) {
+    let export = process.export(65_536).name("board").create().unwrap();
+    let (seen, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = 0;
+            let mut bytes = [0; 5000];
+            loop {
+                let word = export.load_signal(0).unwrap();
+                assert!(word >= last, "{word} after {last}: a word was written twice");
+                export.read(64, &mut bytes).unwrap();
+                // Of this number, or of the next ones.
+                let ahead = |byte: &u8| byte.wrapping_sub(word as u8) < 128;
+                assert!(bytes.iter().all(ahead), "older bytes under the word {word}");
+                if word > last && stop.swap(false, Ordering::Relaxed) {
+                    say("stopping");
+                    // SAFETY: a signal to this process.
+                    unsafe { libc::kill(libc::getpid(), libc::SIGSTOP) };
+                }
+                last = word;
+                seen.store(word, Ordering::Relaxed);
+                process.progress();
+                std::thread::yield_now();
+            }
+        });
+        say("ready");
+        loop {
+            match listen().as_str() {
+                "word" => say(seen.load(Ordering::Relaxed)),
+                "stop" => stop.store(true, Ordering::Relaxed),
+                _ => std::process::exit(0),
+            }
+        }
     });
 }
 
@@ -118,6 +160,133 @@ fn an_exporter_that_is_stopped_at_any_moment_gets_everything_once() {
         assert!(counted <= *expected.end(), "{counted} notifications of {expected:?}");
         expected.contains(&counted)
     });
+}
+
+#[test]
+fn what_is_under_way_when_an_exporter_stops_is_done_once_and_in_order() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let mut watcher = ada.actor("watcher", "");
+    assert_eq!(watcher.hear(), "ready");
+    let importer = grace.open();
+    let import = import(&importer, "ada");
+    let (mut number, unsure) = (0_u64, Cell::new(false));
+    let mut under_way = VecDeque::new();
+    // Three operations for each number, up to 30 numbers on their way.
+    let mut post = || {
+        number += 1;
+        let send = |at, len| import.send_async(at, vec![number as u8; len]);
+        let bytes = (send(64, 5000), send(144, 80));
+        under_way.push_back((bytes, import.signal_async(0, number)));
+        if under_way.len() == 30 {
+            let ((large, small), word) = under_way.pop_front().unwrap();
+            let results = [large.wait().result, small.wait().result, word.wait().result];
+            // It was stopped in the middle of a packet, by the engine's thread after all: nobody knows what it will do.
+            unsure.set(unsure.get() || results.contains(&Err(TransferError::Timeout)));
+            assert!(unsure.get() || results == [Ok(()); 3], "{results:?}");
+        }
+        number
+    };
+    for _ in 0..3 {
+        until("a lane", || {
+            post();
+            import.path() == Path::Lane
+        });
+        watcher.tell("stop");
+        std::thread::scope(|scope| {
+            let stopping = scope.spawn(|| assert_eq!(watcher.hear(), "stopping"));
+            while !stopping.is_finished() {
+                post();
+            }
+        });
+        // Nobody answers there any more; the services carry on.
+        for _ in 0..40 {
+            post();
+        }
+        import.flush().unwrap();
+        if unsure.get() {
+            return;
+        }
+        watcher.signal(libc::SIGCONT);
+        let last = post().to_string();
+        until("the last word", || {
+            watcher.tell("word");
+            watcher.hear() == last
+        });
+    }
+}
+
+/// Bytes that are poisoned when they are given up.
+struct Poisoned(Vec<u8>);
+
+impl AsRef<[u8]> for Poisoned {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Poisoned {
+    fn drop(&mut self) {
+        self.0.fill(0xee);
+    }
+}
+
+/// Bytes that outlive who owns them, and what they were when he gave them up.
+struct Outlived(&'static [AtomicU8], Arc<Mutex<Vec<u8>>>);
+
+impl AsMut<[u8]> for Outlived {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: atomics are bytes; they are this value's until it is dropped, which alone looks at them before.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr().cast_mut().cast(), self.0.len()) }
+    }
+}
+
+impl Drop for Outlived {
+    fn drop(&mut self) {
+        *self.1.lock().unwrap() = self.0.iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+    }
+}
+
+#[test]
+fn what_is_dropped_or_cancelled_over_a_lane_is_not_touched_any_more() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let (exporter, importer) = (ada.open(), grace.open());
+    let export = exporter.export(1 << 20).name("board").rights(Rights::READ_WRITE).create();
+    let export = export.unwrap();
+    let import = importer
+        .import(ImportSource::Name("board".to_owned()))
+        .node("ada")
+        .rights(Rights::READ_WRITE)
+        .open()
+        .unwrap();
+    until("a lane", || import.path() == Path::Lane);
+    let mut outlived = Vec::new();
+    for round in 0..300_usize {
+        let len = [8, 3000, 70_000, 400_000][round % 4];
+        let kept = import.send_async(0, Poisoned(vec![1; len]));
+        let sent = import.send_async(500_000, Poisoned(vec![2; len]));
+        let into: &'static [AtomicU8] = Vec::leak((0..len).map(|_| AtomicU8::new(7)).collect());
+        let then = Arc::new(Mutex::new(Vec::new()));
+        let fetched = import.fetch_async(0, Outlived(into, Arc::clone(&then)));
+        outlived.push((into, then));
+        if round % 3 == 0 {
+            sent.cancel();
+            let finished = sent.wait();
+            assert!(matches!(finished.result, Ok(()) | Err(TransferError::Cancelled)));
+            drop(fetched);
+        } else {
+            drop((fetched, sent));
+        }
+        assert_eq!(kept.wait().result, Ok(()), "nobody else's is touched");
+        let mut found = vec![0; 1 << 20];
+        export.read(0, &mut found).unwrap();
+        assert!(!found.contains(&0xee), "bytes were read after their end");
+    }
+    import.flush().unwrap();
+    for (bytes, then) in outlived {
+        let now: Vec<_> = bytes.iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        assert!(*then.lock().unwrap() == now, "bytes were written after their end");
+    }
+    assert_eq!(import.path(), Path::Lane, "and the lane goes on");
 }
 
 #[test]
