@@ -86,7 +86,10 @@ impl Goods {
     ) -> Self {
         let connection = matches!(
             request,
-            Request::PairOffer { .. } | Request::PairExport { .. } | Request::PairHold { .. }
+            Request::PairOffer { .. }
+                | Request::PairHolders { .. }
+                | Request::PairExport { .. }
+                | Request::PairHold { .. }
         );
         let socket = if connection { descriptors.pop() } else { None };
         let socket = socket.map(|descriptor| Socket {

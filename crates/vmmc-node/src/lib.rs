@@ -17,6 +17,7 @@ mod customs;
 mod directory;
 mod exports;
 mod injection;
+mod inquiries;
 mod offers;
 mod pairs;
 mod pinning;

@@ -3,7 +3,10 @@
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use vmmc_os::{Descriptor, ServiceOf, memory_len, memory_seals, network_of, random_u64, user_id};
+use vmmc_os::{
+    Descriptor, Holding, ServiceOf, memory_len, memory_seals, network_of, random_u64,
+    socket_number, user_id,
+};
 use vmmc_proto::{
     Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
     PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
@@ -16,6 +19,7 @@ use crate::clients::{ClientKey, Clients, Identity, Post};
 use crate::cluster::Wish;
 use crate::customs::{Goods, Socket};
 use crate::exports::Exports;
+use crate::inquiries::Inquiry;
 use crate::injection::{Bytes, Lowered};
 use crate::offers::{Offer, OfferKey, Offers};
 use crate::pairs::Pairs;
@@ -132,6 +136,7 @@ impl Service {
                 self.reply(key, Answer::Reserved { seq, bytes });
             }
             Request::PairOffer { offer } => self.offer(key, offer, goods.socket),
+            Request::PairHolders { inquiry } => self.inquire(key, inquiry, goods.socket),
             Request::PairExport { pair, len, mapped } => {
                 self.with_pairs(|pairs, around| {
                     pairs.export(around, (key, process), pair, (len, mapped), goods);
@@ -305,6 +310,31 @@ impl Service {
             })
         });
         entries.take(MAX_ENTRIES).collect()
+    }
+
+    /// Who has a connection: known when the processes have been looked at.
+    fn inquire(&mut self, key: ClientKey, id: OfferId, socket: Option<Socket>) {
+        let Some(client) = self.clients.get(key) else { return };
+        let pid = client.credentials.pid;
+        // Of anything but a connection even the number could be long in coming.
+        let socket = socket.filter(|socket| socket.identity.is_ok() && pid != 0);
+        let socket = socket.and_then(|socket| socket_number(socket.as_fd()?).ok());
+        let waits = socket.is_some_and(|socket| {
+            self.inquiries.wait(Inquiry { client: key, id, pid, socket })
+        });
+        if !waits {
+            self.reply(key, Answer::PairHolders { inquiry: id, alone: false });
+        }
+    }
+
+    /// Looks who has the connections that are asked about, if it is time; tells what was found.
+    pub(crate) fn look_for_holders(&mut self) {
+        for (inquiry, holding) in self.inquiries.found() {
+            let alone = holding == Holding::Alone;
+            self.reply(inquiry.client, Answer::PairHolders { inquiry: inquiry.id, alone });
+        }
+        let pids = || self.clients.by_key.values().map(|client| client.credentials.pid).collect();
+        self.inquiries.look(pids);
     }
 
     fn offer(&mut self, key: ClientKey, id: OfferId, socket: Option<Socket>) {

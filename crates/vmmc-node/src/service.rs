@@ -18,6 +18,7 @@ use crate::cluster::{Around, CALLERS, CHANNEL, Cluster, ClusterConfig, ClusterEr
 use crate::customs::{Customs, Goods, Report};
 use crate::directory::{ClaimError, Directory};
 use crate::exports::Exports;
+use crate::inquiries::Inquiries;
 use crate::offers::Offers;
 use crate::pairs::{Pairs, Surroundings};
 use crate::pinning::Pinning;
@@ -37,6 +38,8 @@ pub(crate) const HELD: u64 = 5 << 56;
 const MUCH: u64 = 64 << 10;
 /// What users' processes handed over has been looked at, or written to.
 const CUSTOMS: u64 = 9 << 56;
+/// Who has the connections that were asked about is known.
+const HOLDERS: u64 = 10 << 56;
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -104,6 +107,7 @@ pub(crate) struct Service {
     pub(crate) exports: Exports,
     pub(crate) offers: Offers,
     pub(crate) apart: ApartEnds,
+    pub(crate) inquiries: Inquiries,
     pub(crate) pairs: Pairs,
     pub(crate) pinning: Pinning,
     pub(crate) cluster: Option<Cluster>,
@@ -133,9 +137,11 @@ impl Service {
             if let Some(customs) = &customs {
                 poller.add(&*customs.bell, CUSTOMS, Readiness::READ)?;
             }
-            Ok((poller, signals, node, customs, Slots::new()?))
+            let inquiries = Inquiries::new()?;
+            poller.add(&*inquiries.bell, HOLDERS, Readiness::READ)?;
+            Ok((poller, signals, node, customs, inquiries, Slots::new()?))
         };
-        let (poller, signals, node, customs, slots) = match set_up() {
+        let (poller, signals, node, customs, inquiries, slots) = match set_up() {
             Ok(parts) => parts,
             Err(cause) => return Err((cause, directory)),
         };
@@ -155,6 +161,7 @@ impl Service {
             exports: Exports::new(),
             offers: Offers::default(),
             apart: ApartEnds::default(),
+            inquiries,
             pairs: Pairs::default(),
             pinning: Pinning::new(options.pinned_limit),
             cluster: None,
@@ -195,7 +202,8 @@ impl Service {
             } else {
                 None
             };
-            let timeout = timeout.into_iter().chain(awaited).chain(self.apart.timeout()).min();
+            let looks = self.apart.timeout().into_iter().chain(self.inquiries.timeout());
+            let timeout = timeout.into_iter().chain(awaited).chain(looks).min();
             if timeout == Some(Duration::ZERO) {
                 // Whoever is waited for may need this processor.
                 std::thread::yield_now();
@@ -217,6 +225,7 @@ impl Service {
                 self.settle();
             }
             self.look_apart();
+            self.look_for_holders();
             self.accounts.next_turn();
             self.take_turns();
             self.with_cluster(|cluster, around| cluster.poll(around));

@@ -5,6 +5,8 @@ use libc::{
     timespec,
 };
 
+use vmmc_socket::Handing;
+
 use crate::boundary::{catch, keep_errno, next, pieces, transfer};
 
 fn one(base: *const c_void, len: size_t) -> [iovec; 1] {
@@ -158,7 +160,11 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
 ) -> ssize_t {
     let native = next!(recvmsg: fn(c_int, *mut msghdr, c_int) -> ssize_t);
     if !vmmc_socket::is_connection(fd) {
-        return native(fd, message, flags);
+        let got = native(fd, message, flags);
+        if got >= 0 {
+            mind_arrivals(message, flags);
+        }
+        return got;
     }
     let Some(list) = pieces((*message).msg_iov, (*message).msg_iovlen) else {
         return native(fd, message, flags);
@@ -176,25 +182,60 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
     got
 }
 
-/// Descriptors that leave this process with a message must be whole in the kernel, and so must a connection that is
-/// told something beside its bytes.
-unsafe fn mind_control(fd: c_int, message: *const msghdr) {
+/// Calls `each` with the descriptors that go along with a message.
+unsafe fn for_each_descriptor(message: *const msghdr, mut each: impl FnMut(c_int)) {
     if (*message).msg_controllen == 0 || (*message).msg_control.is_null() {
         return;
     }
-    vmmc_socket::lower_descriptor(fd);
     let mut header = libc::CMSG_FIRSTHDR(message);
     while !header.is_null() {
         if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
             let bytes = ((*header).cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
             for n in 0..bytes / size_of::<c_int>() {
-                let passed = libc::CMSG_DATA(header).cast::<c_int>().add(n).read_unaligned();
-                vmmc_socket::lower_passed(passed);
-                vmmc_socket::epoll::lower_set(passed);
+                each(libc::CMSG_DATA(header).cast::<c_int>().add(n).read_unaligned());
             }
         }
         header = libc::CMSG_NXTHDR(message, header);
     }
+}
+
+/// Descriptors that leave this process with a message must be whole in the kernel, and so must a connection that is
+/// told something beside its bytes.
+unsafe fn mind_control(fd: c_int, message: *const msghdr, handing: &mut Handing) {
+    if (*message).msg_controllen == 0 || (*message).msg_control.is_null() {
+        return;
+    }
+    vmmc_socket::lower_descriptor(fd);
+    for_each_descriptor(message, |passed| {
+        vmmc_socket::lower_passed(passed, fd, handing);
+        vmmc_socket::epoll::lower_set(passed);
+    });
+}
+
+/// Descriptors have come with a message.
+unsafe fn mind_arrivals(message: *const msghdr, flags: c_int) {
+    if (*message).msg_controllen != 0 {
+        let still_there = flags & libc::MSG_PEEK != 0;
+        let received = |fd| catch((), || keep_errno(|| vmmc_socket::received(fd, still_there)));
+        for_each_descriptor(message, received);
+    }
+}
+
+/// Sends messages after their control data was minded; what went with them is taken back if they were not sent.
+unsafe fn minding(
+    fd: c_int,
+    messages: impl Iterator<Item = *const msghdr>,
+    send: impl FnOnce() -> isize,
+) -> isize {
+    let mut handing = Handing::new();
+    for message in messages {
+        catch((), || keep_errno(|| mind_control(fd, message, &mut handing)));
+    }
+    let sent = send();
+    if sent < 0 {
+        catch((), || keep_errno(|| handing.take_back()));
+    }
+    sent
 }
 
 #[unsafe(no_mangle)]
@@ -204,11 +245,12 @@ pub(crate) unsafe extern "C-unwind" fn sendmsg(
     flags: c_int,
 ) -> ssize_t {
     let native = next!(sendmsg: fn(c_int, *const msghdr, c_int) -> ssize_t);
-    catch((), || mind_control(fd, message));
-    match pieces((*message).msg_iov, (*message).msg_iovlen) {
-        Some(list) => outward(fd, list, flags, || native(fd, message, flags)),
-        None => native(fd, message, flags),
-    }
+    minding(fd, std::iter::once(message), || {
+        match pieces((*message).msg_iov, (*message).msg_iovlen) {
+            Some(list) => outward(fd, list, flags, || native(fd, message, flags)),
+            None => native(fd, message, flags),
+        }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -221,7 +263,11 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
 ) -> c_int {
     let native = next!(recvmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int);
     if !vmmc_socket::is_connection(fd) {
-        return native(fd, list, count, flags, timeout);
+        let got = native(fd, list, count, flags, timeout);
+        for n in 0..got.max(0) as usize {
+            mind_arrivals(&raw const (*list.add(n)).msg_hdr, flags);
+        }
+        return got;
     }
     // Unlike its single sister, the native call looks for an error before it looks for bytes.
     let (mut error, mut size): (c_int, socklen_t) = (0, size_of::<c_int>() as socklen_t);
@@ -265,10 +311,9 @@ pub(crate) unsafe extern "C-unwind" fn sendmmsg(
 ) -> c_int {
     let native = next!(sendmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int);
     if !vmmc_socket::is_connection(fd) {
-        for n in 0..count as usize {
-            catch((), || mind_control(fd, &(*list.add(n)).msg_hdr));
-        }
-        return native(fd, list, count, flags);
+        let messages = (0..count as usize).map(|n| &raw const (*list.add(n)).msg_hdr);
+        let send = || native(fd, list, count, flags) as isize;
+        return minding(fd, messages, send) as c_int;
     }
     for n in 0..count {
         let entry = &mut *list.add(n as usize);

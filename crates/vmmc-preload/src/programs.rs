@@ -4,12 +4,24 @@
 
 use libc::{FILE, c_char, c_int, c_void, pid_t};
 
+use vmmc_socket::Handing;
+
 use crate::boundary::{catch, keep_errno, next};
 
 type Strings = *const *const c_char;
 
-fn before_exec() {
-    keep_errno(|| catch((), vmmc_socket::family::before_exec));
+fn before_exec() -> Handing {
+    keep_errno(|| catch(Handing::new(), vmmc_socket::family::before_exec))
+}
+
+/// Starts a program by `start`; whether that failed is what `failed` says.
+fn starting<R>(start: impl FnOnce() -> R, failed: impl FnOnce(&R) -> bool) -> R {
+    let handing = before_exec();
+    let started = start();
+    if failed(&started) {
+        keep_errno(|| catch((), || handing.take_back()));
+    }
+    started
 }
 
 #[unsafe(no_mangle)]
@@ -178,22 +190,19 @@ pub(crate) unsafe extern "C-unwind" fn execve(
     environment: Strings,
 ) -> c_int {
     let native = next!(execve: fn(*const c_char, Strings, Strings) -> c_int);
-    before_exec();
-    native(path, arguments, environment)
+    starting(|| native(path, arguments, environment), |_| true)
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn execv(path: *const c_char, arguments: Strings) -> c_int {
     let native = next!(execv: fn(*const c_char, Strings) -> c_int);
-    before_exec();
-    native(path, arguments)
+    starting(|| native(path, arguments), |_| true)
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
     let native = next!(execvp: fn(*const c_char, Strings) -> c_int);
-    before_exec();
-    native(file, arguments)
+    starting(|| native(file, arguments), |_| true)
 }
 
 #[unsafe(no_mangle)]
@@ -203,8 +212,7 @@ pub(crate) unsafe extern "C-unwind" fn execvpe(
     environment: Strings,
 ) -> c_int {
     let native = next!(execvpe: fn(*const c_char, Strings, Strings) -> c_int);
-    before_exec();
-    native(file, arguments, environment)
+    starting(|| native(file, arguments, environment), |_| true)
 }
 
 #[unsafe(no_mangle)]
@@ -214,8 +222,7 @@ pub(crate) unsafe extern "C-unwind" fn fexecve(
     environment: Strings,
 ) -> c_int {
     let native = next!(fexecve: fn(c_int, Strings, Strings) -> c_int);
-    before_exec();
-    native(fd, arguments, environment)
+    starting(|| native(fd, arguments, environment), |_| true)
 }
 
 #[unsafe(no_mangle)]
@@ -227,15 +234,13 @@ pub(crate) unsafe extern "C-unwind" fn execveat(
     flags: c_int,
 ) -> c_int {
     let native = next!(execveat: fn(c_int, *const c_char, Strings, Strings, c_int) -> c_int);
-    before_exec();
-    native(fd, path, arguments, environment, flags)
+    starting(|| native(fd, path, arguments, environment, flags), |_| true)
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn system(command: *const c_char) -> c_int {
     let native = next!(system: fn(*const c_char) -> c_int);
-    before_exec();
-    native(command)
+    starting(|| native(command), |&status| status == -1)
 }
 
 #[unsafe(no_mangle)]
@@ -244,8 +249,7 @@ pub(crate) unsafe extern "C-unwind" fn popen(
     mode: *const c_char,
 ) -> *mut FILE {
     let native = next!(popen: fn(*const c_char, *const c_char) -> *mut FILE);
-    before_exec();
-    native(command, mode)
+    starting(|| native(command, mode), |stream| stream.is_null())
 }
 
 #[unsafe(no_mangle)]
@@ -258,8 +262,7 @@ pub(crate) unsafe extern "C-unwind" fn posix_spawn(
     environment: Strings,
 ) -> c_int {
     let native = next!(posix_spawn: fn(*mut pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int);
-    before_exec();
-    native(pid, path, actions, attributes, arguments, environment)
+    starting(|| native(pid, path, actions, attributes, arguments, environment), |&error| error != 0)
 }
 
 #[unsafe(no_mangle)]
@@ -272,8 +275,7 @@ pub(crate) unsafe extern "C-unwind" fn posix_spawnp(
     environment: Strings,
 ) -> c_int {
     let native = next!(posix_spawnp: fn(*mut pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int);
-    before_exec();
-    native(pid, file, actions, attributes, arguments, environment)
+    starting(|| native(pid, file, actions, attributes, arguments, environment), |&error| error != 0)
 }
 
 /// The new program gets `fd` under another number, whatever its close-on-exec flag says.
@@ -284,7 +286,7 @@ pub(crate) unsafe extern "C-unwind" fn posix_spawn_file_actions_adddup2(
     new: c_int,
 ) -> c_int {
     let native = next!(posix_spawn_file_actions_adddup2: fn(*mut c_void, c_int, c_int) -> c_int);
-    catch((), || vmmc_socket::lower_descriptor(fd));
+    catch((), || keep_errno(|| vmmc_socket::lower_for_spawning(fd)));
     native(actions, fd, new)
 }
 

@@ -5,8 +5,8 @@ use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
 use crate::boundary::{catch, keep_errno, next};
 use crate::descriptors::note;
 
-fn track(fd: c_int, nonblocking: Option<bool>) {
-    keep_errno(|| catch((), || vmmc_socket::track(fd, nonblocking)));
+fn accepted(fd: c_int, nonblocking: bool) {
+    keep_errno(|| catch((), || vmmc_socket::accepted(fd, nonblocking)));
 }
 
 fn renewed(fd: c_int) {
@@ -52,7 +52,7 @@ pub(crate) unsafe extern "C-unwind" fn connect(
     let made = native(fd, address, len);
     let inet = family == libc::AF_INET || family == libc::AF_INET6;
     if inet && (made == 0 || *libc::__errno_location() == libc::EINPROGRESS) {
-        track(fd, None);
+        keep_errno(|| catch((), || vmmc_socket::connecting(fd)));
     }
     made
 }
@@ -67,7 +67,7 @@ pub(crate) unsafe extern "C-unwind" fn accept(
     let made = native(fd, address, len);
     if made >= 0 {
         renewed(made);
-        track(made, Some(false));
+        accepted(made, false);
     }
     made
 }
@@ -83,7 +83,7 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
     let made = native(fd, address, len, flags);
     if made >= 0 {
         renewed(made);
-        track(made, Some(flags & libc::SOCK_NONBLOCK != 0));
+        accepted(made, flags & libc::SOCK_NONBLOCK != 0);
     }
     made
 }

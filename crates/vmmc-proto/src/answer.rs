@@ -235,6 +235,13 @@ pub enum Answer {
         /// The offer of the receiver that is no longer waiting.
         offer: OfferId,
     },
+    /// Mail: whether the receiver is the only process that has the connection.
+    PairHolders {
+        /// The inquiry of the receiver that this answers.
+        inquiry: OfferId,
+        /// Nobody else has it, and its descriptor is not on its way to anybody.
+        alone: bool,
+    },
     /// Mail. Descriptors: the peer's memory and eventfd.
     PairReady {
         /// The receiver's end.
@@ -276,6 +283,7 @@ impl Answer {
             Self::PairMatched { .. }
                 | Self::PairUnseen { .. }
                 | Self::PairDenied { .. }
+                | Self::PairHolders { .. }
                 | Self::PairReady { .. }
                 | Self::PairHanded { .. }
                 | Self::PairBroken { .. }

@@ -149,6 +149,11 @@ pub enum Request {
         /// Chosen by the process.
         offer: OfferId,
     },
+    /// `PairHolders` follows. Descriptor: the TCP socket, looked at and closed at once.
+    PairHolders {
+        /// Chosen by the process, as for an offer.
+        inquiry: OfferId,
+    },
     /// No reply. Descriptors: memory, eventfd, socket.
     PairExport {
         /// The caller's end.

@@ -368,6 +368,7 @@ fn reason(why: u32) -> &'static str {
             "the other end is another user's, and cannot be woken safely (system calls are filtered, or fs.aio-max-nr is used up)"
         }
         x if x == Why::Parked as u32 => "idle: its memory was given back until it is used again",
+        x if x == Why::Standard as u32 => "it is a standard stream of the program",
         _ => "unknown",
     }
 }

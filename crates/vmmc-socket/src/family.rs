@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::descriptor::{self, Kind};
+use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
 use crate::{board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, thread};
@@ -78,7 +79,7 @@ pub fn after_fork_in_child() {
     let shown: Vec<_> = connections().filter(|&(_, index)| board::shows(index)).collect();
     board::forked();
     explain::forked();
-    STRUCTURE.with(|structure| structure.offers.clear());
+    STRUCTURE.with(|structure| structure.forget_questions());
     for index in distinct_connections() {
         let (slot, local) = (slot::get(index), local::get(index));
         local.held.store(false, Ordering::Release);
@@ -142,10 +143,21 @@ pub fn before_filter() {
     policy::be_filtered();
 }
 
-/// Before another program takes this process's place: what it inherits must be whole in the kernel.
-pub fn before_exec() {
+/// The connection with this cookie, of those that were handed over and that this process has.
+pub(crate) fn handed_connection(cookie: u64) -> Option<u32> {
+    let mut all = connections().map(|(_, index)| index);
+    all.find(|index| {
+        let slot = slot::get(*index);
+        slot.handed.load(Ordering::Relaxed) != 0 && slot.cookie.load(Ordering::Relaxed) == cookie
+    })
+}
+
+/// Before another program takes this process's place: what it inherits must be whole in the kernel. If the program is not started
+/// after all, it is to be taken back.
+pub fn before_exec() -> Handing {
+    let mut handing = Handing::new();
     if !layer::enabled() {
-        return;
+        return handing;
     }
     let home = layer::at_home();
     if home {
@@ -157,11 +169,13 @@ pub fn before_exec() {
     for fd in standard.chain(connections().map(|(fd, _)| fd)) {
         if kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0) {
             lower_inherited(fd, home);
+            handing.hand(fd);
         } else if let (true, Some(index)) = (home, descriptor::connection(fd)) {
             // The rest of the family shall not wait for what the next program does not know of.
             loan::abandon(slot::get(index));
         }
     }
+    handing
 }
 
 fn lower_inherited(fd: i32, home: bool) {
@@ -190,8 +204,8 @@ fn cookie(fd: i32) -> Option<u64> {
 }
 
 /// Before a program is started by a call whose inside cannot be seen (`system`, `popen`, `posix_spawn`).
-pub fn before_spawn() {
-    before_exec();
+pub fn before_spawn() -> Handing {
+    before_exec()
 }
 
 /// The process ends by `exit`: the peers shall not wait for the kernel to tell them.

@@ -8,8 +8,11 @@ use vmmc::Process;
 
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
+use crate::handing::Handing;
 use crate::slot::{self, Why};
-use crate::{board, ending, epoll, explain, kernel, lift, local, park, policy, service, spin};
+use crate::{
+    board, ending, epoll, explain, handing, kernel, lift, local, park, policy, service, spin,
+};
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
@@ -26,13 +29,30 @@ pub(crate) static STRUCTURE: Guarded<Structure> = Guarded::new(Structure::new())
 pub(crate) struct Structure {
     /// Slot and serial of each offer that was not answered.
     pub(crate) offers: BTreeMap<u64, (u32, u32)>,
+    /// Each question who has a connection that was not answered.
+    pub(crate) inquiries: BTreeMap<u64, Inquiry>,
     /// Slot and serial of each pair.
     pub(crate) pairs: BTreeMap<u64, (u32, u32)>,
 }
 
+/// A question to the node service, and what was known of the slot when it was asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inquiry {
+    pub(crate) index: u32,
+    pub(crate) serial: u32,
+    pub(crate) holders: u32,
+    pub(crate) handed: u32,
+}
+
 impl Structure {
     const fn new() -> Self {
-        Self { offers: BTreeMap::new(), pairs: BTreeMap::new() }
+        Self { offers: BTreeMap::new(), inquiries: BTreeMap::new(), pairs: BTreeMap::new() }
+    }
+
+    /// Nothing that was asked will be answered.
+    pub(crate) fn forget_questions(&mut self) {
+        self.offers.clear();
+        self.inquiries.clear();
     }
 
     /// The connection to the node service, opened when it is first needed; it is not started from inside a program.
@@ -75,7 +95,7 @@ impl Structure {
             }
         }
         service::missing();
-        self.offers.clear();
+        self.forget_questions();
     }
 }
 
@@ -142,6 +162,7 @@ pub fn start() {
     explain::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
     ENABLED.store(true, Ordering::Release);
+    handing::find_inherited();
 }
 
 /// Tracks no new connections.
@@ -188,15 +209,32 @@ pub fn opened(fd: i32, nonblocking: bool) {
     track_as(fd, Some(nonblocking), false);
 }
 
-/// A TCP connection that the kernel has just given to the program as `fd`, or has begun to make.
-pub fn track(fd: i32, nonblocking: Option<bool>) {
+/// A TCP connection that the kernel has just given to the program as `fd`.
+pub fn accepted(fd: i32, nonblocking: bool) {
+    track_as(fd, Some(nonblocking), true);
+    made(fd);
+}
+
+/// The program has begun to make a TCP connection of `fd`.
+pub fn connecting(fd: i32) {
     match descriptor::connection(fd) {
         Some(index) => board::open(index, fd),
-        None => track_as(fd, nonblocking, true),
+        // Where it comes from nobody saw, nor who else has it.
+        None => drop(handing::found(fd, false)),
     }
+    made(fd);
+}
+
+fn made(fd: i32) {
     if let Some(index) = descriptor::connection(fd) {
         lift::made(fd, index, slot::get(index));
     }
+}
+
+/// Follows `fd`, which this process has from elsewhere.
+pub(crate) fn adopt(fd: i32) -> Option<u32> {
+    track_as(fd, None, board::address(fd, true).is_some());
+    descriptor::connection(fd)
 }
 
 fn track_as(fd: i32, nonblocking: Option<bool>, connected: bool) {
@@ -261,21 +299,32 @@ pub fn renewed(fd: i32) {
 pub fn duplicated(old: i32, new: i32) {
     match descriptor::kind(old) {
         Kind::Connection(index) if at_home() => {
-            STRUCTURE.with(|_| {
-                // SAFETY: the structure's lock is held.
-                unsafe { local::get(index).parts() }.descriptors.push(new);
-                descriptor::enter(new, Kind::Connection(index));
-            });
+            enter_duplicate(index, new);
             // The C library's streams use the standard numbers by calls that nobody sees.
             if new <= libc::STDERR_FILENO {
                 crate::lower::lower_descriptor(new);
             }
         }
         // A child of vfork makes it ready for the program that it will become.
-        Kind::Connection(index) => crate::lower::lower(old, index, Why::Exec),
+        Kind::Connection(index) => {
+            crate::lower::lower(old, index, Why::Exec);
+            // What stands under the standard numbers is handed over by `exec`.
+            if new > libc::STDERR_FILENO {
+                Handing::new().hand(new);
+            }
+        }
         Kind::Set(number) if at_home() => epoll::duplicated(number, new),
         _ => {}
     }
+}
+
+/// `new` is one more descriptor of a connection that this process has.
+pub(crate) fn enter_duplicate(index: u32, new: i32) {
+    STRUCTURE.with(|_| {
+        // SAFETY: the structure's lock is held.
+        unsafe { local::get(index).parts() }.descriptors.push(new);
+        descriptor::enter(new, Kind::Connection(index));
+    });
 }
 
 /// The program is about to close `fd` (or has another file put in its place). Must come before the kernel's close.

@@ -21,6 +21,7 @@
 //! | `wait`, `spin` | sleeping and not sleeping |
 //! | [`epoll`], [`readiness`] | waiting for many |
 //! | [`family`] | fork, exec, exit |
+//! | [`handing`](Handing) | connections that go to other programs, and come from them |
 //! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
 //!
 //! Every function here takes descriptors as the program gives them and says through [`Route`] whether the layer did the
@@ -31,6 +32,7 @@ mod descriptor;
 mod ending;
 mod explain;
 mod guarded;
+mod handing;
 mod layer;
 mod lift;
 mod loan;
@@ -59,12 +61,13 @@ pub mod family;
 pub mod kernel;
 pub mod readiness;
 
+pub use handing::{Handing, received};
 pub use layer::{
-    closing, closing_between, duplicated, is_connection, is_own, is_tracked, leave, opened,
-    own_between, renewed, set_nonblocking, start, track,
+    accepted, closing, closing_between, connecting, duplicated, is_connection, is_own, is_tracked,
+    leave, opened, own_between, renewed, set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
-pub use lower::{lower_descriptor, lower_everything, lower_passed};
+pub use lower::{lower_descriptor, lower_everything, lower_for_spawning, lower_passed};
 pub use receive::{Receiving, at_mark, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Transfer};
 pub use transmit::{Sending, complete_info, deafen, finish, is_over, send, send_file, unsent};

@@ -14,7 +14,8 @@ use vmmc::stream::{READY, Tier};
 use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process};
 
 use crate::descriptor::{self, Kind};
-use crate::layer::{self, STRUCTURE, Structure};
+use crate::handing::{self, Mark};
+use crate::layer::{self, Inquiry, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
@@ -81,14 +82,14 @@ fn wait_for_lifting(slot: &Slot) {
 #[cold]
 fn offer(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(0, Ordering::Relaxed);
+    if layer::process().is_some_and(Process::has_mail) {
+        progress();
+    }
     if layer::confined() || seconds() < slot.put_off_until.load(Ordering::Relaxed) {
         return;
     }
     if service::absent() {
         return wait_longer(index, slot, Why::NoService);
-    }
-    if slot.holders.load(Ordering::Acquire) != 1 {
-        return wait_longer(index, slot, Why::Shared);
     }
     let stays_here = stays_here(fd);
     if !tcp::established(fd) || !layer::at_home() {
@@ -111,6 +112,13 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             Networks::Separate if !stays_here => return try_later(index, slot, Why::Separate),
             _ => {}
         }
+        // SAFETY: the structure's lock is held.
+        if handing::is_standard(unsafe { local::get(index).parts() }) {
+            return wait_longer(index, slot, Why::Standard);
+        }
+        if slot.holders.load(Ordering::Acquire) != 1 || slot.handed.load(Ordering::Acquire) != 0 {
+            return inquire(structure, process, fd, index);
+        }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
         // another socket, or none, and refuses.
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
@@ -126,6 +134,51 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             Err(error) => wait_longer(index, slot, hindrance(&error)),
         }
     });
+}
+
+/// Others may have the connection: asks the service.
+fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
+    /// Seconds after which an answer is no longer expected.
+    const PATIENCE: u32 = 30;
+    let slot = slot::get(index);
+    if handing::mark_of(fd) != Mark::None {
+        return try_later(index, slot, Why::Shared);
+    }
+    let inquiry = Inquiry {
+        index,
+        serial: slot.serial.load(Ordering::Relaxed),
+        holders: slot.holders.load(Ordering::Acquire),
+        handed: slot.handed.load(Ordering::Acquire),
+    };
+    // SAFETY: as for an offer.
+    match process.pair_holders(unsafe { BorrowedFd::borrow_raw(fd) }) {
+        Ok(id) => {
+            structure.inquiries.insert(id.0, inquiry);
+            slot.put_off_until.store(seconds() + PATIENCE, Ordering::Relaxed);
+            wait_longer(index, slot, Why::Shared);
+        }
+        Err(PairError::WouldBlock) => {}
+        Err(error) => wait_longer(index, slot, hindrance(&error)),
+    }
+}
+
+/// The service has looked who has a connection. If it is this process alone, and nobody can have got it since, it may be offered.
+fn inquired(inquiry: Inquiry, alone: bool) {
+    let Inquiry { index, serial, holders, handed } = inquiry;
+    let Some((slot, _)) = current(index, serial) else { return };
+    if slot.phase() != Phase::Tcp {
+        return;
+    }
+    let still = |word: &AtomicU32, was, now| {
+        word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    };
+    // Of those that have it no longer, some may have ended without a word.
+    if alone && still(&slot.holders, holders, 1) && still(&slot.handed, handed, 0) {
+        slot.put_off.store(0, Ordering::Relaxed);
+        slot.put_off_until.store(0, Ordering::Relaxed);
+    } else {
+        try_later(index, slot, Why::Shared);
+    }
 }
 
 /// Whether the two ends have the same address or a loopback one. Only then can the peer be on this host; unless there are
@@ -173,6 +226,11 @@ fn take_mail(structure: &mut Structure) {
                     && let (Phase::Offered, Some((index, _))) = (slot.phase(), found)
                 {
                     stay(index, slot, Why::User);
+                }
+            }
+            PairingEvent::Holders { inquiry, alone } => {
+                if let Some(inquiry) = structure.inquiries.remove(&inquiry.0) {
+                    inquired(inquiry, alone);
                 }
             }
             PairingEvent::Ready { pair, import } => {

@@ -13,6 +13,7 @@ use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, take_announcement};
 
 use crate::anew::Return;
 use crate::descriptor;
+use crate::handing::{self, Handing};
 use crate::kernel;
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
@@ -25,7 +26,11 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     let slot = slot::get(index);
     // The handshake may be under way: what it still brings is not wanted.
     if slot.phase() != Phase::Attached {
-        slot.stay(why);
+        match (slot.phase(), why) {
+            // Whether others have it is asked before it is lifted.
+            (Phase::Tcp, Why::Exec | Why::Passed) => slot.set_why(why),
+            _ => slot.stay(why),
+        }
         board::update(index, slot);
         return;
     }
@@ -114,9 +119,16 @@ pub fn lower_everything() {
     layer::stop();
 }
 
-/// The program passes `fd` to another process.
-pub fn lower_passed(fd: i32) {
+/// The program passes `fd` to another process, by a message over `through`.
+pub fn lower_passed(fd: i32, through: i32, handing: &mut Handing) {
     lower_for(fd, Why::Passed);
+    handing.pass(fd, through);
+}
+
+/// The program will start others that get `fd`, once or more often.
+pub fn lower_for_spawning(fd: i32) {
+    lower_for(fd, Why::Exec);
+    handing::give_away(fd);
 }
 
 /// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP.

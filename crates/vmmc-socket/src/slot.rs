@@ -83,6 +83,8 @@ pub(crate) enum Why {
     Bell = 16,
     /// It was idle, and its memory was given back.
     Parked = 17,
+    /// The program has it as a standard stream, which the C library may use where nobody sees it.
+    Standard = 18,
 }
 
 impl Why {
@@ -125,8 +127,10 @@ pub(crate) struct Slot {
     /// The words of readiness were told to the peer ([`vmmc::stream::READY`]).
     pub(crate) ready: AtomicBool,
     pub(crate) pair: AtomicU64,
-    /// The kernel's name of the connection, known once it is paired.
+    /// The kernel's name of the connection, known once it is paired or handed over.
     pub(crate) cookie: AtomicU64,
+    /// How often it was handed to others than this family, or came from them; 0: nobody else has it.
+    pub(crate) handed: AtomicU32,
     pub(crate) calls: AtomicU32,
     /// How often it came back to TCP from being lifted, without having carried much: so long it waits to be lifted again.
     /// 0: it was never lifted.
@@ -242,7 +246,8 @@ impl Slot {
             Port,
             User,
             Bell,
-            Parked
+            Parked,
+            Standard
         ]
     );
 
@@ -262,7 +267,7 @@ impl Slot {
         }
         self.pair.store(0, Ordering::Relaxed);
         self.cookie.store(0, Ordering::Relaxed);
-        let numbers = [&self.calls, &self.returned, &self.put_off, &self.put_off_until];
+        let numbers = [&self.calls, &self.returned, &self.handed, &self.put_off, &self.put_off_until];
         let numbers = numbers.into_iter().chain([&self.receiving, &self.sending]);
         for number in numbers.chain([&self.receiver_asleep, &self.sender_asleep]) {
             number.store(0, Ordering::Relaxed);

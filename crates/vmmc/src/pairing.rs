@@ -4,6 +4,8 @@
 //! nothing: its end is never shown, so nothing ever happens. The steps:
 //!
 //! ```text
+//! pair_holders(socket)          where other processes may have this end too: only who is alone may offer it
+//! Holders { alone }             the answer
 //! pair_offer(socket)            both ends, in any order
 //! Matched { pair }              comes to both; the two ids differ (each names its own end); or Denied, between users
 //! pair_export(pair, memory)     both
@@ -72,6 +74,14 @@ pub enum PairingEvent {
     Unseen {
         /// The offer.
         offer: OfferId,
+    },
+    /// Who has a connection.
+    Holders {
+        /// The inquiry that this answers.
+        inquiry: OfferId,
+        /// This process is the only one that has it, and its descriptor is not on its way to any other. `false` also where
+        /// the service cannot tell.
+        alone: bool,
     },
     /// The peer's memory, for reading and writing; its event is [`Import::notify_fd`].
     Ready {
@@ -150,6 +160,9 @@ impl Process {
                 }
                 Answer::PairUnseen { offer } => return Some(PairingEvent::Unseen { offer }),
                 Answer::PairDenied { offer } => return Some(PairingEvent::Denied { offer }),
+                Answer::PairHolders { inquiry, alone } => {
+                    return Some(PairingEvent::Holders { inquiry, alone });
+                }
                 Answer::PairHanded { pair } => return Some(PairingEvent::Handed { pair }),
                 Answer::PairBroken { pair, why } => {
                     return Some(PairingEvent::Broken { pair, why });
@@ -196,6 +209,19 @@ impl Process {
         let offer = OfferId(self.inner.fresh_offer());
         self.reachable()?.post(&Request::PairOffer { offer }, &[socket]).map_err(pair_error)?;
         Ok(offer)
+    }
+
+    /// Asks whether any other process has this connection open: one that inherited it, or got it passed. [`PairingEvent::Holders`]
+    /// answers, some milliseconds later, or longer if many ask. Never waits.
+    ///
+    /// What the answer says is true from then on as long as this process hands the connection to nobody.
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_holders(&self, socket: BorrowedFd<'_>) -> Result<OfferId, PairError> {
+        let inquiry = OfferId(self.inner.fresh_offer());
+        self.reachable()?.post(&Request::PairHolders { inquiry }, &[socket]).map_err(pair_error)?;
+        Ok(inquiry)
     }
 
     /// Gives the peer new memory to write to, and the service the socket to keep while the pair lives. The memory's descriptor is not
