@@ -19,8 +19,8 @@ use crate::clients::{ClientKey, Clients, Identity, Post};
 use crate::cluster::Wish;
 use crate::customs::{Goods, Socket};
 use crate::exports::Exports;
-use crate::inquiries::Inquiry;
 use crate::injection::{Bytes, Lowered};
+use crate::inquiries::Inquiry;
 use crate::offers::{Offer, OfferKey, Offers};
 use crate::pairs::Pairs;
 use crate::service::Service;
@@ -319,9 +319,8 @@ impl Service {
         // Of anything but a connection even the number could be long in coming.
         let socket = socket.filter(|socket| socket.identity.is_ok() && pid != 0);
         let socket = socket.and_then(|socket| socket_number(socket.as_fd()?).ok());
-        let waits = socket.is_some_and(|socket| {
-            self.inquiries.wait(Inquiry { client: key, id, pid, socket })
-        });
+        let waits = socket
+            .is_some_and(|socket| self.inquiries.wait(Inquiry { client: key, id, pid, socket }));
         if !waits {
             self.reply(key, Answer::PairHolders { inquiry: id, alone: false });
         }

@@ -152,6 +152,11 @@ pub(crate) fn handed_connection(cookie: u64) -> Option<u32> {
     })
 }
 
+/// Lowers every connection that this process has now.
+pub(crate) fn lower_all(why: Why) {
+    connections().for_each(|(fd, index)| lower::lower(fd, index, why));
+}
+
 /// Before another program takes this process's place: what it inherits must be whole in the kernel. If the program is not started
 /// after all, it is to be taken back.
 pub fn before_exec() -> Handing {

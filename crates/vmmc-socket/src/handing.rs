@@ -10,13 +10,13 @@
 //! somebody without the library has got it, or nobody yet. If it is handed on while it is on its way, or to somebody of
 //! whom nothing can be known, it is marked for good.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::descriptor;
 use crate::kernel::{self, call};
 use crate::layer;
 use crate::local;
-use crate::slot::{self, Slot, Why};
+use crate::slot::{self, Why};
 use crate::{board, family};
 
 /// What a socket bears.
@@ -157,36 +157,51 @@ fn stream_cookie(fd: i32) -> Option<u64> {
         .then(|| kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE))?
 }
 
+/// This process got an epoll object or a ring from others. What is in it nobody knows, and it hears only the kernel.
+static HIDDEN: AtomicBool = AtomicBool::new(false);
+
 /// When the program starts: follows the connections that it inherited.
 pub(crate) fn find_inherited() {
     let Ok(list) = std::fs::read_dir("/proc/self/fd") else { return };
-    let mut sockets = Vec::new();
-    let mut hidden = false;
-    for entry in list.flatten() {
-        let (Ok(link), name) = (std::fs::read_link(entry.path()), entry.file_name()) else {
-            continue;
-        };
-        let link = link.to_string_lossy();
-        // What an inherited epoll object holds nobody knows, nor what is in a ring.
-        hidden |= ["anon_inode:[eventpoll]", "anon_inode:[io_uring]"].contains(&&*link);
-        if link.starts_with("socket:") {
-            sockets.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    let numbers = list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut sockets: Vec<i32> = Vec::new();
+    for fd in numbers {
+        match what_is(fd) {
+            Some(What::Socket) => sockets.push(fd),
+            Some(What::Hidden) => HIDDEN.store(true, Ordering::Relaxed),
+            None => {}
         }
     }
     for fd in sockets {
-        if let Some(index) = found(fd, true)
-            && hidden
-        {
-            stay(slot::get(index), index, Why::Set);
-        }
+        let _ = found(fd, true);
     }
 }
 
 /// A message has brought `fd`; if it was only looked at, the message is still on its way.
 pub fn received(fd: i32, still_there: bool) {
     layer::renewed(fd);
-    if layer::enabled() && layer::at_home() {
-        found(fd, !still_there);
+    if !layer::enabled() || !layer::at_home() {
+        return;
+    }
+    match what_is(fd) {
+        Some(What::Socket) => drop(found(fd, !still_there)),
+        Some(What::Hidden) if !HIDDEN.swap(true, Ordering::Relaxed) => {
+            family::lower_all(Why::Set);
+        }
+        _ => {}
+    }
+}
+
+enum What {
+    Socket,
+    Hidden,
+}
+
+fn what_is(fd: i32) -> Option<What> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    match link.to_str()? {
+        "anon_inode:[eventpoll]" | "anon_inode:[io_uring]" => Some(What::Hidden),
+        link => link.starts_with("socket:").then_some(What::Socket),
     }
 }
 
@@ -203,16 +218,14 @@ pub(crate) fn found(fd: i32, arrived: bool) -> Option<u32> {
     }
     let index = layer::adopt(fd)?;
     note(fd, cookie);
-    if mark != Mark::OnItsWay {
-        // Its giver has no library, or somebody else may have none.
-        stay(slot::get(index), index, Why::Exec);
+    // Its giver has no library, or somebody else may have none.
+    let hindrance = (mark != Mark::OnItsWay).then_some(Why::Exec);
+    let hidden = HIDDEN.load(Ordering::Relaxed).then_some(Why::Set);
+    if let Some(why) = hindrance.or(hidden) {
+        slot::get(index).stay(why);
+        board::update(index, slot::get(index));
     }
     Some(index)
-}
-
-fn stay(slot: &Slot, index: u32, why: Why) {
-    slot.stay(why);
-    board::update(index, slot);
 }
 
 /// Whether the program has the connection as a standard stream, which the C library may use by calls that nobody sees.

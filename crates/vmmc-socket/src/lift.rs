@@ -85,7 +85,12 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
     if layer::process().is_some_and(Process::has_mail) {
         progress();
     }
-    if layer::confined() || seconds() < slot.put_off_until.load(Ordering::Relaxed) {
+    let alone =
+        || slot.holders.load(Ordering::Acquire) == 1 && slot.handed.load(Ordering::Acquire) == 0;
+    // Those of this family that let go of it say so themselves.
+    let put_off = seconds() < slot.put_off_until.load(Ordering::Relaxed)
+        && !(slot.why() == Why::Shared && alone());
+    if put_off || layer::confined() {
         return;
     }
     if service::absent() {
@@ -116,7 +121,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         if handing::is_standard(unsafe { local::get(index).parts() }) {
             return wait_longer(index, slot, Why::Standard);
         }
-        if slot.holders.load(Ordering::Acquire) != 1 || slot.handed.load(Ordering::Acquire) != 0 {
+        if !alone() {
             return inquire(structure, process, fd, index);
         }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown

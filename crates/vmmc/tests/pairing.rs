@@ -4,7 +4,8 @@ mod harness;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{FOREVER, Node, listen, role, say, until};
@@ -243,6 +244,38 @@ fn an_unmatched_offer_does_not_delay_fin() {
     assert_eq!(far.read(&mut [0; 8]).unwrap(), 0);
     drop(process);
     until("offers gone with their process", || node.status()["offers"] == 0);
+}
+
+#[test]
+fn a_process_learns_whether_it_is_alone_with_a_connection() {
+    let node = Node::new();
+    let process = node.open_polled();
+    let (near, _far) = connection();
+    let alone = || {
+        let asked = process.pair_holders(near.as_fd()).unwrap();
+        match next(&process) {
+            PairingEvent::Holders { inquiry, alone } if inquiry == asked => alone,
+            other => panic!("{other:?}"),
+        }
+    };
+    // Children that other tests start have everything for a moment.
+    until("alone", alone);
+    let mut other = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::from(OwnedFd::from(near.try_clone().unwrap())))
+        .spawn()
+        .unwrap();
+    assert!(!alone());
+    drop(other.stdin.take());
+    other.wait().unwrap();
+    until("alone again", alone);
+    // What is no connection has no answer but this one.
+    let asked = process.pair_holders(std::io::stdin().as_fd()).unwrap();
+    let answer = next(&process);
+    assert!(
+        matches!(answer, PairingEvent::Holders { inquiry, alone: false } if inquiry == asked),
+        "{answer:?}"
+    );
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 extern char **environ;
 
+int talk(int fd);
+
 static void finish(pid_t child) {
     int status = -1;
     waitpid(child, &status, 0);
@@ -170,7 +172,7 @@ void scenario_exec_without_environment(void) {
     say("! exec failed");
 }
 
-static int talk(int fd) {
+int talk(int fd) {
     me.server = true;
     expect_text(fd, "over the exec");
     put_text(fd, "resumed");
@@ -338,12 +340,13 @@ void scenario_exec_inherits_epoll_set(void) {
 
 int resume(int argc, char **argv);
 int receive_in_new_image(int channel);
+int resume_handed(const char *verb, int fd);
 
-/* `actor resume talk FD`: exec_self; `actor resume receive UNIX_FD`: passing.c. */
+/* `actor resume talk FD`: exec_self; `actor resume receive UNIX_FD`: passing.c; others: handing.c. */
 int resume(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[0], "talk") == 0)
         return talk(atoi(argv[1]));
     if (argc == 2 && strcmp(argv[0], "receive") == 0)
         return receive_in_new_image(atoi(argv[1]));
-    return 2;
+    return argc == 2 ? resume_handed(argv[0], atoi(argv[1])) : 2;
 }

@@ -4,6 +4,8 @@
 extern char **environ;
 
 int receive_in_new_image(int channel);
+int receive_descriptor(int channel);
+void send_descriptor(int channel, int fd);
 
 static void finish(pid_t child) {
     int status = -1;
@@ -11,7 +13,7 @@ static void finish(pid_t child) {
     say_status("child", status);
 }
 
-static void send_descriptor(int channel, int fd) {
+void send_descriptor(int channel, int fd) {
     char control[CMSG_SPACE(sizeof fd)] = "";
     struct iovec part = {"d", 1};
     struct msghdr message = {
@@ -26,7 +28,7 @@ static void send_descriptor(int channel, int fd) {
         say("! the descriptor was not sent: %s", strerrorname_np(errno));
 }
 
-static int receive_descriptor(int channel) {
+int receive_descriptor(int channel) {
     char control[CMSG_SPACE(sizeof(int))], byte;
     struct iovec part = {&byte, 1};
     struct msghdr message = {

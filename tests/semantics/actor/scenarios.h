@@ -169,6 +169,16 @@ SCENARIO(pass_to_forked)
 SCENARIO(pass_and_close)
 SCENARIO(pass_while_peer_is_stopped)
 SCENARIO(pass_to_itself)
+/* handing.c */
+SCENARIO(lifted_after_exec)
+SCENARIO(lifted_in_child_program)
+SCENARIO(lifted_off_standard_input)
+SCENARIO(lifted_after_passing)
+SCENARIO(lifted_after_peeking)
+SCENARIO(shared_by_programs)
+SCENARIO(shared_by_programs_then_alone)
+SCENARIO(connected_by_next_program)
+SCENARIO(exec_inherits_epoll_set_and_library)
 
 /* urgent.c */
 SCENARIO(urgent_byte)

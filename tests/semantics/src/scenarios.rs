@@ -192,6 +192,16 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "pass_and_close", warm_up: Warm, expectation: Equal },
     Scenario { name: "pass_while_peer_is_stopped", warm_up: Warm, expectation: Equal },
     Scenario { name: "pass_to_itself", warm_up: Warm, expectation: Equal },
+    // handing.c
+    Scenario { name: "lifted_after_exec", warm_up: Warm, expectation: Equal },
+    Scenario { name: "lifted_in_child_program", warm_up: Warm, expectation: Equal },
+    Scenario { name: "lifted_off_standard_input", warm_up: Warm, expectation: Equal },
+    Scenario { name: "lifted_after_passing", warm_up: Warm, expectation: Equal },
+    Scenario { name: "lifted_after_peeking", warm_up: Warm, expectation: Equal },
+    Scenario { name: "shared_by_programs", warm_up: Cold, expectation: Equal },
+    Scenario { name: "shared_by_programs_then_alone", warm_up: Warm, expectation: Equal },
+    Scenario { name: "connected_by_next_program", warm_up: Cold, expectation: Equal },
+    Scenario { name: "exec_inherits_epoll_set_and_library", warm_up: Cold, expectation: Equal },
     // urgent.c
     Scenario { name: "urgent_byte", warm_up: Warm, expectation: Equal },
     Scenario { name: "urgent_inline", warm_up: Warm, expectation: Equal },

@@ -172,6 +172,15 @@ scenarios! {
     pass_and_close
     pass_while_peer_is_stopped
     pass_to_itself
+    lifted_after_exec
+    lifted_in_child_program
+    lifted_off_standard_input
+    lifted_after_passing
+    lifted_after_peeking
+    shared_by_programs
+    shared_by_programs_then_alone
+    connected_by_next_program
+    exec_inherits_epoll_set_and_library
     // urgent.c
     urgent_byte
     urgent_inline
