@@ -239,7 +239,7 @@ pub enum Answer {
     PairHolders {
         /// The inquiry of the receiver that this answers.
         inquiry: OfferId,
-        /// Nobody else has it, and its descriptor is not on its way to anybody.
+        /// Nobody else has it, and it bears no lock (`flock`).
         alone: bool,
     },
     /// Mail. Descriptors: the peer's memory and eventfd.

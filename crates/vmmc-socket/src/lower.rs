@@ -27,8 +27,8 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     // The handshake may be under way: what it still brings is not wanted.
     if slot.phase() != Phase::Attached {
         match (slot.phase(), why) {
-            // Whether others have it is asked before it is lifted.
-            (Phase::Tcp, Why::Exec | Why::Passed) => slot.set_why(why),
+            // Whether others have it is asked before it is lifted, unless it goes unmarked.
+            (Phase::Tcp, Why::Exec | Why::Passed) if !layer::confined() => slot.set_why(why),
             _ => slot.stay(why),
         }
         board::update(index, slot);

@@ -79,8 +79,8 @@ pub enum PairingEvent {
     Holders {
         /// The inquiry that this answers.
         inquiry: OfferId,
-        /// This process is the only one that has it, and its descriptor is not on its way to any other. `false` also where
-        /// the service cannot tell.
+        /// This process is the only one that has it, and nobody holds a lock (`flock`) on it, which is how programs mark what
+        /// they hand over. `false` also where the service cannot tell.
         alone: bool,
     },
     /// The peer's memory, for reading and writing; its event is [`Import::notify_fd`].

@@ -130,92 +130,84 @@ static int look_and_take(int channel) {
     return talk(seen);
 }
 
-/* Two programs that know nothing of each other use one connection in turns, for long enough to be lifted if either took it for
- * its own; then the elder lets go, and the younger is alone. */
-#define TURNS 60
+/* Two programs that know nothing of each other use one connection in turns. The elder is first. Turns are told over standard
+ * input. */
+struct sharing {
+    int turns, round_trips;
+    bool ends_alone;
+    const char *verb;
+};
+/* For long enough to be lifted if either took it for its own. */
+static const struct sharing for_long = {60, 5, false, "share_for_long"};
+/* Then the elder lets go, and the younger is alone. */
+static const struct sharing for_a_moment = {2, 1, true, "share_for_a_moment"};
 
-static int use_in_turns(int fd, int first) {
+static void take_turns(const struct sharing *how, int fd, int first) {
     char line[16];
-    for (int turn = first; turn < TURNS; turn += 2) {
-        if (told() != turn)
-            ;
+    for (int turn = first; turn < how->turns; turn += 2) {
+        if (turn > 0 && told() != turn)
+            say("! out of turn");
         snprintf(line, sizeof line, "turn %02d", turn);
         expect_text(fd, line);
-        for (int i = 0; i < 5; i++) {
+        for (int i = 0; i < how->round_trips; i++) {
             put_text(fd, line);
             expect_text(fd, line);
         }
         tell(turn + 1);
     }
+}
+
+static int be_the_younger(const struct sharing *how, int fd) {
+    take_turns(how, fd, 1);
+    me.server = true;
+    if (how->ends_alone)
+        warm(fd);
     return 0;
 }
 
-static void shared_by_programs(bool ends_alone) {
+static void share(const struct sharing *how) {
     int fd = cold_connection();
-    char line[16];
     if (me.client) {
-        for (int turn = 0; turn < TURNS; turn++) {
+        char line[16];
+        for (int turn = 0; turn < how->turns; turn++) {
             snprintf(line, sizeof line, "turn %02d", turn);
             put_text(fd, line);
-            for (int i = 0; i < 5; i++) {
+            for (int i = 0; i < how->round_trips; i++) {
                 expect_text(fd, line);
                 put_text(fd, line);
             }
         }
-        if (ends_alone)
+        meet();
+        if (how->ends_alone)
             warm(fd);
         expect_end(fd);
         meet();
         return;
     }
-    /* Turns are told over a channel of their own; both talk over standard input. */
-    int channel[2], control = dup(0);
-    socketpair(AF_UNIX, SOCK_STREAM, 0, channel);
-    fcntl(control, F_SETFD, FD_CLOEXEC);
+    int channel[2], control = fcntl(0, F_DUPFD_CLOEXEC, 3);
+    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel);
     pid_t child = fork();
     if (child == 0) {
         dup2(channel[1], 0);
-        close(channel[0]);
-        close(channel[1]);
-        become(ends_alone ? "turns_and_warm" : "turns", fd);
+        become(how->verb, fd);
     }
     dup2(channel[0], 0);
-    close(channel[0]);
-    close(channel[1]);
-    for (int turn = 0; turn < TURNS; turn += 2) {
-        snprintf(line, sizeof line, "turn %02d", turn);
-        expect_text(fd, line);
-        for (int i = 0; i < 5; i++) {
-            put_text(fd, line);
-            expect_text(fd, line);
-        }
-        tell(turn + 1);
-        if (told() != turn + 2)
-            say("! out of turn");
-    }
+    take_turns(how, fd, 0);
+    if (told() != how->turns)
+        say("! out of turn");
     close(fd);
-    finish(child);
     dup2(control, 0);
+    meet();
+    finish(child);
     meet();
 }
 
-static int turns(int fd) {
-    return use_in_turns(fd, 1);
-}
-
-static int turns_and_warm(int fd) {
-    use_in_turns(fd, 1);
-    me.server = true;
-    warm(fd);
-    return 0;
-}
-
 void scenario_shared_by_programs(void) {
-    shared_by_programs(false);
+    share(&for_long);
 }
 
 void scenario_shared_by_programs_then_alone(void) {
-    shared_by_programs(true);
+    share(&for_a_moment);
 }
 
 /* A program connects a socket that it inherited, and uses it for long enough to be lifted; then its parent, which has had the
@@ -300,10 +292,10 @@ int resume_handed(const char *verb, int fd) {
         return talk(receive_descriptor(fd));
     if (strcmp(verb, "look_and_take") == 0)
         return look_and_take(fd);
-    if (strcmp(verb, "turns") == 0)
-        return turns(fd);
-    if (strcmp(verb, "turns_and_warm") == 0)
-        return turns_and_warm(fd);
+    if (strcmp(verb, for_long.verb) == 0)
+        return be_the_younger(&for_long, fd);
+    if (strcmp(verb, for_a_moment.verb) == 0)
+        return be_the_younger(&for_a_moment, fd);
     if (strcmp(verb, "connect") == 0)
         return connect_here(fd);
     if (strcmp(verb, "wait") == 0)

@@ -1,11 +1,12 @@
 //! Which processes have a socket open, as `/proc` shows it: whoever may lift a connection must be alone with it.
 //!
-//! A descriptor can also lie in the queue of a local socket, on its way to another process (`SCM_RIGHTS`). Which one lies there
-//! the kernel does not say, but how many. So two walks over all processes look at both, tables and queues: what stays where it
-//! is meanwhile is found, and so is what moves once.
+//! A descriptor can also be on its way in the queue of a local socket (`SCM_RIGHTS`), which nobody can look into. So whoever sends a
+//! socket away marks it before, with a lock of `flock`, and who has received it takes the lock off. The descriptors of all processes are looked at, then
+//! the mark, then all again: a socket that one process sends and another receives meanwhile is seen in one of the three places, or
+//! in the fourth, the mark once more, if it goes on from there.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,7 +20,7 @@ use crate::{OsError, process_id};
 pub enum Holding {
     /// The process that asks, and nobody else but this one.
     Alone,
-    /// Others have it too, or may: a process cannot be looked into, or descriptors are on their way to somebody.
+    /// Others have it too, or may: it is marked, or a process cannot be looked into.
     Shared,
 }
 
@@ -37,7 +38,7 @@ pub fn socket_number(socket: BorrowedFd<'_>) -> Result<u64, OsError> {
 pub fn holding(asked: &[(u64, u32)], known: &HashSet<u32>) -> Vec<Holding> {
     let mut found = Found { askers: HashMap::new(), known, others: false };
     for (number, pid) in asked {
-        found.askers.insert(*number, Asker { pid: *pid, seen: false, shared: false });
+        found.askers.insert(*number, Asker { pid: *pid, fd: None, shared: false });
     }
     // Two processes that ask about one socket are two that have it.
     for (number, pid) in asked {
@@ -45,11 +46,12 @@ pub fn holding(asked: &[(u64, u32)], known: &HashSet<u32>) -> Vec<Holding> {
             asker.shared |= asker.pid != *pid;
         }
     }
-    for _walk in 0..2 {
+    for _twice in 0..2 {
         found.others |= found.walk().is_err();
+        found.look_for_marks();
     }
     let holding = |(number, _): &(u64, u32)| match found.askers.get(number) {
-        Some(asker) if asker.seen && !asker.shared && !found.others => Holding::Alone,
+        Some(asker) if asker.fd.is_some() && !asker.shared && !found.others => Holding::Alone,
         _ => Holding::Shared,
     };
     asked.iter().map(holding).collect()
@@ -65,7 +67,8 @@ struct Found<'a> {
 
 struct Asker {
     pid: u32,
-    seen: bool,
+    /// What it has there under this number.
+    fd: Option<OsString>,
     shared: bool,
 }
 
@@ -90,6 +93,16 @@ impl Found<'_> {
         Ok(())
     }
 
+    fn look_for_marks(&mut self) {
+        for asker in self.askers.values_mut() {
+            let Some(fd) = &asker.fd else { continue };
+            let path = Path::new("/proc").join(asker.pid.to_string()).join("fdinfo").join(fd);
+            // One that cannot be read is not open any more.
+            let free = fs::read_to_string(path).is_ok_and(|text| !text.contains("\nlock:"));
+            asker.shared |= !free;
+        }
+    }
+
     fn descends_from_known(&self, pid: u32) -> bool {
         std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| self.known.contains(&pid))
     }
@@ -109,20 +122,13 @@ impl Found<'_> {
                 continue;
             };
             match self.askers.get_mut(&socket) {
-                Some(asker) if asker.pid == pid => asker.seen = true,
+                Some(asker) if asker.pid == pid => asker.fd = Some(entry.file_name()),
                 Some(asker) => asker.shared = true,
-                None => self.others |= has_descriptors(process, &entry.file_name()),
+                None => {}
             }
         }
         Ok(())
     }
-}
-
-/// Whether descriptors wait in the queue of this socket.
-fn has_descriptors(process: &Path, fd: &OsStr) -> bool {
-    let Ok(text) = fs::read_to_string(process.join("fdinfo").join(fd)) else { return false };
-    let waiting = text.lines().find_map(|line| line.strip_prefix("scm_fds:"));
-    waiting.is_some_and(|waiting| waiting.trim() != "0")
 }
 
 /// The parent of a process, which everybody may know.
@@ -141,7 +147,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -149,6 +154,15 @@ mod tests {
 
     fn look(asked: &[(u64, u32)]) -> Vec<Holding> {
         holding(asked, &HashSet::new())
+    }
+
+    /// Children that other tests start have everything for a moment.
+    fn alone(asked: &[(u64, u32)]) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while look(asked)[0] != Holding::Alone {
+            assert!(Instant::now() < until, "never alone");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn connection() -> (TcpStream, TcpStream) {
@@ -182,21 +196,12 @@ mod tests {
         // Nobody but this process has the second, so that it is not the asker's.
         let found = look(&asked);
         assert_eq!(found[1], Holding::Shared);
-        // Other programs of the system may have descriptors under way just now.
-        let until = Instant::now() + Duration::from_secs(60);
-        let alone = || loop {
-            let found = look(&asked)[0];
-            if found == Holding::Alone || Instant::now() > until {
-                return found == Holding::Alone;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        assert!(alone());
+        alone(&asked);
         let mut second = holder(&near.0);
         assert_eq!(look(&asked)[0], Holding::Shared);
         second.kill().unwrap();
         second.wait().unwrap();
-        assert!(alone());
+        alone(&asked);
         first.kill().unwrap();
         first.wait().unwrap();
         assert_eq!(look(&asked)[0], Holding::Shared);
@@ -214,32 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_under_way_may_be_any() {
-        // The queue has to be another process's.
-        let (near, queue) = UnixStream::pair().unwrap();
-        let (passed, _far) = connection();
-        let mut other = Command::new("cat")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::from(std::os::fd::OwnedFd::from(queue)))
-            .spawn()
-            .unwrap();
-        other.stdin.as_mut().unwrap().write_all(b"!").unwrap();
-        other.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let mut holds = holder(&passed);
-        let number = socket_number(passed.as_fd()).unwrap();
-        let bytes = [io::IoSlice::new(b"!")];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-        let fds = [passed.as_fd()];
-        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(&near, &bytes, &mut control, rustix::net::SendFlags::empty()).unwrap();
-        for _ in 0..20 {
-            assert_eq!(look(&[(number, holds.id())]), [Holding::Shared]);
-        }
-        for child in [&mut other, &mut holds] {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+    fn a_mark_may_stand_for_anybody() {
+        let (near, _far) = connection();
+        let number = socket_number(near.as_fd()).unwrap();
+        let mut holds = holder(&near);
+        let asked = [(number, holds.id())];
+        rustix::fs::flock(&near, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert_eq!(look(&asked), [Holding::Shared]);
+        rustix::fs::flock(&near, rustix::fs::FlockOperation::Unlock).unwrap();
+        alone(&asked);
+        holds.kill().unwrap();
+        holds.wait().unwrap();
     }
 }
