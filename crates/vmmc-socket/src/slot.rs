@@ -267,7 +267,8 @@ impl Slot {
         }
         self.pair.store(0, Ordering::Relaxed);
         self.cookie.store(0, Ordering::Relaxed);
-        let numbers = [&self.calls, &self.returned, &self.handed, &self.put_off, &self.put_off_until];
+        let numbers =
+            [&self.calls, &self.returned, &self.handed, &self.put_off, &self.put_off_until];
         let numbers = numbers.into_iter().chain([&self.receiving, &self.sending]);
         for number in numbers.chain([&self.receiver_asleep, &self.sender_asleep]) {
             number.store(0, Ordering::Relaxed);
