@@ -350,11 +350,9 @@ impl Exports {
         if offset > len || count > len - offset { Err(Refusal::Range) } else { Ok(export) }
     }
 
-    /// What an import may do over a lane; `None` where there can be none, because the exporter's engine does not redirect.
+    /// What an import may do over a lane.
     pub(crate) fn lane_rights(&self, handle: u64) -> Option<Rights> {
-        let import = self.imports.get(&handle)?;
-        let export = self.by_id.get(&import.export)?;
-        export.redirection.is_none().then_some(import.rights)
+        self.imports.get(&handle).map(|import| import.rights)
     }
 
     /// A handle that no import of this service had.

@@ -20,7 +20,7 @@ use crate::notification::{Doorbell, Notification, Notify, WaitError};
 use crate::notified::Notified;
 use crate::process::{Inner, lock};
 use crate::range::{ExtendError, Extensions};
-use crate::redirection::Pool;
+use crate::redirection::{Pool, Redirection};
 
 /// An export in the making; see [`Process::export`].
 #[derive(Debug)]
@@ -279,6 +279,13 @@ impl<'p> ExportOptions<'p> {
         let bell = notify.as_ref().map_or(Bell::None, |(b, _)| Bell::Mailbox(Arc::clone(b)));
         let redirection = self.pool.map(|bytes| Pool::new(bytes, floor)).transpose();
         let (pool, redirection) = redirection.map_err(ExportError::Exhausted)?.unzip();
+        let by_lane = match (&pool, &redirection) {
+            (Some(pool), Some(memory)) => {
+                let mapped = Redirection::map(memory, pool.len());
+                Some(Arc::new(mapped.map_err(ExportError::Exhausted)?))
+            }
+            _ => None,
+        };
         let declaration = ExportDeclaration {
             number: id.number,
             len: len as u64,
@@ -290,9 +297,7 @@ impl<'p> ExportOptions<'p> {
         };
         let announced = Arc::new(Announced { declaration, memory, notify, redirection });
         let doorbell = announced.notify.as_ref().map(|(doorbell, _)| Arc::clone(doorbell));
-        if pool.is_none() {
-            inner.lanes.admit(id.number, Reachable { start, len, doorbell });
-        }
+        inner.lanes.admit(id.number, Reachable { start, len, doorbell, redirection: by_lane });
         let answer = inner.request(&announced.descriptors(), |seq| Request::Export {
             seq,
             declaration: announced.declaration.clone(),

@@ -433,7 +433,8 @@ fn to_usize(ranges: Vec<Range<u64>>) -> Vec<Range<usize>> {
     ranges.into_iter().map(|range| range.start as usize..range.end as usize).collect()
 }
 
-/// The sender's side.
+/// The sender's side: that of importers, and of the engine that places what other nodes send. The engine has a mapping of its own, as if it were in
+/// another process: the pages of the receiver's are replaced where it was too slow.
 #[derive(Debug)]
 pub(crate) struct Redirection {
     area: Mapping,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use harness::{FOREVER, Node, listen, role, say, until};
 use vmmc::{
-    Export, ExportId, Import, ImportSource, Notify, PostedBuffer, Process, RedirectError,
+    Export, ExportId, Import, ImportSource, Notify, Path, PostedBuffer, Process, RedirectError,
     Redirected, Rights,
 };
 
@@ -39,13 +39,20 @@ fn actor() {
     }
 }
 
-/// An export with a pool, and an import of each path.
-fn redirectable(node: &Node, len: usize, pool: usize) -> (Export, [Import; 2]) {
+fn nodes() -> [Node; 2] {
+    Node::cluster(["ada", "grace"])
+}
+
+/// An export with a pool, and an import of each path: mapped, by the engine, by a lane from another node.
+fn redirectable([node, elsewhere]: &[Node; 2], len: usize, pool: usize) -> (Export, [Import; 3]) {
     let process = node.open();
     let export = process.export(len).redirectable(pool).notify(Notify::Event).create().unwrap();
-    let imports = [Rights::READ_WRITE, Rights::WRITE]
-        .map(|rights| process.import(ImportSource::Id(export.id())).rights(rights).open().unwrap());
-    (export, imports)
+    let source = ImportSource::Id(export.id());
+    let [mapped, engine] = [Rights::READ_WRITE, Rights::WRITE]
+        .map(|rights| process.import(source.clone()).rights(rights).open().unwrap());
+    let lane = elsewhere.open().import(source).node("ada").rights(Rights::WRITE).open().unwrap();
+    until("a lane", || lane.path() == Path::Lane);
+    (export, [mapped, engine, lane])
 }
 
 fn contents(buffer: &PostedBuffer) -> Vec<u8> {
@@ -62,8 +69,8 @@ fn default(export: &Export, range: Range<usize>) -> Vec<u8> {
 
 #[test]
 fn what_arrives_goes_to_the_posted_memory() {
-    let node = Node::new();
-    let (export, imports) = redirectable(&node, 100_000, 64 << 10);
+    let nodes = nodes();
+    let (export, imports) = redirectable(&nodes, 100_000, 64 << 10);
     for import in &imports {
         let buffer = export.redirect_buffer(10_000).unwrap();
         let posting = export.post(5000, buffer).unwrap();
@@ -88,8 +95,8 @@ fn what_arrives_goes_to_the_posted_memory() {
 
 #[test]
 fn a_post_that_is_late_is_completed_by_one_call() {
-    let node = Node::new();
-    let (export, imports) = redirectable(&node, 8192, 8192);
+    let nodes = nodes();
+    let (export, imports) = redirectable(&nodes, 8192, 8192);
     for (import, private) in imports.iter().flat_map(|i| [(i, false), (i, true)]) {
         export.write(0, &[0; 8192]).unwrap();
         import.send_notify(100, &[1; 1000]).unwrap();
@@ -113,10 +120,10 @@ fn a_post_that_is_late_is_completed_by_one_call() {
 
 #[test]
 fn impossible_posts_are_refused_and_the_buffer_comes_back() {
-    let node = Node::new();
-    let (export, _) = redirectable(&node, 4096, 8 * 4096);
-    let (other, _) = redirectable(&node, 4096, 0);
-    let plain = node.open().export(64).create().unwrap();
+    let nodes = nodes();
+    let (export, _) = redirectable(&nodes, 4096, 8 * 4096);
+    let (other, _) = redirectable(&nodes, 4096, 0);
+    let plain = nodes[0].open().export(64).create().unwrap();
     assert_eq!(plain.redirect_buffer(1).unwrap_err(), RedirectError::NotRedirectable);
     assert_eq!(other.redirect_buffer(1).unwrap_err(), RedirectError::Pool);
     assert_eq!(export.redirect_buffer(0).unwrap_err(), RedirectError::Range);
@@ -149,8 +156,8 @@ fn impossible_posts_are_refused_and_the_buffer_comes_back() {
 
 #[test]
 fn detached_memory_is_out_of_reach_and_is_copied_to() {
-    let node = Node::new();
-    let (export, [import, _]) = redirectable(&node, 4096, 8192);
+    let nodes = nodes();
+    let (export, [import, ..]) = redirectable(&nodes, 4096, 8192);
     let mut buffer = export.redirect_buffer(4096).unwrap();
     assert_eq!(buffer.detach().unwrap(), [0; 4096]);
     let posting = export.post(0, buffer).unwrap();
@@ -171,20 +178,21 @@ fn detached_memory_is_out_of_reach_and_is_copied_to() {
 #[test]
 fn post_and_withdraw_under_load_lose_nothing() {
     const LEN: usize = 300_000;
-    let node = Node::new();
-    let (export, imports) = redirectable(&node, MIB, MIB);
+    const PART: usize = 320 << 10;
+    let nodes = nodes();
+    let (export, imports) = redirectable(&nodes, MIB, MIB);
     let stop = AtomicBool::new(false);
-    let mut redirected = [0usize; 2];
+    let mut redirected = [0usize; 3];
     std::thread::scope(|scope| {
-        for (half, import) in imports.iter().enumerate() {
+        for (third, import) in imports.iter().enumerate() {
             let (stop, export) = (&stop, &export);
             scope.spawn(move || {
-                let base = half * MIB / 2;
+                let base = third * PART;
                 for round in 1u64.. {
                     let bytes = vec![round as u8; LEN];
-                    import.send_signal(base, &bytes, base + MIB / 2 - 8, round).unwrap();
+                    import.send_signal(base, &bytes, base + PART - 8, round).unwrap();
                     // The receiver writes the round that it has checked.
-                    let checked = base + MIB / 2 - 16;
+                    let checked = base + PART - 16;
                     while export.load_signal(checked).unwrap() != round {
                         if stop.load(Ordering::Relaxed) {
                             return;
@@ -195,10 +203,10 @@ fn post_and_withdraw_under_load_lose_nothing() {
             });
         }
         for round in 1..=200u64 {
-            for (half, redirected) in redirected.iter_mut().enumerate() {
-                let base = half * MIB / 2;
+            for (third, redirected) in redirected.iter_mut().enumerate() {
+                let base = third * PART;
                 let mut told: Vec<u8> = vec![0; LEN];
-                let arrived = || export.load_signal(base + MIB / 2 - 8).unwrap() == round;
+                let arrived = || export.load_signal(base + PART - 8).unwrap() == round;
                 // The newest bytes of each place, by what each posting told.
                 loop {
                     let done = arrived();
@@ -219,8 +227,11 @@ fn post_and_withdraw_under_load_lose_nothing() {
                         break;
                     }
                 }
-                assert!(told.iter().all(|byte| *byte == round as u8), "round {round} half {half}");
-                export.write(base + MIB / 2 - 16, &round.to_le_bytes()).unwrap();
+                assert!(
+                    told.iter().all(|byte| *byte == round as u8),
+                    "round {round} third {third}"
+                );
+                export.write(base + PART - 16, &round.to_le_bytes()).unwrap();
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -234,8 +245,8 @@ fn two_posts_that_touch_lose_nothing_under_load() {
     const HALF: usize = 200_000;
     const SIGNAL: usize = MIB - 8;
     const CHECKED: usize = MIB - 16;
-    let node = Node::new();
-    let (export, [import, _]) = redirectable(&node, MIB, MIB);
+    let nodes = nodes();
+    let (export, [import, ..]) = redirectable(&nodes, MIB, MIB);
     let stop = AtomicBool::new(false);
     let mut redirected = [0usize; 2];
     std::thread::scope(|scope| {
@@ -289,11 +300,11 @@ fn two_posts_that_touch_lose_nothing_under_load() {
 /// written by nobody.
 #[test]
 fn a_stopped_or_killed_sender_holds_up_nobody() {
-    let node = Node::new();
-    let (export, [import, _]) = redirectable(&node, MIB, 64 * MIB);
+    let nodes = nodes();
+    let (export, [import, ..]) = redirectable(&nodes, MIB, 64 * MIB);
     let mut stalled = 0;
     for round in 0..20u64 {
-        let mut actor = node.actor("sender", &export.id().to_string());
+        let mut actor = nodes[0].actor("sender", &export.id().to_string());
         actor.hear();
         let mut posting = export.post(0, export.redirect_buffer(MIB).unwrap()).unwrap();
         std::thread::sleep(Duration::from_micros(500 + round * 37));
@@ -323,8 +334,8 @@ fn a_stopped_or_killed_sender_holds_up_nobody() {
 
 #[test]
 fn a_revoked_export_takes_its_posted_memory_along() {
-    let node = Node::new();
-    let (export, [import, _]) = redirectable(&node, 4096, 4096);
+    let nodes = nodes();
+    let (export, [import, ..]) = redirectable(&nodes, 4096, 4096);
     let buffer = export.redirect_buffer(4096).unwrap();
     let posting = export.post(0, buffer).unwrap();
     import.send(0, &[1; 4096]).unwrap();
@@ -336,10 +347,10 @@ fn a_revoked_export_takes_its_posted_memory_along() {
 
 #[test]
 fn another_process_does_not_know() {
-    let node = Node::new();
-    let (export, _) = redirectable(&node, 4096, 4096);
+    let nodes = nodes();
+    let (export, _) = redirectable(&nodes, 4096, 4096);
     let posting = export.post(0, export.redirect_buffer(2000).unwrap()).unwrap();
-    let mut actor = node.actor("one", &export.id().to_string());
+    let mut actor = nodes[0].actor("one", &export.id().to_string());
     actor.hear();
     let finished = export.finish(posting).unwrap();
     assert_eq!(finished.redirected, [0..1000]);

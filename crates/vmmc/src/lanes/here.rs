@@ -13,6 +13,7 @@ use vmmc_shm::mailbox::{Note, Sleep};
 
 use crate::lane::Lane;
 use crate::notification::Doorbell;
+use crate::redirection::Redirection;
 
 /// An export as lanes reach it.
 #[derive(Debug, Clone)]
@@ -20,6 +21,7 @@ pub(crate) struct Reachable {
     pub(crate) start: *mut u8,
     pub(crate) len: usize,
     pub(crate) doorbell: Option<Arc<Doorbell>>,
+    pub(crate) redirection: Option<Arc<Redirection>>,
 }
 
 // SAFETY: the memory is mapped as long as this can be found: the export withdraws it, under the lock that placing holds, before it unmaps
@@ -193,10 +195,19 @@ impl Here {
 
 impl Memory for Here {
     fn place(&mut self, target: &Binding, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
-        let to = self.arrival(target)?.reach(Rights::WRITE, offset, bytes.len())?;
+        let arrival = self.arrival(target)?;
+        let to = arrival.reach(Rights::WRITE, offset, bytes.len())?;
         // SAFETY: `reach` saw that the range is inside the export, which is mapped as long as it can be reached; `bytes` is memory of its
         // own.
-        unsafe { vmmc_shm::copy(bytes.as_ptr(), to, bytes.len()) };
+        unsafe {
+            match &arrival.target.redirection {
+                // `reach` saw that the offset is inside memory of this process.
+                Some(redirection) if !redirection.is_idle(bytes.len()) => {
+                    redirection.place(arrival.target.start, offset as usize, bytes);
+                }
+                _ => vmmc_shm::copy(bytes.as_ptr(), to, bytes.len()),
+            }
+        }
         Ok(())
     }
 
