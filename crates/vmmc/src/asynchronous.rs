@@ -358,3 +358,6 @@ impl Drop for Pending {
 fn total(mut lens: impl Iterator<Item = usize>) -> usize {
     lens.try_fold(0usize, usize::checked_add).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

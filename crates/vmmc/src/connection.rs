@@ -24,7 +24,7 @@ use crate::open::{OpenError, OpenOptions};
 
 /// The service's status table, mapped read-only.
 #[derive(Debug)]
-pub(crate) struct Table(Mapping);
+pub(crate) struct Table(pub(crate) Mapping);
 
 impl Table {
     pub(crate) fn view(&self) -> &StatusTable {
@@ -136,6 +136,33 @@ impl Connection {
             lanes: Arc::clone(lanes),
             commands: Mutex::new(None),
         })
+    }
+
+    /// A connection at whose other end nobody is, for tests of what needs no service.
+    #[cfg(test)]
+    pub(crate) fn to_nobody(table: &Arc<Table>, process: ProcessId) -> Self {
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Self {
+            socket: std::os::fd::OwnedFd::from(socket).into(),
+            table: Arc::clone(table),
+            welcome: Welcome {
+                version: VERSION,
+                process,
+                service_pid: 0,
+                uid: 0,
+                mail_slot: 0,
+                max_exports: 0,
+                max_offers: 0,
+            },
+            watched: false,
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            lost: AtomicBool::new(false),
+            goodbye: AtomicBool::new(false),
+            next_seq: AtomicU32::new(1),
+            lanes: Arc::new(Lanes::new(0)),
+            commands: Mutex::default(),
+        }
     }
 
     /// Sends a request and waits for its answer. `make` gets the request's number. The watcher thread itself says

@@ -236,7 +236,6 @@ impl Process {
     pub(crate) fn with_options(options: OpenOptions) -> Result<Self, OpenError> {
         let lanes = Arc::new(Lanes::new(options.descriptor_floor));
         let connection = Arc::new(options.connect(&lanes, options.start_service, None)?);
-        let id = connection.welcome.process;
         let mail = Mail::new();
         mail.attach(&connection);
         let stop = if options.watcher {
@@ -245,27 +244,22 @@ impl Process {
         } else {
             None
         };
-        let inner = Arc::new(Inner {
-            pid: process_id(),
-            options,
-            mail,
-            link: Mutex::new(Link { id, connection, next_export: 1 }),
-            linked: Condvar::new(),
-            next_offer: AtomicU64::new(1),
-            announced: Mutex::new(HashMap::new()),
-            standings: Mutex::new(HashMap::new()),
-            notifier: Mutex::new(None),
-            stop,
-            attaching: Mutex::new(()),
-            lanes,
-            utlb: OnceLock::new(),
-            pinning: Pinning::default(),
-            engines: [const { OnceLock::new() }; 3],
-        });
+        let inner = Arc::new(Inner::new(options, lanes, connection, mail, stop));
         if let Some(stop) = &inner.stop {
             watcher::start(&inner, Arc::clone(stop)).map_err(OpenError::Exhausted)?;
         }
         Ok(Self { inner })
+    }
+}
+
+#[cfg(test)]
+impl Process {
+    /// Without mail or a watcher.
+    pub(crate) fn of_connection(connection: Connection) -> Self {
+        let lanes = Arc::new(Lanes::new(0));
+        let options = Self::options();
+        let inner = Inner::new(options, lanes, Arc::new(connection), Mail::new(), None);
+        Self { inner: Arc::new(inner) }
     }
 }
 
@@ -326,6 +320,32 @@ struct Link {
 }
 
 impl Inner {
+    fn new(
+        options: OpenOptions,
+        lanes: Arc<Lanes>,
+        connection: Arc<Connection>,
+        mail: Mail,
+        stop: Option<Arc<Event>>,
+    ) -> Self {
+        Self {
+            pid: process_id(),
+            options,
+            mail,
+            link: Mutex::new(Link { id: connection.welcome.process, connection, next_export: 1 }),
+            linked: Condvar::new(),
+            next_offer: AtomicU64::new(1),
+            announced: Mutex::new(HashMap::new()),
+            standings: Mutex::new(HashMap::new()),
+            notifier: Mutex::new(None),
+            stop,
+            attaching: Mutex::new(()),
+            lanes,
+            utlb: OnceLock::new(),
+            pinning: Pinning::default(),
+            engines: [const { OnceLock::new() }; 3],
+        }
+    }
+
     /// Whether this is a forked child of the process that opened VMMC.
     pub(crate) fn is_forked(&self) -> bool {
         process_id() != self.pid

@@ -89,10 +89,12 @@ impl Route {
             return self.send_by_engine(pieces, Finish { signal, notify: None }, stop);
         }
         for (offset, bytes) in pieces {
+            // Once more: the iterator may ask the program's own code for the bytes, which need not be those that were checked.
+            self.check(offset, bytes.len(), Rights::WRITE)?;
             for (step, bytes) in bytes.chunks(STEP).enumerate() {
                 stop.check()?;
                 self.live()?;
-                // SAFETY: `check` saw that the piece is inside the mapping and writable.
+                // SAFETY: `check` saw that these very bytes are inside the mapping and writable.
                 unsafe { self.place(offset + step * STEP, bytes) };
             }
         }

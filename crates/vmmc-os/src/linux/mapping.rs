@@ -53,6 +53,18 @@ impl Mapping {
         Self::adopt(start.cast(), len)
     }
 
+    /// Maps fresh memory, all zero, that nobody shares: it stands for shared memory where there is none to be had, under Miri.
+    ///
+    /// # Errors
+    /// When memory or address space are exhausted.
+    pub fn unshared(len: usize) -> Result<Self, OsError> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses an address range that nobody uses.
+        let start =
+            unsafe { mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE) }?;
+        Self::adopt(start.cast(), len)
+    }
+
     /// Maps the first `len` bytes of the *same* memory once more, without a descriptor of it. `len` may be larger than
     /// this mapping (but not than the memory: touching what lies beyond its end raises SIGBUS).
     ///
