@@ -19,8 +19,8 @@ pub(crate) struct Standing {
     handle: AtomicU64,
     seat: AtomicPtr<Seat>,
     /// Every seat that `seat` ever pointed to: another thread may still look at it.
-    #[allow(clippy::vec_box, reason = "a seat must not move when the list grows")]
-    seats: Mutex<Vec<Box<Seat>>>,
+    /// In an `Arc`, which may be moved while others have a pointer to what is in it; a `Box` may not.
+    seats: Mutex<Vec<Arc<Seat>>>,
 }
 
 /// What an import was asked for with, and is asked for again.
@@ -68,7 +68,7 @@ impl Standing {
     /// The export's state: two loads that only ever hit the cache, and one of the word.
     #[inline]
     pub(crate) fn state(&self) -> ExportState {
-        // SAFETY: `seat` always points to a box in `seats`, which lives as long as `self`; its word is in a table kept
+        // SAFETY: `seat` always points into an `Arc` in `seats`, which lives as long as `self`; its word is in a table kept
         // there too, or is a static.
         let (live, found) = unsafe {
             let seat = &*self.seat.load(Ordering::Acquire);
@@ -111,8 +111,8 @@ impl Standing {
 
     fn sit(&self, seat: Seat) {
         let mut seats = lock(&self.seats);
-        let mut seat = Box::new(seat);
-        let pointer: *mut Seat = &raw mut *seat;
+        let seat = Arc::new(seat);
+        let pointer = Arc::as_ptr(&seat).cast_mut();
         seats.push(seat);
         self.seat.store(pointer, Ordering::Release);
     }
