@@ -35,7 +35,7 @@ const AT_THE_CALL: usize = 256 * 1024;
 /// nodes, where up to 64 operations are on their way together. A forked child has no such threads: there everything is done at the call. They start in polled mode ([`OpenOptions::watcher`](crate::OpenOptions::watcher)) too. A program
 /// that ends does not wait for what is under way: flush before.
 ///
-/// **Back-pressure.** The engine's queue has 64 places, and posting to it takes no lock. An operation that finds it full stays with its
+/// **Back-pressure.** The engine's queue has 64 places. Posting takes no lock, whether there is room or not: an operation that finds none stays with its
 /// handle: it is pending, it is neither an error nor does the call wait, and it takes the next place in the order of posting. So what is
 /// under way is bounded by the queue, and what waits by the handles that the program keeps; one that is dropped gives its buffer back at once. A
 /// producer that is faster than the engine waits for an earlier transfer, and thereby for room:

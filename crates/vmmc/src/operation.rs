@@ -62,8 +62,8 @@ pub(crate) trait Job: Send + Sync {
     /// Goes on with it. Nothing happens when it is over.
     fn run(&self) -> Ran;
 
-    /// Whether it is over, ended by its owner among others.
-    fn is_over(&self) -> bool;
+    /// Whether its owner has ended it: unless it has begun, there is nothing left to run. Takes no lock.
+    fn is_ended(&self) -> bool;
 
     /// What it has to wait for.
     fn order(&self) -> Order;
@@ -122,7 +122,11 @@ impl Stop {
     }
 
     pub(crate) fn check(&self) -> Result<(), TransferError> {
-        if self.0.load(Ordering::Relaxed) { Err(TransferError::Cancelled) } else { Ok(()) }
+        if self.is_asked() { Err(TransferError::Cancelled) } else { Ok(()) }
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 
     fn ask(&self) {
@@ -261,8 +265,8 @@ impl<B: Send> Job for Operation<B> {
         ran
     }
 
-    fn is_over(&self) -> bool {
-        Operation::is_over(self)
+    fn is_ended(&self) -> bool {
+        self.stop.is_asked()
     }
 
     fn order(&self) -> Order {
