@@ -35,6 +35,8 @@ use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use core::fmt;
 
+use crate::copy::prefetch_for_writing;
+
 #[cfg(not(loom))]
 const SLOTS: usize = 64;
 #[cfg(loom)]
@@ -42,7 +44,7 @@ const SLOTS: usize = 2;
 
 /// Notifications since a claim, after which its sender is taken for dead if slots are short.
 #[cfg(not(loom))]
-const STALE: u64 = 1024;
+const STALE: u64 = if cfg!(miri) { 128 } else { 1024 };
 #[cfg(loom)]
 const STALE: u64 = 1;
 
@@ -137,6 +139,15 @@ impl Mailbox {
         }
     }
 
+    /// A hint that [`Self::push`] comes soon: the lines that it writes, which were last at the exporter's processor, come all at a time.
+    #[inline]
+    pub fn expect_push(&self) {
+        prefetch_for_writing(&self.ticket);
+        let first = Self::first(self.ticket.load(Ordering::Relaxed));
+        prefetch_for_writing(&self.states[first]);
+        prefetch_for_writing(&self.slots[first]);
+    }
+
     /// Leaves a notification; what was stored to shared memory before is visible to whoever takes it. Afterwards wake the
     /// exporter, if it announced that it sleeps. Bounded work, no waiting, any number of senders.
     pub fn push(&self, note: Note) -> Option<Sleep> {
@@ -149,8 +160,7 @@ impl Mailbox {
 
     fn leave(&self, note: Note) {
         let ticket = self.ticket.fetch_add(1, Ordering::Relaxed);
-        #[allow(clippy::cast_possible_truncation)]
-        let first = (ticket % SLOTS as u64) as usize;
+        let first = Self::first(ticket);
         for index in 0..SLOTS {
             let index = (first + index) % SLOTS;
             let (state, slot) = (&self.states[index], &self.slots[index]);
@@ -172,6 +182,12 @@ impl Mailbox {
         }
         // Release: "overflow", pairs with the swap in `take`.
         self.lost.fetch_add(1, Ordering::Release);
+    }
+
+    /// The slot that is tried first.
+    #[allow(clippy::cast_possible_truncation, reason = "below SLOTS")]
+    fn first(ticket: u64) -> usize {
+        (ticket % SLOTS as u64) as usize
     }
 
     /// The exporter's event is signalled: nobody else needs to, until the exporter sleeps again.

@@ -285,12 +285,20 @@ impl Wakers {
 }
 
 impl Import {
+    /// The exporter's mailbox; a pair has none.
+    #[inline]
+    pub(crate) fn mailbox(&self) -> Option<&Mailbox> {
+        // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and lives as long as `self`;
+        // the service checked that the memory cannot shrink.
+        self.mailbox.as_ref().map(|mapping| unsafe { Mailbox::at(mapping.as_ptr()) })
+    }
+
     /// The sender's end: tells the exporter of bytes that were placed at `offset`. Two system calls if it announced that it sleeps; a
     /// pair has no mailbox, and always rings.
     #[inline]
     pub(crate) fn tell(&self, offset: usize, bytes: &[u8]) {
         let Some(event) = &self.event else { return };
-        let Some(mailbox) = &self.mailbox else {
+        let Some(mailbox) = self.mailbox() else {
             return if self.stranger { ring_stranger(event.as_fd()) } else { event.signal() };
         };
         let tail = &bytes[bytes.len().saturating_sub(8)..];
@@ -301,9 +309,6 @@ impl Import {
             len: bytes.len() as u64,
             last_word: u64::from_le_bytes(word),
         };
-        // SAFETY: the mapping is page-aligned, a page long (more than a mailbox), writable, and lives as long as `self`;
-        // the service checked that the memory cannot shrink.
-        let mailbox = unsafe { Mailbox::at(mailbox.as_ptr()) };
         if let Some(sleep) = mailbox.push(note) {
             // All importers share the event, and each can fill it and make it block. Those of one's own user have to be quicker
             // than these two calls.

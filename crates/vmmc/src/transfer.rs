@@ -86,6 +86,9 @@ impl Import {
             let (piece, finish) = ([(offset, bytes)], Finish { signal: None, notify });
             return self.route.send_by_engine(piece.into_iter(), finish, &Stop::never());
         }
+        if let Some(mailbox) = self.mailbox() {
+            mailbox.expect_push();
+        }
         // SAFETY: `check` saw that the range is inside the mapping and writable.
         unsafe { self.route.place(offset, bytes) };
         self.tell(offset, bytes);
