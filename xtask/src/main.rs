@@ -7,6 +7,7 @@
 
 mod demo;
 mod fuzz;
+mod miri;
 mod packages;
 mod peers;
 mod sanitize;
@@ -35,6 +36,8 @@ enum Chore {
     Fuzz(fuzz::Args),
     /// The tests of who owns which memory when, under AddressSanitizer
     Sanitize,
+    /// The same and more under Miri, where it is installed
+    Miri(miri::Args),
     /// The programs that `vmmc bench` measures beside its own ways, installed and built
     Peers,
     /// Unmodified programs over kernel TCP, then over VMMC: same results, other figures
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Peers => peers::run(),
         Chore::Sanitize => sanitize::run(),
+        Chore::Miri(args) => miri::run(&args),
         Chore::Demo(args) => demo::run(&args),
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask sanitize`: the tests of who owns which memory when, under AddressSanitizer. Where Miri is installed, `cargo miri test -p vmmc --lib
-//! operation` says the same of the asynchronous operations alone, and more exactly.
+//! `cargo xtask sanitize`: the tests of who owns which memory when, under AddressSanitizer. `cargo xtask miri` says the same more exactly, of what
+//! needs neither a service nor shared memory.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -174,11 +174,12 @@ fn storm(policy: Policy, limit: usize, trusted: bool, steps: u32) {
 
 #[test]
 fn four_threads_stay_below_the_limit_and_lose_no_page_in_flight() {
+    let less = if cfg!(miri) { 500 } else { 1 };
     for policy in Policy::ALL {
-        storm(policy, 16, true, 20_000);
+        storm(policy, 16, true, 20_000 / less);
     }
-    storm(Policy::Lru, 16, false, 5_000);
-    storm(Policy::Lru, 3, true, 5_000);
+    storm(Policy::Lru, 16, false, 5_000 / less);
+    storm(Policy::Lru, 3, true, 5_000 / less);
 }
 
 #[derive(Debug, Clone)]
@@ -319,6 +320,7 @@ fn the_account_bounds_what_is_pinned_and_gets_it_back() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "pins pages of this process")]
 fn without_room_there_are_bounce_buffers_and_then_back_pressure() {
     let page = vmmc_os::page_size();
     let utlb = Utlb::new(Options::default().limit(bytes(4) as u64).bounce(bytes(2)));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmmc_tests::{Running, find_program};
 
 use super::step::{Action, Step};
+use crate::miri;
 use crate::workspace::{cargo, release, target};
 
 const RELEASE_BUILD: &str = "release build";
@@ -27,6 +28,7 @@ pub(crate) fn steps(quick: bool) -> Vec<Step> {
         documentation(),
         loom(),
         fuzzers(),
+        miri(),
         licences(),
     ]
 }
@@ -120,15 +122,28 @@ fn loom() -> Step {
 
 /// Every fuzzer for a moment; longer by hand.
 fn fuzzers() -> Step {
-    let action = match std::env::current_exe() {
+    step("fuzzers", 20, chore(&["fuzz", "--seconds", "5"], Action::Check))
+}
+
+/// Memory and order under Miri, with one seed; with more by hand.
+fn miri() -> Step {
+    let action = match miri::find() {
+        Some(_) => chore(&["miri", "--seeds", "1"], Action::Tests),
+        None => Action::Skip(miri::NOT_INSTALLED.to_owned()),
+    };
+    step("miri", 15, action)
+}
+
+/// Another chore of this program.
+fn chore(arguments: &[&str], action: fn(Command) -> Action) -> Action {
+    match std::env::current_exe() {
         Ok(xtask) => {
             let mut command = Command::new(xtask);
-            command.args(["fuzz", "--seconds", "5"]);
-            Action::Check(command)
+            command.args(arguments);
+            action(command)
         }
         Err(error) => Action::Skip(format!("this program cannot be found: {error}")),
-    };
-    step("fuzzers", 20, action)
+    }
 }
 
 fn licences() -> Step {

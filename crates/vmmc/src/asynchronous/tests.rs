@@ -21,7 +21,7 @@ const SLOT: u32 = 5;
 const FOREVER: Duration = Duration::from_secs(60);
 
 const fn rounds(native: usize) -> usize {
-    if cfg!(miri) { 6 } else { native }
+    if cfg!(miri) { 4 } else { native }
 }
 
 struct World {
@@ -96,9 +96,17 @@ impl<F> Drop for Watched<F> {
 
 type Watch = Watched<Box<dyn Fn() + Send>>;
 
-/// Holds the engine up at an operation of two pieces, of which the first is written and the second is not: each is looked at when it is posted,
-/// checked and copied. What opens the gate, and how many pieces are dropped, come with it.
-fn in_the_middle(import: &Import) -> (Transfer<Vec<(usize, Watch)>>, Sender<()>, Arc<AtomicUsize>) {
+/// An operation of two pieces that holds the engine up, with the first written and the second not.
+struct Middle {
+    transfer: Transfer<Vec<(usize, Watch)>>,
+    /// Lets the engine go on.
+    open: Sender<()>,
+    /// How many of the pieces are dropped.
+    dropped: Arc<AtomicUsize>,
+}
+
+/// Each piece is looked at when it is posted, checked and copied; the second holds up who copies.
+fn in_the_middle(import: &Import) -> Middle {
     let (reached, is_reached) = channel();
     let (open, opened): (_, Receiver<()>) = channel();
     let (opened, looks) = (Mutex::new(opened), AtomicU64::new(0));
@@ -113,13 +121,13 @@ fn in_the_middle(import: &Import) -> (Transfer<Vec<(usize, Watch)>>, Sender<()>,
     let second = Watched::new(vec![2; LARGE], &dropped, Box::new(gate) as Box<dyn Fn() + Send>);
     let transfer = import.send_vectored_async(vec![(0, first), (LARGE, second)]);
     is_reached.recv_timeout(FOREVER).unwrap();
-    (transfer, open, dropped)
+    Middle { transfer, open, dropped }
 }
 
 #[test]
 fn dropped_in_the_middle_the_buffer_stays_as_long_as_it_is_copied() {
     let world = World::new();
-    let (transfer, open, dropped) = in_the_middle(&world.import);
+    let Middle { transfer, open, dropped } = in_the_middle(&world.import);
     drop(transfer);
     assert_eq!(dropped.load(Ordering::Acquire), 0, "the engine has it");
     open.send(()).unwrap();
@@ -133,7 +141,7 @@ fn dropped_in_the_middle_the_buffer_stays_as_long_as_it_is_copied() {
 #[test]
 fn a_future_dropped_in_the_middle_of_its_await_is_a_transfer_dropped() {
     let world = World::new();
-    let (mut transfer, open, dropped) = in_the_middle(&world.import);
+    let Middle { mut transfer, open, dropped } = in_the_middle(&world.import);
     let waits = |transfer: &mut Transfer<_>| {
         std::pin::Pin::new(transfer).poll(&mut Context::from_waker(Waker::noop())).is_pending()
     };
@@ -149,7 +157,7 @@ fn a_future_dropped_in_the_middle_of_its_await_is_a_transfer_dropped() {
 #[test]
 fn cancelled_in_the_middle_it_ends_there_and_gives_the_buffer_back() {
     let world = World::new();
-    let (transfer, open, dropped) = in_the_middle(&world.import);
+    let Middle { transfer, open, dropped } = in_the_middle(&world.import);
     let behind = world.import.send_async(2 * LARGE, vec![9; LARGE]);
     transfer.cancel();
     behind.cancel();
@@ -169,7 +177,7 @@ fn revoked_in_the_middle_nothing_more_is_written() {
     for (state, error) in
         [(ExportState::Revoked, TransferError::Revoked), (ExportState::Dead, TransferError::Dead)]
     {
-        let (transfer, open, _) = in_the_middle(&world.import);
+        let Middle { transfer, open, .. } = in_the_middle(&world.import);
         world.exporter_is(state);
         open.send(()).unwrap();
         assert_eq!(transfer.wait().result, Err(error));
@@ -181,7 +189,7 @@ fn revoked_in_the_middle_nothing_more_is_written() {
 #[test]
 fn the_import_and_its_process_may_go_in_the_middle() {
     let World { import, table } = World::new();
-    let (transfer, open, dropped) = in_the_middle(&import);
+    let Middle { transfer, open, dropped } = in_the_middle(&import);
     let behind = import.send_async(0, vec![4; LARGE]);
     drop((import, table, transfer));
     open.send(()).unwrap();
@@ -224,8 +232,8 @@ fn dropping_cancelling_and_awaiting_race_with_the_copy() {
                     }
                 }
                 world.import.flush().unwrap();
-                let found = world.content(at, LARGE);
-                assert!(found.iter().all(|byte| [0, value].contains(byte)), "freed bytes went");
+                // Some came to their end, and what was cut short wrote the same; freed bytes would be others.
+                assert!(world.content(at, LARGE) == vec![value; LARGE]);
             });
         }
     });
@@ -235,7 +243,7 @@ fn dropping_cancelling_and_awaiting_race_with_the_copy() {
 #[test]
 fn a_full_queue_keeps_the_order_and_flush_comes_after_all() {
     let world = World::new();
-    let (transfer, open, _) = in_the_middle(&world.import);
+    let Middle { transfer, open, .. } = in_the_middle(&world.import);
     // More than the ring holds: the rest stands in line.
     let words: Vec<_> = (1..=80).map(|n| world.import.signal_async(3 * LARGE, n)).collect();
     let flush = world.import.flush_async();
@@ -264,10 +272,9 @@ fn a_vector_whose_bytes_grow_after_they_were_checked_stays_inside() {
     let growing = || Growing(vec![7; LARGE], AtomicUsize::new(2));
     let at_once = world.import.send_vectored_async(vec![(offset, growing())]);
     assert_eq!(at_once.wait().result, Err(TransferError::Range));
-    let (held, open, _) = in_the_middle(&world.import);
+    let held = in_the_middle(&world.import);
     let by_the_engine = world.import.send_vectored_async(vec![(offset, growing())]);
-    open.send(()).unwrap();
+    held.open.send(()).unwrap();
     assert_eq!(by_the_engine.wait().result, Err(TransferError::Range));
-    drop(held);
     assert_eq!(world.content(offset, 3), [0; 3]);
 }
