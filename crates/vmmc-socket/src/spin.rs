@@ -4,6 +4,10 @@
 //! shrink below the cost of a wake would stick in sleeping. On the same processor the peer can only run when this thread
 //! gives way. But who gives way loses his turn to any third party on that processor too, for milliseconds, while a sleeper
 //! who is woken goes before it: where a stranger was met, a thread sleeps at once for a while.
+//!
+//! A look that is for nothing costs processor time that others may want: other programs, or the host of a virtual machine, which
+//! serves its disk with the same processors. So a thread whose looks seldom find anything looks only now and then, until
+//! they do.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +23,10 @@ const STRANGER: u64 = 500 * MICROSECOND;
 /// For how many times as long as a stranger took, waits sleep at once; when he is met again soon, for twice as long.
 const SHY: u64 = 8;
 const LONGEST_SHY: u64 = 1_000_000 * MICROSECOND;
+/// So many of the last eight looks have to find something: a look for nothing costs as much as two to five wakes.
+const WORTH_IT: u32 = 2;
+/// Else one of so many waits looks.
+const NOW_AND_THEN: u8 = 8;
 
 /// Whether giving way is worth it where a thread runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +38,7 @@ struct Company {
 
 thread_local! {
     static COMPANY: Cell<Company> = const { Cell::new(Company { met: 0, shy: 0 }) };
+    static LUCK: Cell<Luck> = const { Cell::new(Luck::NEW) };
 }
 
 impl Company {
@@ -65,6 +74,33 @@ impl Company {
     }
 }
 
+/// Whether it was worth looking lately.
+#[derive(Clone, Copy, Debug)]
+struct Luck {
+    /// The last looks, a bit each: it found something.
+    found: u8,
+    /// Waits since the last look.
+    passed: u8,
+}
+
+impl Luck {
+    const NEW: Self = Self { found: u8::MAX, passed: 0 };
+
+    /// Whether a wait should look.
+    fn tries(&mut self) -> bool {
+        self.passed += 1;
+        let tries = self.found.count_ones() >= WORTH_IT || self.passed >= NOW_AND_THEN;
+        if tries {
+            self.passed = 0;
+        }
+        tries
+    }
+
+    fn looked(&mut self, found: bool) {
+        self.found = self.found << 1 | u8::from(found);
+    }
+}
+
 /// Sets how long to spin at the most, in microseconds; 0 never spins.
 pub(crate) fn set_budget(microseconds: u64) {
     BUDGET.store(microseconds * MICROSECOND, Ordering::Relaxed);
@@ -80,6 +116,17 @@ pub(crate) fn until(peer: impl Fn() -> u32, mut ready: impl FnMut() -> bool) -> 
     if budget == 0 {
         return false;
     }
+    let mut luck = LUCK.get();
+    let found = luck.tries() && {
+        let found = look(budget, peer, ready);
+        luck.looked(found);
+        found
+    };
+    LUCK.set(luck);
+    found
+}
+
+fn look(budget: u64, peer: impl Fn() -> u32, mut ready: impl FnMut() -> bool) -> bool {
     let start = thread::ticks();
     loop {
         if peer() == thread::processor().wrapping_add(1) {
@@ -156,5 +203,24 @@ mod tests {
         assert!(!turns.give_way(&mut company, 3000 * MICROSECOND, false));
         turns.pass(SHY * 3000 * MICROSECOND);
         assert!(turns.give_way(&mut company, 0, true), "what is long ago counts no more");
+    }
+
+    #[test]
+    fn who_seldom_finds_anything_looks_now_and_then() {
+        let play = |luck: &mut Luck, waits, finds: bool| {
+            let looks = (0..waits).filter(|_| {
+                let tries = luck.tries();
+                if tries {
+                    luck.looked(finds);
+                }
+                tries
+            });
+            looks.count()
+        };
+        let mut luck = Luck::NEW;
+        assert_eq!(play(&mut luck, 100, true), 100);
+        assert_eq!(play(&mut luck, 7 + 80, false), 7 + 10);
+        assert_eq!(play(&mut luck, 16, true), 2, "not yet");
+        assert_eq!(play(&mut luck, 100, true), 100);
     }
 }
