@@ -1,16 +1,20 @@
-//! `idle`: what connections cost that nobody uses, plain and under `vmmc run`.
+//! `idle`: what connections cost that nobody uses: plain, lifted, and lifted before and parked since.
 //!
 //! Two programs on `std::net` hold many connections, each used enough to be lifted. Compared is what all memory comes to with
-//! one connection and with all of them. `processes` is what is resident of the two programs and of the node service,
+//! one connection and with all of them: `lifted` is so before anything is parked, which never happens there, `parked` when
+//! `vmmc stat` shows nothing lifted any more. `processes` is what is resident of the two programs and of the node service,
 //! shared pages divided among those who map them; `kernel` is what the whole machine's kernel objects and
-//! page tables grew by, so nothing else should run beside it. `cpu_us` is the processor time of all three
+//! page tables grew by, so nothing else should run beside it (the kernel's caches of names and of files that nobody has open are
+//! emptied before, where the user may do that). `cpu_us` is the processor time of all three
 //! in one second in which nothing happens.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{
     Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
@@ -34,6 +38,8 @@ const IN_A_ROW: u64 = 10;
 const PAUSE: Duration = Duration::from_micros(200);
 /// Descriptors that one end of a lifted connection takes: the socket, its bell and the peer's.
 const DESCRIPTORS: u64 = 3;
+/// How long it may take until all are parked.
+const PARKING: Duration = Duration::from_secs(60);
 /// For what goes on behind the last round trip.
 const SETTLE: Duration = Duration::from_millis(300);
 
@@ -43,6 +49,8 @@ struct Cost {
     processes: f64,
     kernel: f64,
     cpu: f64,
+    /// How many were lifted at that time.
+    lifted: usize,
 }
 
 /// Measures plain and lifted.
@@ -50,34 +58,65 @@ pub(crate) fn run(options: &Options, notes: &mut Vec<String>) -> Result<Vec<Row>
     let count = options.connections.max(1);
     allow_descriptors(count as u64 * DESCRIPTORS * 2 + 100);
     let rounds = options.rounds_of(Bench::Idle);
-    let progress = Progress::new(options.progress, "idle", rounds * 2);
-    let (mut plain, mut lifted) = (Vec::new(), Vec::new());
+    let progress = Progress::new(options.progress, "idle", rounds * STATES.len());
+    let mut costs = STATES.map(|_| Vec::new());
     for _ in 0..rounds {
-        let disabled = |program: &PeerProgram| {
-            let mut command = Command::new(&program.program);
-            command.env("VMMC_DISABLE", "1");
-            command
-        };
-        plain.push(cost(&options.peer, disabled, None, count)?);
-        progress.advance();
-        let under_vmmc = |program: &PeerProgram| {
-            let mut command = Command::new(&options.vmmc);
-            command.args(["run", "--"]).arg(&program.program);
-            command
-        };
-        lifted.push(cost(&options.peer, under_vmmc, Some(&options.vmmc), count)?);
-        progress.advance();
+        for (state, costs) in STATES.into_iter().zip(&mut costs) {
+            costs.push(cost(options, state, count)?);
+            progress.advance();
+        }
     }
-    let rows: Vec<Row> = [("tcp", plain), ("lifted", lifted)]
+    let lifted = costs[1].iter().map(|cost| cost.lifted).min().unwrap_or_default();
+    let rows: Vec<Row> = STATES
         .into_iter()
-        .flat_map(|(path, costs)| rows(path, count, &costs))
+        .zip(costs)
+        .flat_map(|(state, costs)| rows(state.path(), count, &costs))
         .collect();
     let all = |path| rows.iter().rfind(|row| row.path == path).map_or(0.0, |row| row.p50);
-    let more = all("lifted") - all("tcp");
+    let [plain, lifting, parked] = STATES.map(|state| all(state.path()));
+    if lifted < count {
+        notes.push(format!(
+            "only {lifted} of {count} could be lifted at a time (raise the limit of descriptors); `lifted` is for each of all"
+        ));
+    }
     notes.push(format!(
-        "a lifted connection, both ends of it, takes {more:.1} KiB more than a plain one"
+        "a connection, both ends of it, takes {plain:.1} KiB; lifted {:.1} more; parked {:.2} times as much",
+        lifting - plain,
+        parked / plain,
     ));
     Ok(rows)
+}
+
+/// What becomes of the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Plain,
+    Lifted,
+    Parked,
+}
+
+const STATES: [State; 3] = [State::Plain, State::Lifted, State::Parked];
+
+impl State {
+    fn path(self) -> &'static str {
+        match self {
+            State::Plain => "tcp",
+            State::Lifted => "lifted",
+            State::Parked => "parked",
+        }
+    }
+
+    fn command(self, options: &Options) -> Command {
+        if self == State::Plain {
+            let mut command = Command::new(&options.peer.program);
+            command.env("VMMC_DISABLE", "1");
+            return command;
+        }
+        let mut command = Command::new(&options.vmmc);
+        command.args(["run", "--"]).arg(&options.peer.program);
+        command.env("VMMC_PARK_AFTER", if self == State::Parked { "1" } else { "0" });
+        command
+    }
 }
 
 fn rows(path: &str, count: usize, costs: &[Cost]) -> [Row; 3] {
@@ -97,31 +136,67 @@ fn rows(path: &str, count: usize, costs: &[Cost]) -> [Row; 3] {
     ]
 }
 
-/// One round: `service` is the program to ask for the node service, when that takes part.
-fn cost(
-    peer: &PeerProgram,
-    command: impl Fn(&PeerProgram) -> Command,
-    service: Option<&Path>,
-    count: usize,
-) -> Result<Cost, BenchError> {
-    let mut listener = Program::start(command(peer), peer, LISTENER)?;
+/// One round.
+fn cost(options: &Options, state: State, count: usize) -> Result<Cost, BenchError> {
+    let peer = &options.peer;
+    let mut listener = Program::start(state.command(options), peer, LISTENER)?;
     let address = listener.hear()?;
-    let mut caller = Program::start(command(peer), peer, CALLER)?;
+    let mut caller = Program::start(state.command(options), peer, CALLER)?;
     caller.say(&address)?;
-    caller.open(1)?;
-    let mut pids = vec![listener.child.id()];
-    pids.extend(service.map(service_pid).transpose()?);
-    pids.push(caller.child.id());
+    let ends = [listener.child.id(), caller.child.id()];
+    // Of these the node service is one, when it takes part.
+    let mut pids = ends.to_vec();
+    let mut open = |count| -> Result<usize, BenchError> {
+        caller.open(count)?;
+        match state {
+            State::Plain => Ok(0),
+            State::Lifted => lifted(&options.vmmc, ends),
+            State::Parked => wait_until_parked(&options.vmmc, ends),
+        }
+    };
+    open(1)?;
+    if state != State::Plain {
+        pids.push(service_pid(&options.vmmc)?);
+    }
     let sum = |figure: fn(u32) -> Result<f64, BenchError>| -> Result<f64, BenchError> {
         pids.iter().map(|pid| figure(*pid)).sum()
     };
     let (processes, kernel) = (sum(resident)?, kernel_memory()?);
-    caller.open(count)?;
+    let lifted = open(count)?;
     let each = |memory: f64| memory / count as f64;
     let (processes, kernel) = (each(sum(resident)? - processes), each(kernel_memory()? - kernel));
     let used = sum(processor_time)?;
     std::thread::sleep(Duration::from_secs(1));
-    Ok(Cost { processes, kernel, cpu: sum(processor_time)? - used })
+    Ok(Cost { processes, kernel, cpu: sum(processor_time)? - used, lifted })
+}
+
+/// How many connections the two programs have lifted, each counting its own ends; the smaller number.
+fn lifted(vmmc: &Path, ends: [u32; 2]) -> Result<usize, BenchError> {
+    let stat = ask(vmmc, &["stat", "--json"])?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let processes = list(&stat["processes"]);
+    let of = |pid: u32| {
+        let own = processes.iter().filter(|process| process["pid"] == pid);
+        own.flat_map(|process| list(&process["connections"]))
+            .filter(|connection| connection["state"] != "tcp")
+            .count()
+    };
+    let counts = ends.map(of);
+    Ok(counts[0].min(counts[1]))
+}
+
+/// Waits until none is lifted.
+fn wait_until_parked(vmmc: &Path, ends: [u32; 2]) -> Result<usize, BenchError> {
+    let start = Instant::now();
+    while lifted(vmmc, ends)? > 0 {
+        if start.elapsed() > PARKING {
+            let cause = "connections stay lifted though nobody uses them".to_owned();
+            return Err(BenchError::Program { program: "vmmc run", cause });
+        }
+        std::thread::sleep(SETTLE);
+    }
+    std::thread::sleep(SETTLE);
+    Ok(0)
 }
 
 /// One of the two programs, ended with this value.
@@ -192,6 +267,7 @@ fn hold_accepted() -> Result<(), BenchError> {
     println!("{address}");
     let mut held = Vec::new();
     loop {
+        sleep_until_readable(listener.as_fd(), held.last())?;
         let mut socket = accept(&listener)?;
         for _ in 0..WARM_UP {
             let mut payload = [0; 8];
@@ -204,13 +280,22 @@ fn hold_accepted() -> Result<(), BenchError> {
 
 /// The first line says where to; every other one, how many connections more.
 fn hold_connected() -> Result<(), BenchError> {
-    let mut lines = std::io::stdin().lines().map_while(Result::ok);
-    let wrong = |line: String| BenchError::OutOfStep(line);
-    let address = lines.next().ok_or(BenchError::PeerLost)?;
-    let address: SocketAddr = address.parse().map_err(|_| wrong(address))?;
+    let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(lost)?;
+    let mut input = BufReader::new(File::from(input));
+    let wrong = |line: &str| BenchError::OutOfStep(line.to_owned());
     let mut held: Vec<TcpStream> = Vec::new();
-    for line in lines {
-        let count: usize = line.parse().map_err(|_| wrong(line))?;
+    let mut next_line = |held: &[TcpStream]| -> Result<Option<String>, BenchError> {
+        if input.buffer().is_empty() {
+            sleep_until_readable(input.get_ref().as_fd(), held.last())?;
+        }
+        let mut line = String::new();
+        let count = input.read_line(&mut line).map_err(lost)?;
+        Ok((count > 0).then(|| line.trim_end().to_owned()))
+    };
+    let address = next_line(&held)?.ok_or(BenchError::PeerLost)?;
+    let address: SocketAddr = address.parse().map_err(|_| wrong(&address))?;
+    while let Some(line) = next_line(&held)? {
+        let count: usize = line.parse().map_err(|_| wrong(&line))?;
         for _ in 0..count {
             let mut socket = connect(address)?;
             for number in 0..WARM_UP {
@@ -224,6 +309,28 @@ fn hold_connected() -> Result<(), BenchError> {
             held.push(socket);
         }
         println!("{}", held.len());
+    }
+    Ok(())
+}
+
+/// Sleeps as programs do that hold connections: in a call that has one of them in its list.
+fn sleep_until_readable(fd: BorrowedFd<'_>, held: Option<&TcpStream>) -> Result<(), BenchError> {
+    let number = |held: &TcpStream| held.as_raw_fd();
+    let mut list = [fd.as_raw_fd(), held.map_or(-1, number)].map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    while list[0].revents == 0 {
+        // SAFETY: the list is an array of this length; the C library's own function, which programs call.
+        let found = unsafe { libc::poll(list.as_mut_ptr(), list.len() as libc::nfds_t, -1) };
+        let cause = std::io::Error::last_os_error();
+        if found < 0 && cause.kind() != std::io::ErrorKind::Interrupted {
+            return Err(lost(cause));
+        }
+        if list[1].revents != 0 && list[0].revents == 0 {
+            return Err(BenchError::PeerLost);
+        }
     }
     Ok(())
 }
@@ -242,13 +349,20 @@ fn allow_descriptors(wanted: u64) {
 }
 
 fn service_pid(vmmc: &Path) -> Result<u32, BenchError> {
-    let failed = |cause: String| BenchError::Program { program: "vmmc node status", cause };
-    let status = Command::new(vmmc).args(["node", "status", "--json"]).output();
-    let status = status.map_err(|cause| failed(cause.to_string()))?;
-    let status: serde_json::Value =
-        serde_json::from_slice(&status.stdout).map_err(|cause| failed(cause.to_string()))?;
+    let status = ask(vmmc, &["node", "status", "--json"])?;
     let pid = status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-    pid.ok_or_else(|| failed("no service is running".to_owned()))
+    pid.ok_or_else(|| BenchError::Program {
+        program: "vmmc",
+        cause: "no service is running".to_owned(),
+    })
+}
+
+/// What `vmmc` answers.
+fn ask(vmmc: &Path, arguments: &[&str]) -> Result<serde_json::Value, BenchError> {
+    let failed = |cause: String| BenchError::Program { program: "vmmc", cause };
+    let answer = Command::new(vmmc).args(arguments).output();
+    let answer = answer.map_err(|cause| failed(cause.to_string()))?;
+    serde_json::from_slice(&answer.stdout).map_err(|cause| failed(cause.to_string()))
 }
 
 /// What is resident of a process in KiB, shared pages divided among those who map them.
@@ -258,6 +372,8 @@ fn resident(pid: u32) -> Result<f64, BenchError> {
 
 /// The kernel's objects and page tables, of the whole machine, in KiB.
 fn kernel_memory() -> Result<f64, BenchError> {
+    const NAMES_AND_FILES: &str = "2";
+    let _ = std::fs::write("/proc/sys/vm/drop_caches", NAMES_AND_FILES);
     kibibytes("/proc/meminfo", &["Slab:", "PageTables:"])
 }
 

@@ -244,6 +244,10 @@ fn idle(place: &Place) {
     // give back meanwhile is less.
     let lifted = report.rows.iter().find(|row| row.path == "lifted").unwrap();
     assert!(lifted.p50 > 4.0, "{lifted:?}");
+    // Parked, they have given these back.
+    assert_eq!(parts("parked"), ["processes", "kernel", "all"]);
+    let parked = report.rows.iter().find(|row| row.path == "parked").unwrap();
+    assert!(parked.p50 < lifted.p50 - 4.0, "{parked:?} {lifted:?}");
 }
 
 fn no_peer(place: &Place) {

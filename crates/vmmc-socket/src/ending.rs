@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
 
 use crate::descriptor::{self, Kind};
+use crate::handing::{self, Mark};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
-use crate::slot::{self, Phase, Slot, Way};
+use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::{epoll, kernel, loan, repeat};
 
 /// The last descriptor of this process for the connection is about to be closed.
@@ -127,7 +128,12 @@ fn set_reset_at_close(fd: i32, on: bool) {
 /// Ends a connection that is being lifted, or was, as its last close does: the service may have the socket too, for a moment,
 /// which the peer must not notice.
 fn end_on_tcp(fd: i32, slot: &Slot) {
-    if slot.holders.load(Ordering::Acquire) != 1 {
+    let returned = slot.returned.load(Ordering::Relaxed) > 0;
+    let alone = slot.holders.load(Ordering::Acquire) == 1
+        && slot.handed.load(Ordering::Acquire) == 0
+        && !matches!(slot.why(), Why::Exec | Why::Passed)
+        && (!returned || handing::mark_of(fd) == Mark::None);
+    if !alone {
         return;
     }
     if kernel::unread(fd) > 0 || wants_reset(fd) {

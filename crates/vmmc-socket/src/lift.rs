@@ -124,6 +124,9 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         if !alone() {
             return inquire(structure, process, fd, index);
         }
+        if structure.pairs.len() >= layer::room_for_pairs() {
+            return await_room(index, slot);
+        }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
         // another socket, or none, and refuses.
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
@@ -139,6 +142,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             Err(error) => wait_longer(index, slot, hindrance(&error)),
         }
     });
+    park::make_room();
 }
 
 /// Others may have the connection: asks the service.
@@ -280,8 +284,8 @@ fn exchange(
     };
     // Without room for the peer's bell too, this side's own would only take that of another pair.
     if structure.pairs.len() >= layer::room_for_pairs() {
-        park::want_room();
-        fail(index, slot, Why::Descriptors);
+        slot.set_phase(Phase::Tcp);
+        await_room(index, slot);
         return false;
     }
     let strange = peer_uid != process.user();
@@ -313,6 +317,13 @@ fn exchange(
             false
         }
     }
+}
+
+/// Descriptors are short: the connection is tried again a second later, when others may have made room.
+fn await_room(index: u32, slot: &Slot) {
+    park::want_room();
+    slot.put_off_until.store(seconds() + 1, Ordering::Relaxed);
+    wait_longer(index, slot, Why::Descriptors);
 }
 
 /// Lifting has failed on its way: for good, or until later.
@@ -398,6 +409,7 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
     local.attach(export.as_ptr(), theirs);
     local.held.store(true, Ordering::Release);
     parts.import = Some(import);
+    slot.put_off.store(0, Ordering::Relaxed);
     slot.set_phase(Phase::Attached);
     board::update(index, slot);
     get_ready(index, slot, local, parts);

@@ -26,8 +26,8 @@ static PARK_AFTER: AtomicU64 = AtomicU64::new(10 * SECOND);
 
 /// In want of descriptors a connection makes room for another after so long.
 const MAKES_ROOM_AFTER: u64 = SECOND;
-/// So many make room at a time.
-const MAKE_ROOM: usize = 16;
+/// Such are looked for so often at the most.
+const LOOKS_FOR_ROOM_AFTER: u64 = SECOND / 4;
 
 /// Looks in vain, one after the other, after which a process does not wake up for more.
 const LOOKS: u32 = 4;
@@ -37,8 +37,10 @@ static LIFTED: AtomicU32 = AtomicU32::new(0);
 /// When to look next, and how often that was in vain.
 static DUE: AtomicU64 = AtomicU64::new(0);
 static LOOKED: AtomicU32 = AtomicU32::new(0);
-/// A connection was not lifted because descriptors are short.
-static WANTS_ROOM: AtomicBool = AtomicBool::new(false);
+/// So many connections were not lifted because descriptors are short.
+static WANT_ROOM: AtomicU32 = AtomicU32::new(0);
+/// When it was last looked for connections that could make room.
+static LOOKED_FOR_ROOM_AT: AtomicU64 = AtomicU64::new(0);
 
 /// What a process knows of how busy one of its connections is.
 #[derive(Debug)]
@@ -148,22 +150,31 @@ fn stillness(index: u32, now: u64) -> u64 {
 
 /// A connection could not be lifted because descriptors are short.
 pub(crate) fn want_room() {
-    WANTS_ROOM.store(true, Ordering::Relaxed);
+    WANT_ROOM.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Parks some connections that have been idle for a while, the longest first, if others are in want of their descriptors.
+/// Parks connections that have been idle for a while, the longest first, as many as others are in want of their descriptors.
 pub(crate) fn make_room() {
-    if !WANTS_ROOM.swap(false, Ordering::Relaxed) || PARK_AFTER.load(Ordering::Relaxed) == 0 {
+    if WANT_ROOM.load(Ordering::Relaxed) == 0 || PARK_AFTER.load(Ordering::Relaxed) == 0 {
         return;
     }
-    let now = thread::ticks();
+    // All connections are looked at, for which those in want may ask at every call.
+    let (now, looked_at) = (thread::ticks(), LOOKED_FOR_ROOM_AT.load(Ordering::Relaxed));
+    if now.wrapping_sub(looked_at) < LOOKS_FOR_ROOM_AFTER
+        || LOOKED_FOR_ROOM_AT
+            .compare_exchange(looked_at, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
+    {
+        return;
+    }
+    let wanted = WANT_ROOM.swap(0, Ordering::Relaxed);
     let mut idle: Vec<_> = lifted()
         .map(|(fd, index)| (stillness(index, now), fd, index))
         .filter(|&(still, ..)| still >= MAKES_ROOM_AFTER)
         .collect();
     idle.sort_unstable_by_key(|&(still, ..)| std::cmp::Reverse(still));
     let parked = idle.into_iter().filter(|&(_, fd, index)| lower::park(fd, index));
-    let _ = parked.take(MAKE_ROOM).count();
+    let _ = parked.take(wanted as usize).count();
 }
 
 /// Whether a connection may be parked at all: it could not be lifted anew without the service.

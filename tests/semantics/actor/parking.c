@@ -218,6 +218,34 @@ void scenario_parked_then_forked(void) {
     meet();
 }
 
+/* Another program gets a connection that was lifted before, and the one that had it lets go. */
+void scenario_parked_then_spawned(void) {
+    int fd = connection();
+    idle(fd);
+    meet();
+    if (me.client) {
+        meet();
+        put_text(fd, "through another program");
+        shutdown(fd, SHUT_WR);
+        expect_text(fd, "through another program");
+        expect_end(fd);
+    } else {
+        pid_t child = vfork();
+        if (child == 0) {
+            dup2(fd, 0);
+            dup2(fd, 1);
+            close(fd);
+            execlp("cat", "cat", NULL);
+            _exit(127);
+        }
+        close(fd);
+        meet();
+        int status = -1;
+        waitpid(child, &status, 0);
+        say_status("cat", status);
+    }
+}
+
 void scenario_parked_then_half_closed(void) {
     int fd = connection();
     int set = epoll_create1(0);

@@ -305,6 +305,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "parked_under_sleep", warm_up: Warm, expectation: Equal },
     Scenario { name: "parked_one_shot", warm_up: Warm, expectation: Equal },
     Scenario { name: "parked_then_forked", warm_up: Warm, expectation: Equal },
+    Scenario { name: "parked_then_spawned", warm_up: Warm, expectation: Equal },
     Scenario { name: "parked_then_half_closed", warm_up: Warm, expectation: Equal },
     Scenario { name: "parked_then_closed", warm_up: Warm, expectation: Equal },
     Scenario { name: "parked_peer_killed", warm_up: Warm, expectation: Equal },

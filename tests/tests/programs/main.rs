@@ -20,6 +20,7 @@ mod many;
 mod memcached;
 mod nginx;
 mod openssh;
+mod parking;
 mod proxies;
 mod python;
 mod redis;

@@ -203,6 +203,23 @@ fn of_two_that_freeze_one_is_first_and_nothing_is_repeated_of_what_was_read() {
 }
 
 #[test]
+fn an_idle_ring_is_frozen_only_while_nothing_in_it_is_unread() {
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    assert_eq!(pair.send(&[1; 10]), 10);
+    assert!(!pair.rx.freeze_if_read(b), "bytes are unread");
+    assert_eq!(pair.receive(10).unwrap().len(), 10);
+    assert!(pair.rx.freeze_if_read(b));
+    assert_eq!(pair.send(&[2; 10]), 0, "nothing slips in");
+    assert!(!pair.rx.freeze_if_read(b), "it is frozen");
+
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    pair.tx.finish(b);
+    assert!(!pair.rx.freeze_if_read(b), "an end must be read in the ring");
+}
+
+#[test]
 fn a_lying_peer_is_found_out() {
     let mut pair = Pair::new();
     let (a, b) = pair.words();

@@ -283,6 +283,7 @@ scenarios! {
     parked_under_sleep
     parked_one_shot
     parked_then_forked
+    parked_then_spawned
     parked_then_half_closed
     parked_then_closed
     parked_peer_killed
