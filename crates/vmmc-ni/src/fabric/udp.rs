@@ -204,11 +204,13 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets")]
     fn datagrams_keep_their_sizes_over_ipv4() {
         datagrams_keep_their_sizes("127.0.0.1:0");
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets")]
     fn datagrams_keep_their_sizes_over_ipv6() {
         if std::net::UdpSocket::bind("[::1]:0").is_err() {
             eprintln!("left out: this host has no IPv6");
@@ -218,6 +220,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets")]
     fn a_fabric_with_one_peer_takes_another_later() {
         let bind = || UdpFabric::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let (mut here, mut first, mut second) = (bind(), bind(), bind());
@@ -237,6 +240,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "needs sockets")]
     fn an_address_that_is_not_ours_is_named() {
         let error = UdpFabric::bind("192.0.2.1:7411".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:7411"), "{error}");

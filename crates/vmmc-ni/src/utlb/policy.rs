@@ -380,6 +380,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore = "one thread without unsafe code: only slow")]
         fn policies_choose_as_the_model_does(steps in prop::collection::vec(step(), 0..200)) {
             for policy in Policy::ALL {
                 run(policy, &steps);

@@ -293,6 +293,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "pins pages of this process")]
     fn a_loop_over_more_than_fits_has_the_counts_of_each_policy() {
         // Pages 0 to 3 in turn, ten times, room for three.
         let looped = trace(&(0..40).map(|at| (0x7f00 + at % 4, 1)).collect::<Vec<_>>());
@@ -312,6 +313,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "pins pages of this process")]
     fn runs_are_pinned_by_one_call_and_the_engine_misses_once_a_page() {
         let found = replay(&trace(&[(10, 5), (100, 1), (12, 4), (10, 6)]), 64, Policy::Lru);
         let counters = found.counters;

@@ -2,36 +2,48 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "only its size and alignment count")] [u8; 64]);
+/// A stream memory in ordinary memory, all zeros.
+struct Memory(Vec<u8>);
+
+impl Memory {
+    const ALIGNED: usize = align_of::<Words>();
+
+    fn new() -> Self {
+        Self(vec![0; Tier::MEMORY + Self::ALIGNED])
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        let start = self.0.as_mut_ptr();
+        start.wrapping_add(start.align_offset(Self::ALIGNED))
+    }
+}
 
 /// Two stream memories in ordinary memory, the ends of one direction on them.
 struct Pair {
-    to_a: Vec<Line>,
-    to_b: Vec<Line>,
+    to_a: Memory,
+    to_b: Memory,
     tx: Transmitter,
     rx: Receiver,
 }
 
 impl Pair {
     fn new() -> Self {
-        let memory = || vec![Line([0; 64]); Tier::MEMORY / 64];
-        Self { to_a: memory(), to_b: memory(), tx: Transmitter::default(), rx: Receiver::default() }
+        let (to_a, to_b) = (Memory::new(), Memory::new());
+        Self { to_a, to_b, tx: Transmitter::default(), rx: Receiver::default() }
     }
 
     /// A writes to B: A's own words, B's words.
     fn words(&mut self) -> (&'static Words, &'static Words) {
         // SAFETY: both memories are larger than `Words`, aligned enough for its fields, zero is valid for every field,
         // and they outlive the test's use of the references.
-        unsafe { (&*self.to_a.as_mut_ptr().cast(), &*self.to_b.as_mut_ptr().cast()) }
+        unsafe { (&*self.to_a.start().cast(), &*self.to_b.start().cast()) }
     }
 
     fn send(&mut self, bytes: &[u8]) -> usize {
         let (mine, theirs) = self.words();
         let len = bytes.len().min(self.tx.room(mine, bytes.len()));
         // SAFETY: the memory has room for every tier.
-        let ring = unsafe { Ring::new(self.to_b.as_mut_ptr().cast(), self.tx.tier()) };
+        let ring = unsafe { Ring::new(self.to_b.start(), self.tx.tier()) };
         // SAFETY: `len` is at most the room in the ring.
         unsafe { ring.copy_in(self.tx.position(), bytes.as_ptr(), len) };
         let next = ring.advance(self.tx.position(), len);
@@ -42,7 +54,7 @@ impl Pair {
         let (a, b) = self.words();
         let len = self.rx.arrived(b)?.len.min(most);
         // SAFETY: the memory has room for every tier.
-        let ring = unsafe { Ring::new(self.to_b.as_mut_ptr().cast(), self.rx.tier()) };
+        let ring = unsafe { Ring::new(self.to_b.start(), self.rx.tier()) };
         let mut out = vec![0; len];
         // SAFETY: `arrived` never tells more than the capacity.
         unsafe { ring.copy_out(self.rx.position(), out.as_mut_ptr(), len) };
@@ -104,7 +116,7 @@ fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
     let mut pieces = Vec::new();
     for piece in pair.tx.unread_pieces(a) {
         // SAFETY: the memory has room for every tier; a piece lies inside its ring.
-        let ring = unsafe { Ring::new(pair.to_b.as_mut_ptr().cast(), piece.tier) };
+        let ring = unsafe { Ring::new(pair.to_b.start(), piece.tier) };
         let mut out = vec![0; piece.len];
         // SAFETY: as above.
         unsafe { ring.copy_out(piece.position, out.as_mut_ptr(), piece.len) };
@@ -122,10 +134,10 @@ fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
 /// The reader's and the writer's lists of what is unread, read where they say it lies.
 fn unread(pair: &mut Pair) -> [Vec<u8>; 2] {
     let (a, b) = pair.words();
-    let memory = pair.to_b.as_mut_ptr();
+    let memory = pair.to_b.start();
     let read = |piece: Piece| {
         // SAFETY: the memory has room for every tier; a piece lies inside its ring.
-        let ring = unsafe { Ring::new(memory.cast(), piece.tier) };
+        let ring = unsafe { Ring::new(memory, piece.tier) };
         let mut out = vec![0; piece.len];
         // SAFETY: as above.
         unsafe { ring.copy_out(piece.position, out.as_mut_ptr(), piece.len) };
