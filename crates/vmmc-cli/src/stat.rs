@@ -1,11 +1,13 @@
-//! `vmmc stat`: which connections of which programs are lifted.
+//! `vmmc stat`: which connections of which programs are lifted, and how the paths to other nodes are.
 
 use std::process::ExitCode;
 
-use vmmc::{ImportSource, Process, Rights};
+use vmmc::paths::{self, PathInfo};
+use vmmc::{ExportInfo, ImportSource, Process, ProcessId, ProcessInfo, Rights};
 use vmmc_socket::board::{self, Connection};
 
-/// For each program under `vmmc run`: its connections, whether they are lifted, what went over them, and why not.
+/// For each program under `vmmc run`: its connections, whether they are lifted, what went over them, and why not. For each with imports from,
+/// or by, processes of other nodes: the paths of its own engine.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Answer in JSON
@@ -15,9 +17,42 @@ pub(crate) struct Args {
 
 #[derive(Debug, serde::Serialize)]
 struct Program {
+    #[serde(skip)]
+    id: ProcessId,
     pid: u32,
     name: String,
     connections: Vec<Connection>,
+    paths: Vec<Path>,
+}
+
+/// A path of a program's own engine, as it is printed.
+#[derive(Debug, serde::Serialize)]
+struct Path {
+    peer: std::net::SocketAddr,
+    path: u8,
+    up: bool,
+    round_trip_us: f64,
+    window_bytes: u64,
+    in_flight_bytes: u64,
+    mtu: u16,
+    packets_sent: u64,
+    packets_lost: u64,
+}
+
+impl From<PathInfo> for Path {
+    fn from(info: PathInfo) -> Path {
+        Path {
+            peer: info.peer,
+            path: info.path,
+            up: info.up,
+            round_trip_us: info.round_trip as f64 / 1e3,
+            window_bytes: info.window,
+            in_flight_bytes: info.in_flight,
+            mtu: info.mtu,
+            packets_sent: info.packets_sent,
+            packets_lost: info.packets_lost,
+        }
+    }
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -49,20 +84,40 @@ fn programs() -> Result<Vec<Program>, String> {
     };
     let known = process.processes().map_err(|error| error.to_string())?;
     let exports = process.exports().map_err(|error| error.to_string())?;
-    let boards = exports.into_iter().filter(|export| export.name == board::NAME);
-    let mut programs: Vec<_> = boards
-        .filter_map(|export| {
-            let owner = known.iter().find(|process| process.id == export.id.process)?;
-            let import =
-                process.import(ImportSource::Id(export.id)).rights(Rights::READ).open().ok()?;
-            let memory = import.as_ptr()?;
-            // SAFETY: a mapped import of this length, page-aligned; it lives until the end of this closure.
-            let connections = unsafe { board::read(memory, import.len()) };
-            Some(Program { pid: owner.pid, name: owner.name.clone(), connections })
-        })
-        .collect();
+    let mut programs: Vec<Program> = Vec::new();
+    for export in exports {
+        let owner = known.iter().find(|process| process.id == export.id.process);
+        if let Some(owner) = owner.filter(|_| [board::NAME, paths::NAME].contains(&&*export.name)) {
+            tell(&process, owner, &export, &mut programs);
+        }
+    }
     programs.sort_by_key(|program| program.pid);
     Ok(programs)
+}
+
+/// Adds what one board tells.
+fn tell(process: &Process, owner: &ProcessInfo, export: &ExportInfo, programs: &mut Vec<Program>) {
+    let import = process.import(ImportSource::Id(export.id)).rights(Rights::READ).open();
+    let Ok(import) = import else { return };
+    let (mut connections, mut paths) = (Vec::new(), Vec::new());
+    match import.as_ptr() {
+        None => return,
+        // SAFETY: a mapped import of this length, page-aligned; it lives until the end of this function.
+        Some(memory) if export.name == board::NAME => unsafe {
+            connections = board::read(memory, import.len());
+        },
+        Some(_) => paths = paths::read(&import).into_iter().map(Path::from).collect(),
+    }
+    match programs.iter_mut().find(|program| program.id == owner.id) {
+        Some(known) => {
+            known.connections.append(&mut connections);
+            known.paths.append(&mut paths);
+        }
+        None => {
+            let ProcessInfo { id, pid, name, .. } = owner.clone();
+            programs.push(Program { id, pid, name, connections, paths });
+        }
+    }
 }
 
 fn show(programs: &[Program]) {
@@ -91,6 +146,15 @@ fn show(programs: &[Program]) {
                 connection.received,
                 connection.slept,
                 connection.why.unwrap_or_default(),
+            );
+        }
+        for path in &program.paths {
+            let Path { peer, path: number, window_bytes, in_flight_bytes, mtu, .. } = path;
+            let (sent, lost) = (path.packets_sent, path.packets_lost);
+            println!(
+                "  path {number} to {peer}: {}, round trip {:.1} us, {in_flight_bytes} of {window_bytes} bytes in flight, datagrams of {mtu} bytes, {lost} of {sent} packets lost",
+                if path.up { "up" } else { "silent" },
+                path.round_trip_us,
             );
         }
     }

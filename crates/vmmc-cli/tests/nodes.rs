@@ -255,20 +255,28 @@ fn a_service_tells_of_its_paths_to_other_nodes() {
     let _server = Background(run("2", &["bench", "--serve"]).spawn().unwrap());
     let measure = ["bench", "send-latency", "--node", "node2", "--sizes", "8", "--seconds", "1"];
     let start = Instant::now();
-    let path = 'seen: loop {
+    // The service's own, and those of the processes that measure.
+    let (mut path, mut own) = (None, None);
+    while path.is_none() || own.is_none() {
         let mut command = run("1", &measure);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut bench = Background(command.spawn().unwrap());
         while bench.0.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < FOREVER, "nothing is told of node2");
-            let told = run("1", &["node", "status", "--json"]).output().unwrap();
-            let status: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+            let told = |arguments: &[&str]| -> serde_json::Value {
+                let output = run("1", arguments).output().unwrap();
+                serde_json::from_slice(&output.stdout).unwrap()
+            };
+            let (status, stat) = (told(&["node", "status", "--json"]), told(&["stat", "--json"]));
             let mut paths = status["paths"].as_array().into_iter().flatten();
-            if let Some(path) = paths.find(|path| path["node"] == "node2") {
-                break 'seen path.clone();
-            }
+            path = path.or(paths.find(|path| path["node"] == "node2").cloned());
+            let programs = stat["processes"].as_array().into_iter().flatten();
+            let mut paths = programs.filter_map(|program| program["paths"].as_array()).flatten();
+            own = own.or(paths.next().cloned());
         }
-    };
+    }
+    let (path, own) = (path.unwrap(), own.unwrap());
+    assert!(own["mtu"].as_u64().unwrap() >= 1200 && own["up"] == true, "{own}");
     assert_eq!((&path["path"], &path["up"]), (&0.into(), &true.into()), "{path}");
     assert!(path["mtu"].as_u64().unwrap() >= 1200, "{path}");
 }

@@ -198,6 +198,12 @@ impl<F: Fabric> Port<F> {
         Some(&place.peer.as_ref()?.link)
     }
 
+    /// Where a path of a link leads.
+    pub fn address(&self, number: LinkNumber, path: u8) -> Option<SocketAddr> {
+        let place = self.places.get(number.index()).filter(|place| place.number == number)?;
+        place.peer.as_ref()?.addresses.get(usize::from(path)).copied()
+    }
+
     /// Forgets a link. To have the peer told, end the link and poll before.
     pub fn close(&mut self, number: LinkNumber) {
         let Some(place) = self.places.get_mut(number.index()) else { return };

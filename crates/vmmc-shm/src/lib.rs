@@ -5,6 +5,8 @@ mod copy;
 #[cfg(not(loom))]
 pub mod lane;
 pub mod mailbox;
+#[cfg(not(loom))]
+pub mod paths;
 pub mod redirection;
 pub mod stream;
 #[cfg(not(loom))]

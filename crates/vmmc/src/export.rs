@@ -131,6 +131,11 @@ pub(crate) struct Announced {
 }
 
 impl Announced {
+    /// Memory and nothing else.
+    pub(crate) fn plain(declaration: ExportDeclaration, memory: Descriptor) -> Self {
+        Self { declaration, memory, notify: None, redirection: None }
+    }
+
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut descriptors = vec![self.memory.as_fd()];
         if let Some((doorbell, mailbox)) = &self.notify {

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use vmmc_link::{Binding, Config, Event as LinkEvent, Keys, Recovery, Secret, Time};
@@ -25,8 +25,9 @@ use vmmc_proto::{Answer, PAGE_SIZE, Rights};
 use vmmc_shm::lane::CHANNELS;
 
 use crate::lane::Lane;
-use crate::process::lock;
+use crate::process::{Inner, lock};
 
+mod board;
 mod here;
 mod pause;
 
@@ -76,6 +77,11 @@ pub(crate) struct Lanes {
     /// The thread has to look anew, or to end.
     bell: OnceLock<Event>,
     stopping: AtomicBool,
+    /// Whose lanes these are.
+    pub(crate) home: OnceLock<Weak<Inner>>,
+    /// Where it tells of its paths, once that is announced; and when it did last, in nanoseconds since `started`.
+    board: OnceLock<Mapping>,
+    told: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -110,6 +116,9 @@ impl Lanes {
             running: AtomicBool::new(false),
             bell: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            home: OnceLock::new(),
+            board: OnceLock::new(),
+            told: AtomicU64::new(0),
         }
     }
 
@@ -336,7 +345,7 @@ impl Lanes {
 
     /// As [`Lanes::poll`], by who has the state.
     pub(crate) fn turn(&self, state: &mut State, now: Time) -> bool {
-        let State { port, here } = state;
+        let State { port, here } = &mut *state;
         let busy = port.poll(now, here);
         while let Some((number, event)) = port.poll_event() {
             let Some(end) = here.ends.get(&number) else { continue };
@@ -355,6 +364,7 @@ impl Lanes {
             // Release: what has become of transfers is seen by whoever sees this.
             self.news.fetch_add(1, Ordering::Release);
         }
+        self.tell_in_turn(state, now);
         busy
     }
 
@@ -398,13 +408,18 @@ impl Lanes {
     }
 
     /// The engine's thread: looks when nobody else has for a while.
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
         let Some(bell) = self.bell.get() else { return };
+        let mut announced = false;
         loop {
             // Before what it may tell of is looked at.
             bell.drain();
             if self.stopping.load(Ordering::Acquire) {
                 return;
+            }
+            if !announced && self.is_active() {
+                announced = true;
+                self.announce_board();
             }
             let now = self.now();
             let looked = Time::from_nanos(self.attended.load(Ordering::Relaxed));
@@ -416,6 +431,7 @@ impl Lanes {
                 self.answer();
                 continue;
             }
+            self.tell(&self.lock(), now);
             self.sleep(&[bell.as_fd()], None);
         }
     }

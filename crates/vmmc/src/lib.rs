@@ -186,6 +186,7 @@ mod open;
 mod operation;
 mod pairing;
 mod parcel;
+pub mod paths;
 mod process;
 mod range;
 mod redirection;

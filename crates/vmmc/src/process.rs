@@ -245,6 +245,7 @@ impl Process {
             None
         };
         let inner = Arc::new(Inner::new(options, lanes, connection, mail, stop));
+        let _ = inner.lanes.home.set(Arc::downgrade(&inner));
         if let Some(stop) = &inner.stop {
             watcher::start(&inner, Arc::clone(stop)).map_err(OpenError::Exhausted)?;
         }

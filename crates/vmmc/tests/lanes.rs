@@ -396,3 +396,30 @@ fn a_process_that_hosts_no_engine_goes_through_the_services() {
     assert_eq!(import.path(), Path::Engine);
     assert!(!exporter.progress());
 }
+
+#[test]
+fn a_process_tells_others_of_its_paths() {
+    let [ada, grace] = Node::cluster(["ada", "grace"]);
+    let (exporter, importer, looker) = (ada.open(), grace.open(), grace.open());
+    let _export = exporter.export(4096).name("board").create().unwrap();
+    let import = import(&importer, "ada");
+    assert_eq!(looker.paths(), []);
+    // Bytes go on moving until it has told.
+    let mut told = Vec::new();
+    until("told", || {
+        import.send(0, b"bytes").unwrap();
+        let exports = looker.exports().unwrap();
+        let board = exports.iter().find(|export| export.name == vmmc::paths::NAME);
+        let Some(board) = board.filter(|board| board.id.process == importer.id()) else {
+            return false;
+        };
+        let board = looker.import(ImportSource::Id(board.id)).rights(Rights::READ).open().unwrap();
+        told = vmmc::paths::read(&board);
+        !told.is_empty()
+    });
+    let [path] = told[..] else { panic!("one lane: {told:?}") };
+    let own = importer.paths()[0];
+    assert_eq!((path.peer, path.path, path.up), (own.peer, 0, true));
+    assert!(path.mtu >= 1200 && path.window > 0 && path.packets_sent > 0, "{path:?}");
+    assert!(own.packets_sent >= path.packets_sent);
+}
