@@ -5,6 +5,8 @@
 //! has read by a word in the sender's inbox. For fetches the slots are in the *sender's* inbox, and
 //! the receiver copies them out.
 
+use std::collections::VecDeque;
+
 use crate::BenchError;
 use crate::buffer::Buffer;
 use crate::clock::Clock;
@@ -14,8 +16,11 @@ use crate::path::Path;
 use crate::socket::{Connected, Stream};
 use crate::spin::Spin;
 use crate::statistics::Samples;
-use crate::vmmc_memory::VmmcMemory;
+use crate::vmmc_memory::{VmmcMemory, failed};
 use crate::window::Window;
+
+/// Signal words under way.
+const WORDS: usize = 32;
 
 /// What flows.
 #[derive(Debug, Clone, Copy)]
@@ -71,14 +76,35 @@ impl Flow {
     pub(crate) fn offer(self, memory: &impl Memory) -> Result<Timing, BenchError> {
         let mut source = Buffer::filled(0x5a, self.size);
         self.produce(memory, |number, stamp| {
-            mark(&mut source, stamp);
-            // SAFETY: the slot lies in our inbox, and the credit shows that the other has read it.
-            unsafe {
-                let slot = memory.inbox().add(self.slot(number));
-                std::ptr::copy_nonoverlapping(source.as_ptr(), slot, self.size);
-            }
+            self.fill(memory, &mut source, (number, stamp));
             memory.signal(WORD, stamp + 1)
         })
+    }
+
+    /// The same by asynchronous signal words.
+    pub(crate) fn offer_async(self, memory: &VmmcMemory) -> Result<Timing, BenchError> {
+        let mut source = Buffer::filled(0x5a, self.size);
+        let mut words = VecDeque::with_capacity(WORDS);
+        let timing = self.produce(memory, |number, stamp| {
+            self.fill(memory, &mut source, (number, stamp));
+            words.push_back(memory.import.signal_async(WORD, stamp + 1));
+            if words.len() < WORDS {
+                return Ok(());
+            }
+            words.pop_front().map_or(Ok(()), |oldest| oldest.wait().result.map_err(failed))
+        })?;
+        words.into_iter().try_for_each(|word| word.wait().result.map_err(failed))?;
+        Ok(timing)
+    }
+
+    /// Writes a message into our own inbox, where the credit has shown that the other has read the one before.
+    fn fill(&self, memory: &impl Memory, source: &mut Buffer, (number, stamp): (u64, u64)) {
+        mark(source, stamp);
+        // SAFETY: the slot lies in our inbox, and nobody else uses it now.
+        unsafe {
+            let slot = memory.inbox().add(self.slot(number));
+            std::ptr::copy_nonoverlapping(source.as_ptr(), slot, self.size);
+        }
     }
 
     /// Reads all messages where the other has sent them.

@@ -139,7 +139,8 @@ fn carry_out(order: &Order, wires: &Wires) -> Result<(), BenchError> {
         Order::Offer { path, size, first, count } => {
             let flow = Flow { path, size, first, count, spin };
             match path {
-                Path::Vmmc | Path::VmmcAsync => flow.offer(memory).map(drop),
+                Path::Vmmc => flow.offer(memory).map(drop),
+                Path::VmmcAsync => flow.offer_async(memory).map(drop),
                 _ => flow.write(wires.stream(path)?).map(drop),
             }
         }
