@@ -99,12 +99,12 @@ pub(crate) fn rest() -> Option<Duration> {
 #[cold]
 fn look_after() -> Option<Duration> {
     let after = PARK_AFTER.load(Ordering::Relaxed);
-    if after == 0 || !layer::at_home() {
+    if after == 0 {
         return None;
     }
     let (now, due) = (thread::ticks(), DUE.load(Ordering::Relaxed));
     let mut left = due.wrapping_sub(now) as i64;
-    if left <= 0 {
+    if left <= 0 && layer::at_home() {
         left = after as i64;
         let next = now.wrapping_add(after);
         if DUE.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -112,7 +112,7 @@ fn look_after() -> Option<Duration> {
         }
     }
     let worth_it = LIFTED.load(Ordering::Relaxed) > 0 && LOOKED.load(Ordering::Relaxed) < LOOKS;
-    worth_it.then(|| Duration::from_micros(left as u64 / MICROSECOND + 1))
+    (worth_it && left > 0).then(|| Duration::from_micros(left as u64 / MICROSECOND + 1))
 }
 
 fn look_at_all(now: u64, after: u64) {

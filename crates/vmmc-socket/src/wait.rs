@@ -112,6 +112,9 @@ impl Wait {
         if !slot.ready.load(Ordering::Relaxed) {
             lift::retry_ready(self.index, slot);
         }
+        if self.spin(slot, local) {
+            return Ok(None);
+        }
         let most = rest::before_sleep();
         // Before the look whether there is a ring: this side tells nobody of a later one under a sleep that knows of none.
         self.count(slot, true);
@@ -122,20 +125,9 @@ impl Wait {
         sleep
     }
 
-    fn choose(
-        &mut self,
-        slot: &Slot,
-        local: &Local,
-        most: Option<Duration>,
-    ) -> Result<Option<Sleep>, Errno> {
-        let Some(pin) = local.pin() else {
-            let events = if self.direction == Direction::In {
-                libc::POLLIN | libc::POLLRDHUP
-            } else {
-                libc::POLLOUT
-            };
-            return self.on(-1, events, most).map(Some);
-        };
+    /// Looks for a bounded time; true if something may be there.
+    fn spin(&self, slot: &Slot, local: &Local) -> bool {
+        let Some(pin) = local.pin() else { return false };
         let ends = pin.ends();
         let start = explain::clock();
         let spun = match self.direction {
@@ -151,9 +143,25 @@ impl Wait {
         if let Some(start) = start {
             board::spun(self.index, thread::ticks().wrapping_sub(start));
         }
-        if spun {
-            return Ok(None);
-        }
+        spun
+    }
+
+    /// The sleep that is due, for `most` at the longest; none if something has come.
+    fn choose(
+        &mut self,
+        slot: &Slot,
+        local: &Local,
+        most: Option<Duration>,
+    ) -> Result<Option<Sleep>, Errno> {
+        let Some(pin) = local.pin() else {
+            let events = if self.direction == Direction::In {
+                libc::POLLIN | libc::POLLRDHUP
+            } else {
+                libc::POLLOUT
+            };
+            return self.on(-1, events, most).map(Some);
+        };
+        let ends = pin.ends();
         transmit::say_where(ends);
         self.doze(slot, local, ends, most)
     }
