@@ -335,6 +335,8 @@ impl Registrations {
             if self.by_fd.get(entry.fd) == Some(number) {
                 self.by_fd.remove(entry.fd);
             }
+            // The number will mean another registration.
+            self.hot.retain(|&other| other != number);
             self.free.push(number);
         }
     }
@@ -502,23 +504,25 @@ impl Registrations {
         /// Looks without news after which a registration is made cold.
         const PATIENCE: u32 = 4096;
         let mut found = 0;
-        let mut looked = 0;
-        while looked < self.hot.len() && found < most {
+        let mut cooled = false;
+        // Each is looked at once: what is cold now leaves the list only afterwards, as others would change places.
+        for _ in 0..self.hot.len() {
+            if found == most {
+                break;
+            }
             if self.cursor >= self.hot.len() {
                 self.cursor = 0;
             }
-            looked += 1;
             let number = self.hot[self.cursor];
+            self.cursor += 1;
             let Some(entry) = self.entries[number as usize].as_mut().filter(|entry| entry.hot)
             else {
-                self.hot.swap_remove(self.cursor);
-                looked -= 1;
+                cooled = true;
                 continue;
             };
             if !entry.active || entry.spent {
                 entry.hot = false;
-                self.hot.swap_remove(self.cursor);
-                looked -= 1;
+                cooled = true;
                 continue;
             }
             let events = entry.report();
@@ -534,12 +538,14 @@ impl Registrations {
                 entry.idle += 1;
                 if entry.idle > PATIENCE && entry.cool() {
                     entry.hot = false;
-                    self.hot.swap_remove(self.cursor);
-                    looked -= 1;
-                    continue;
+                    cooled = true;
                 }
             }
-            self.cursor += 1;
+        }
+        if cooled {
+            let entries = &self.entries;
+            self.hot
+                .retain(|&number| entries[number as usize].as_ref().is_some_and(|entry| entry.hot));
         }
         found
     }
