@@ -50,7 +50,8 @@ impl Lanes {
 
     /// The paths of all lanes.
     pub(crate) fn paths(&self) -> Vec<PathInfo> {
-        paths_of(&self.lock()).collect()
+        // In a forked child a thread that is not there may have the state.
+        if self.is_active() { paths_of(&self.lock()).collect() } else { Vec::new() }
     }
 }
 
