@@ -161,6 +161,13 @@ pub(crate) fn open(index: u32, fd: i32) {
     row.used.store(OPEN, Ordering::Release);
 }
 
+/// The program has the connection no longer as `closed`, but as `fd`.
+pub(crate) fn renumber(index: u32, closed: i32, fd: i32) {
+    if let Some(row) = row(index) {
+        let _ = row.fd.compare_exchange(closed, fd, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
 /// Whether a row is open for the connection: not for a socket that was only made so far, or that listens.
 pub(crate) fn shows(index: u32) -> bool {
     row(index).is_some_and(|row| row.used.load(Ordering::Acquire) == OPEN)
@@ -350,7 +357,9 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Descriptors as u32 => "too few descriptors left (raise ulimit -n)",
         x if x == Why::Refused as u32 => "the node service refused, or memory is short",
         x if x == Why::Shared as u32 => "several processes hold it",
-        x if x == Why::Exec as u32 => "inherited by a program without the library",
+        x if x == Why::Exec as u32 => {
+            "inherited by another program, or from one without the library"
+        }
         x if x == Why::Passed as u32 => "its descriptor was passed to another process",
         x if x == Why::Call as u32 => "a call that is not carried was made on it",
         x if x == Why::Peer as u32 => "the other end lowered it, or could not lift it",

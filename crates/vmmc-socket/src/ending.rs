@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
 
 use crate::descriptor::{self, Kind};
-use crate::handing::{self, Mark};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
-use crate::slot::{self, Phase, Slot, Way, Why};
+use crate::slot::{self, Phase, Slot, Way};
 use crate::{epoll, kernel, loan, repeat};
 
 /// The last descriptor of this process for the connection is about to be closed.
@@ -128,12 +127,7 @@ fn set_reset_at_close(fd: i32, on: bool) {
 /// Ends a connection that is being lifted, or was, as its last close does: the service may have the socket too, for a moment,
 /// which the peer must not notice.
 fn end_on_tcp(fd: i32, slot: &Slot) {
-    let returned = slot.returned.load(Ordering::Relaxed) > 0;
-    let alone = slot.holders.load(Ordering::Acquire) == 1
-        && slot.handed.load(Ordering::Acquire) == 0
-        && !matches!(slot.why(), Why::Exec | Why::Passed)
-        && (!returned || handing::mark_of(fd) == Mark::None);
-    if !alone {
+    if !slot.is_alone() {
         return;
     }
     if kernel::unread(fd) > 0 || wants_reset(fd) {

@@ -173,8 +173,8 @@ pub fn before_exec() -> Handing {
     let standard = (0..=2).filter(|_| !home);
     for fd in standard.chain(connections().map(|(fd, _)| fd)) {
         if kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0) {
-            lower_inherited(fd, home);
             handing.hand(fd);
+            lower_inherited(fd, home);
         } else if let (true, Some(index)) = (home, descriptor::connection(fd)) {
             // The rest of the family shall not wait for what the next program does not know of.
             loan::abandon(slot::get(index));

@@ -48,10 +48,10 @@ impl Handing {
     pub(crate) fn hand(&mut self, fd: i32) {
         let Some(cookie) = stream_cookie(fd) else { return };
         let before = &self.marked[..self.count];
+        note(fd);
         if layer::confined() || before.iter().any(|(_, marked)| *marked == cookie) {
             return;
         }
-        note(fd, cookie);
         if mark_of(fd) == Mark::None && self.count < Self::MOST {
             set_mark(fd, Mark::OnItsWay);
             self.marked[self.count] = (fd, cookie);
@@ -88,15 +88,15 @@ impl Default for Handing {
 
 /// `fd` goes to somebody of whom nothing will be known.
 pub(crate) fn give_away(fd: i32) {
-    if let Some(cookie) = stream_cookie(fd).filter(|_| !layer::confined()) {
-        note(fd, cookie);
+    note(fd);
+    if stream_cookie(fd).is_some() && !layer::confined() {
         set_mark(fd, Mark::ForGood);
     }
 }
 
 /// The connection, if this process has one under this number, may be somebody else's too from now on.
-fn note(fd: i32, cookie: u64) {
-    if let Some(index) = descriptor::connection(fd) {
+pub(crate) fn note(fd: i32) {
+    if let (Some(index), Some(cookie)) = (descriptor::connection(fd), stream_cookie(fd)) {
         let slot = slot::get(index);
         slot.cookie.store(cookie, Ordering::Relaxed);
         slot.handed.fetch_add(1, Ordering::AcqRel);
@@ -217,7 +217,7 @@ pub(crate) fn found(fd: i32, arrived: bool) -> Option<u32> {
         return Some(index);
     }
     let index = layer::adopt(fd)?;
-    note(fd, cookie);
+    note(fd);
     // Its giver has no library, or somebody else may have none.
     let hindrance = (mark != Mark::OnItsWay).then_some(Why::Exec);
     let hidden = HIDDEN.load(Ordering::Relaxed).then_some(Why::Set);

@@ -279,6 +279,9 @@ pub fn leave(fd: i32) {
         let parts = unsafe { local::get(index).parts() };
         epoll::before_close(index, parts);
         parts.descriptors.retain(|&other| other != fd);
+        if let Some(other) = parts.descriptors.first() {
+            board::renumber(index, fd, *other);
+        }
         parts.descriptors.is_empty()
     });
     if last {
@@ -307,11 +310,12 @@ pub fn duplicated(old: i32, new: i32) {
         }
         // A child of vfork makes it ready for the program that it will become.
         Kind::Connection(index) => {
-            crate::lower::lower(old, index, Why::Exec);
-            // What stands under the standard numbers is handed over by `exec`.
+            handing::note(old);
+            // What stands under the standard numbers is marked at `exec`.
             if new > libc::STDERR_FILENO {
                 Handing::new().hand(new);
             }
+            crate::lower::lower(old, index, Why::Exec);
         }
         Kind::Set(number) if at_home() => epoll::duplicated(number, new),
         _ => {}
@@ -346,6 +350,9 @@ fn close_connection(fd: i32, index: u32) {
         let parts = unsafe { local::get(index).parts() };
         epoll::before_close(index, parts);
         parts.descriptors.retain(|&other| other != fd);
+        if let Some(other) = parts.descriptors.first() {
+            board::renumber(index, fd, *other);
+        }
         parts.descriptors.is_empty()
     });
     if last {

@@ -85,11 +85,9 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
     if layer::process().is_some_and(Process::has_mail) {
         progress();
     }
-    let alone =
-        || slot.holders.load(Ordering::Acquire) == 1 && slot.handed.load(Ordering::Acquire) == 0;
     // Those of this family that let go of it say so themselves.
     let put_off = seconds() < slot.put_off_until.load(Ordering::Relaxed)
-        && !(slot.why() == Why::Shared && alone());
+        && !(slot.why() == Why::Shared && slot.is_alone());
     if put_off || layer::confined() {
         return;
     }
@@ -121,7 +119,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         if handing::is_standard(unsafe { local::get(index).parts() }) {
             return wait_longer(index, slot, Why::Standard);
         }
-        if !alone() {
+        if !slot.is_alone() {
             return inquire(structure, process, fd, index);
         }
         if structure.pairs.len() >= layer::room_for_pairs() {
@@ -274,7 +272,7 @@ fn exchange(
     serial: u32,
 ) -> bool {
     let Some((slot, local)) = current(index, serial) else { return false };
-    if slot.phase() != Phase::Offered || slot.holders.load(Ordering::Acquire) != 1 {
+    if slot.phase() != Phase::Offered || !slot.is_alone() {
         return false;
     }
     // SAFETY: the structure's lock is held.

@@ -121,14 +121,14 @@ pub fn lower_everything() {
 
 /// The program passes `fd` to another process, by a message over `through`.
 pub fn lower_passed(fd: i32, through: i32, handing: &mut Handing) {
-    lower_for(fd, Why::Passed);
     handing.pass(fd, through);
+    lower_for(fd, Why::Passed);
 }
 
 /// The program will start others that get `fd`, once or more often.
 pub fn lower_for_spawning(fd: i32) {
-    lower_for(fd, Why::Exec);
     handing::give_away(fd);
+    lower_for(fd, Why::Exec);
 }
 
 /// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP.

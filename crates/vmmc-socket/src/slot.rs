@@ -59,7 +59,7 @@ pub(crate) enum Why {
     Refused = 4,
     /// Several processes hold it.
     Shared = 5,
-    /// It was handed to a program that runs without the layer.
+    /// Another program inherited it, or it was inherited from one without the layer.
     Exec = 6,
     /// Its descriptor was passed to another process.
     Passed = 7,
@@ -88,8 +88,8 @@ pub(crate) enum Why {
 }
 
 impl Why {
-    /// Whether the connection may be lifted again. What a program has done once to a connection, it will do again; and who
-    /// has got the descriptor besides may have it for ever.
+    /// Whether the connection may be lifted again. What a program has done once to a connection, it will do again; but who
+    /// has got the descriptor besides may let go of it, which is asked before it is lifted ([`Slot::handed`]).
     pub(crate) fn passes(self) -> bool {
         matches!(
             self,
@@ -98,6 +98,8 @@ impl Why {
                 | Self::NoService
                 | Self::Descriptors
                 | Self::Refused
+                | Self::Exec
+                | Self::Passed
                 | Self::Peer
                 | Self::Parked
         )
@@ -250,6 +252,11 @@ impl Slot {
             Standard
         ]
     );
+
+    /// Whether nobody has it but one process, as far as this family knows.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.holders.load(Ordering::Acquire) == 1 && self.handed.load(Ordering::Acquire) == 0
+    }
 
     /// Leaves the connection on TCP.
     pub(crate) fn stay(&self, why: Why) {

@@ -11,6 +11,7 @@ mod daemons;
 mod disabled;
 mod echo;
 mod explain;
+mod handed;
 mod in_every_way;
 mod iperf3;
 mod json;

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use vmmc_tests::{Running, Site, Way, free_port};
 
-use crate::in_every_way::{Failure, LIMIT, same_in_every_way};
+use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
 use crate::load::{plainly, program};
 
 #[test]
@@ -44,6 +44,14 @@ fn openssh_runs_commands_and_copies() {
             Stdio::null(),
         )?);
 
+        // The server that answers has inherited the connection from the one that accepted it.
+        let enough = here.join("enough");
+        let command = format!("until test -e {}; do echo; sleep 0.01; done", enough.display());
+        let mut talking = start(site, way, &[&command], Stdio::null())?;
+        prove(site, way, port)?;
+        fs::write(&enough, "")?;
+        talking.succeed(LIMIT)?;
+
         // One connection for several commands: each client passes its standard descriptors to the first.
         let mut master = site.command(way.lifts_client(), program("ssh"));
         master.args(["-F", "ssh_config", "-M", "-N", "127.0.0.1"]);
@@ -69,9 +77,13 @@ fn openssh_runs_commands_and_copies() {
 }
 
 fn ssh(site: &Site, way: Way, command: &[&str], input: Stdio) -> Result<String, Failure> {
+    Ok(start(site, way, command, input)?.succeed(LIMIT)?.stdout)
+}
+
+fn start(site: &Site, way: Way, command: &[&str], input: Stdio) -> Result<Running, Failure> {
     let mut ssh = site.command(way.lifts_client(), program("ssh"));
     ssh.args(["-F", "ssh_config", "127.0.0.1"]).args(command);
-    Ok(Running::start_with_input(&mut ssh, input)?.succeed(LIMIT)?.stdout)
+    Ok(Running::start_with_input(&mut ssh, input)?)
 }
 
 fn serve(site: &Site, way: Way) -> Result<(Running, u16), Failure> {
