@@ -222,6 +222,9 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         (libc::EPOLL_CTL_DEL, _) => registrations.delete(epfd, fd),
         _ => Err(None),
     });
+    if outcome.is_ok() && set.sleepers.load(Ordering::SeqCst) > 0 {
+        set.with(Registrations::leave_to_others);
+    }
     match outcome {
         Ok(None) => crate::Route::Done(Ok(0)),
         Ok(Some(registration)) => {

@@ -163,6 +163,36 @@ void scenario_epoll_small_room(void) {
     meet();
 }
 
+/* However far the looks have come round, and whatever was deleted between: each that is ready is told of once. */
+void scenario_epoll_each_once(void) {
+    int fds[FEW];
+    for (int i = 0; i < FEW; i++) {
+        fds[i] = connection();
+        if (me.client)
+            put_text(fds[i], "r");
+    }
+    if (me.server) {
+        int set = epoll_create1(0);
+        for (int i = 0; i < FEW; i++) {
+            await_readable(fds[i], 1);
+            add(set, fds[i], EPOLLIN, i);
+        }
+        for (int round = 0; round < 3 * FEW; round++) {
+            struct epoll_event some[2], all[FEW];
+            int deleted = round % FEW, times[FEW] = {0};
+            T(epoll_wait(set, some, 2, 0));
+            T(epoll_ctl(set, EPOLL_CTL_DEL, fds[deleted], NULL));
+            int n = T(epoll_wait(set, all, FEW, 0));
+            for (int i = 0; i < n; i++)
+                times[all[i].data.u64]++;
+            for (int i = 0; i < FEW; i++)
+                say("%d: %d", i, times[i]);
+            add(set, fds[deleted], EPOLLIN, deleted);
+        }
+    }
+    meet();
+}
+
 struct workers {
     int set, fd, handled;
     pthread_mutex_t lock;
@@ -227,7 +257,7 @@ static void *wait_for_event(void *argument) {
     struct waiter *waiter = argument;
     struct epoll_event event;
     waiter->thread = gettid();
-    waiter->count = epoll_wait(waiter->set, &event, 1, 5000);
+    waiter->count = epoll_wait(waiter->set, &event, 1, -1);
     return NULL;
 }
 
@@ -239,6 +269,18 @@ static pthread_t start_waiter(struct waiter *waiter) {
         usleep(100);
     await_asleep(waiter->thread);
     return thread;
+}
+
+/* How many events the waiter was told of. */
+static void join_waiter(const struct waiter *waiter, pthread_t thread) {
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 10;
+    if (pthread_timedjoin_np(thread, NULL, &end) != 0) {
+        say("! nobody woke the waiter");
+        exit(1);
+    }
+    say("events %d", waiter->count);
 }
 
 /* A thread already waiting on an empty set learns of a connection added later. */
@@ -253,14 +295,48 @@ void scenario_epoll_add_while_waiting(void) {
     struct waiter waiter = {.set = epoll_create1(0)};
     pthread_t thread = start_waiter(&waiter);
     T(add(waiter.set, fd, EPOLLOUT | EPOLLET, 1));
-    pthread_join(thread, NULL);
-    say("events %d", waiter.count);
+    join_waiter(&waiter, thread);
     thread = start_waiter(&waiter);
     struct epoll_event event = {.events = EPOLLIN};
     T(epoll_ctl(waiter.set, EPOLL_CTL_MOD, fd, &event));
     tell(waiter.thread);
-    pthread_join(thread, NULL);
-    say("events %d", waiter.count);
+    join_waiter(&waiter, thread);
+    meet();
+}
+
+/* Worker threads give connections back to a set that another thread sleeps on, before and after bytes have come. */
+void scenario_epoll_armed_while_waiting(void) {
+    int fd = connection();
+    if (me.client) {
+        for (int i = 0; i < 6; i++) {
+            long sleeper = told();
+            if (sleeper != 0)
+                await_asleep(sleeper);
+            put_text(fd, "x");
+            expect_text(fd, "ack");
+        }
+        meet();
+        return;
+    }
+    struct waiter waiter = {.set = epoll_create1(0)};
+    add(waiter.set, fd, EPOLLIN, 1);
+    for (int i = 0; i < 6; i++) {
+        bool deletes = i % 2 == 0, late = i >= 3;
+        struct epoll_event event = {.events = 0, .data.u64 = 1};
+        T(epoll_ctl(waiter.set, deletes ? EPOLL_CTL_DEL : EPOLL_CTL_MOD, fd, &event));
+        if (late) {
+            tell(0);
+            await_readable(fd, 1);
+        }
+        pthread_t thread = start_waiter(&waiter);
+        event.events = EPOLLIN;
+        T(epoll_ctl(waiter.set, deletes ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event));
+        if (!late)
+            tell(waiter.thread);
+        join_waiter(&waiter, thread);
+        expect_text(fd, "x");
+        put_text(fd, "ack");
+    }
     meet();
 }
 

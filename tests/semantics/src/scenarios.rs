@@ -97,8 +97,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "epoll_number_reused", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_nested", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_small_room", warm_up: Warm, expectation: Equal },
+    Scenario { name: "epoll_each_once", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_two_threads", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_add_while_waiting", warm_up: Warm, expectation: Equal },
+    Scenario { name: "epoll_armed_while_waiting", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_shared_by_fork", warm_up: Warm, expectation: Equal },
     Scenario { name: "epoll_entry_outlives_close", warm_up: Warm, expectation: Differs("a registration ends with the last descriptor of this process, not of the family") },
     // closing.c

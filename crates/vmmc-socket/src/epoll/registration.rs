@@ -331,12 +331,13 @@ impl Registrations {
     }
 
     fn vacate(&mut self, number: u32) {
+        if self.entries[number as usize].is_some_and(|entry| entry.lifted) {
+            self.unlift(number);
+        }
         if let Some(entry) = self.entries[number as usize].take() {
             if self.by_fd.get(entry.fd) == Some(number) {
                 self.by_fd.remove(entry.fd);
             }
-            // The number will mean another registration.
-            self.hot.retain(|&other| other != number);
             self.free.push(number);
         }
     }
@@ -413,9 +414,6 @@ impl Registrations {
         }
         if entry.lifted || others_hold {
             let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, entry.fd, 0, 0);
-        }
-        if entry.lifted {
-            self.unlift(number);
         }
         self.vacate(number);
     }
@@ -499,13 +497,11 @@ impl Registrations {
         ends.map_or(0, |ends| ends.mine.cpu.load(Ordering::Relaxed))
     }
 
-    /// Looks at the hot registrations and reports up to `most` that have events.
+    /// Looks once at each hot registration, and reports up to `most` that have events. Where it ends, the next call begins.
     pub(super) fn collect(&mut self, out: *mut libc::epoll_event, most: usize) -> usize {
         /// Looks without news after which a registration is made cold.
         const PATIENCE: u32 = 4096;
-        let mut found = 0;
-        let mut cooled = false;
-        // Each is looked at once: what is cold now leaves the list only afterwards, as others would change places.
+        let (mut found, mut cooled) = (0, false);
         for _ in 0..self.hot.len() {
             if found == most {
                 break;
@@ -515,14 +511,9 @@ impl Registrations {
             }
             let number = self.hot[self.cursor];
             self.cursor += 1;
-            let Some(entry) = self.entries[number as usize].as_mut().filter(|entry| entry.hot)
-            else {
-                cooled = true;
-                continue;
-            };
+            let Some(entry) = self.entries[number as usize].as_mut() else { continue };
             if !entry.active || entry.spent {
-                entry.hot = false;
-                cooled = true;
+                (entry.hot, cooled) = (false, true);
                 continue;
             }
             let events = entry.report();
@@ -537,22 +528,43 @@ impl Registrations {
             } else {
                 entry.idle += 1;
                 if entry.idle > PATIENCE && entry.cool() {
-                    entry.hot = false;
-                    cooled = true;
+                    (entry.hot, cooled) = (false, true);
                 }
             }
         }
         if cooled {
-            let entries = &self.entries;
-            self.hot
-                .retain(|&number| entries[number as usize].as_ref().is_some_and(|entry| entry.hot));
+            self.keep_hot();
         }
         found
+    }
+
+    /// Takes what is not hot any more off the list, which stays in its order: who was looked at is behind the cursor.
+    fn keep_hot(&mut self) {
+        let (mut place, mut seen) = (0, 0);
+        self.hot.retain(|&number| {
+            let hot = self.entries[number as usize].is_some_and(|entry| entry.hot);
+            seen += usize::from(hot && place < self.cursor);
+            place += 1;
+            hot
+        });
+        self.cursor = seen;
     }
 
     /// Connections that have to go after their peers, once.
     pub(super) fn take_left(&mut self) -> Vec<(i32, u32)> {
         std::mem::take(&mut self.left)
+    }
+
+    /// Others sleep on the set, and this thread will not look at it: everything is made cold, so that the peers wake them, and they
+    /// are woken at once if there is something to report already.
+    pub(super) fn leave_to_others(&mut self) {
+        if self.cool_all() {
+            return;
+        }
+        let entry = self.hot.first().and_then(|&number| self.entries[number as usize]);
+        if let Some(entry) = entry {
+            local::get(entry.slot).ring_own();
+        }
     }
 
     /// Makes everything cold. False if something has come meanwhile that `collect` would report.

@@ -199,7 +199,7 @@ impl Waiting {
     /// This thread goes away to work: if another sleeps on the same set, the bells must ring for it.
     fn on_return(&self, registrations: &mut Registrations, found: usize) {
         if found > 0 && self.set.sleepers.load(Ordering::SeqCst) > 0 {
-            registrations.cool_all();
+            registrations.leave_to_others();
         }
     }
 }

@@ -77,8 +77,10 @@ scenarios! {
     epoll_number_reused
     epoll_nested
     epoll_small_room
+    epoll_each_once
     epoll_two_threads
     epoll_add_while_waiting
+    epoll_armed_while_waiting
     epoll_shared_by_fork
     epoll_entry_outlives_close
     // closing.c
