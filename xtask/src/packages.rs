@@ -47,6 +47,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("java", "default-jdk-headless", "the Java test"),
     wanted("memcached", "memcached", "the memcached test"),
     wanted("socat", "socat", "the socat test"),
+    wanted("gunicorn", "gunicorn", "the gunicorn test"),
     wanted("ip", "iproute2", "the tests between several hosts"),
     wanted("tc", "iproute2", "the tests between several hosts"),
     wanted("unshare", "util-linux", "the tests between several hosts"),

@@ -1,12 +1,14 @@
-//! Python's `http.server` with `urllib`: an interpreter's sockets, files made of them, and a thread a request.
+//! Python's `http.server` with `urllib`: an interpreter's sockets, files made of them, and a thread a request. And gunicorn, whose
+//! threads give their connections back to an epoll object that another sleeps on.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use vmmc_tests::{Site, find_program, free_port};
+use vmmc_tests::{Running, Site, find_program, free_port};
 
 use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::load::program;
 
 /// Reads half of a file, goes on slowly until the end of standard input, reads the rest, then small pages.
 const CLIENT: &str = r#"
@@ -64,6 +66,33 @@ fn python_http_server_and_urllib() {
         let answers = client.succeed(LIMIT)?.stdout;
         assert!(answers.contains("40000000 ") && answers.ends_with("404\n"), "{answers}");
         Ok(answers)
+    });
+}
+
+const APPLICATION: &str = r#"
+def application(environment, start):
+    start("200 OK", [("Content-Length", "3000")])
+    return [b"x" * 3000]
+"#;
+
+#[test]
+fn gunicorn_with_threads() {
+    same_in_every_way("gunicorn_with_threads", &["gunicorn", "ab"], |site, way| {
+        fs::write(site.path().join("page.py"), APPLICATION)?;
+        let port = free_port();
+        let mut server = site.command(way.lifts_server(), program("gunicorn"));
+        server.args(["--worker-class", "gthread", "--workers", "2", "--threads", "4"]);
+        server.args(["--bind", &format!("127.0.0.1:{port}"), "page:application"]);
+        let _server = site.serve(&mut server, port)?;
+        let mut client = site.command(way.lifts_client(), program("ab"));
+        client.args(["-k", "-q", "-n", "2000", "-c", "8", &format!("http://127.0.0.1:{port}/")]);
+        let said = Running::start(&mut client)?.succeed(LIMIT)?.stdout;
+        let counts = |line: &&str| {
+            ["Complete", "Failed", "Non-2xx", "HTML"].iter().any(|word| line.starts_with(word))
+        };
+        let said: Vec<&str> = said.lines().filter(counts).collect();
+        assert!(said[0].ends_with(" 2000"), "{said:?}");
+        Ok(said.join("\n"))
     });
 }
 
