@@ -174,7 +174,7 @@ fn storm(policy: Policy, limit: usize, trusted: bool, steps: u32) {
 
 #[test]
 fn four_threads_stay_below_the_limit_and_lose_no_page_in_flight() {
-    let less = if cfg!(miri) { 1000 } else { 1 };
+    let less = if cfg!(miri) { 2000 } else { 1 };
     for policy in Policy::ALL {
         storm(policy, 16, true, 20_000 / less);
     }

@@ -398,7 +398,7 @@ mod tests {
             entry.settle(0, false);
             residents.admit(&table, page, entry);
         }
-        for _ in 0..500 {
+        for _ in 0..if cfg!(miri) { 100 } else { 500 } {
             let page = residents.evict(&table, 1, |_, entry| entry.hide())[0];
             first.insert(page);
             let entry = table.entry_or_new(page).unwrap();

@@ -326,6 +326,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks how much memory there is")]
     fn nothing_to_replay_is_said() {
         let options = Options::default();
         assert_eq!(Replay { options }.run(&trace(&[])).unwrap_err(), ReplayError::Empty);

@@ -352,6 +352,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "opens a file")]
     fn other_files_are_told_apart() {
         assert_eq!(Trace::parse(b"#!/bin/sh"), Err(TraceError::NotATrace));
         let mut newer = header();
