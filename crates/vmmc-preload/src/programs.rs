@@ -14,9 +14,25 @@ fn before_exec() -> Handing {
     keep_errno(|| catch(Handing::new(), vmmc_socket::family::before_exec))
 }
 
-/// Starts a program by `start`; whether that failed is what `failed` says.
+fn before_spawn() -> Handing {
+    keep_errno(|| catch(Handing::new(), vmmc_socket::family::before_spawn))
+}
+
+/// Puts a program in the place of this one by `exec`, which comes back only if that failed.
+fn becoming(exec: impl FnOnce() -> c_int) -> c_int {
+    going_over(before_exec(), exec, |_| true)
+}
+
+/// Starts a program beside this one by `start`; whether that failed is what `failed` says.
 fn starting<R>(start: impl FnOnce() -> R, failed: impl FnOnce(&R) -> bool) -> R {
-    let handing = before_exec();
+    going_over(before_spawn(), start, failed)
+}
+
+fn going_over<R>(
+    handing: Handing,
+    start: impl FnOnce() -> R,
+    failed: impl FnOnce(&R) -> bool,
+) -> R {
     let started = start();
     if failed(&started) {
         keep_errno(|| catch((), || handing.take_back()));
@@ -190,19 +206,19 @@ pub(crate) unsafe extern "C-unwind" fn execve(
     environment: Strings,
 ) -> c_int {
     let native = next!(execve: fn(*const c_char, Strings, Strings) -> c_int);
-    starting(|| native(path, arguments, environment), |_| true)
+    becoming(|| native(path, arguments, environment))
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn execv(path: *const c_char, arguments: Strings) -> c_int {
     let native = next!(execv: fn(*const c_char, Strings) -> c_int);
-    starting(|| native(path, arguments), |_| true)
+    becoming(|| native(path, arguments))
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn execvp(file: *const c_char, arguments: Strings) -> c_int {
     let native = next!(execvp: fn(*const c_char, Strings) -> c_int);
-    starting(|| native(file, arguments), |_| true)
+    becoming(|| native(file, arguments))
 }
 
 #[unsafe(no_mangle)]
@@ -212,7 +228,7 @@ pub(crate) unsafe extern "C-unwind" fn execvpe(
     environment: Strings,
 ) -> c_int {
     let native = next!(execvpe: fn(*const c_char, Strings, Strings) -> c_int);
-    starting(|| native(file, arguments, environment), |_| true)
+    becoming(|| native(file, arguments, environment))
 }
 
 #[unsafe(no_mangle)]
@@ -222,7 +238,7 @@ pub(crate) unsafe extern "C-unwind" fn fexecve(
     environment: Strings,
 ) -> c_int {
     let native = next!(fexecve: fn(c_int, Strings, Strings) -> c_int);
-    starting(|| native(fd, arguments, environment), |_| true)
+    becoming(|| native(fd, arguments, environment))
 }
 
 #[unsafe(no_mangle)]
@@ -234,7 +250,7 @@ pub(crate) unsafe extern "C-unwind" fn execveat(
     flags: c_int,
 ) -> c_int {
     let native = next!(execveat: fn(c_int, *const c_char, Strings, Strings, c_int) -> c_int);
-    starting(|| native(fd, path, arguments, environment, flags), |_| true)
+    becoming(|| native(fd, path, arguments, environment, flags))
 }
 
 #[unsafe(no_mangle)]

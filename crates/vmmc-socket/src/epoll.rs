@@ -338,6 +338,16 @@ pub fn lower_all(number: u32) {
     }
 }
 
+/// The next program inherits an object that this process has made: it gets the kernel's registrations, also of connections that
+/// are not whole on TCP yet.
+pub(crate) fn hand_over(number: u32) {
+    let Some(set) = set(number).filter(|set| !set.inherited.load(Ordering::Relaxed)) else {
+        return;
+    };
+    lower_all(number);
+    set.with(Registrations::release_all);
+}
+
 /// As [`lower_all`], if `fd` is an epoll object of the program's.
 pub fn lower_set(fd: i32) {
     if let Kind::Set(number) = descriptor::kind(fd) {

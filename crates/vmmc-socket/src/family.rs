@@ -157,9 +157,22 @@ pub(crate) fn lower_all(why: Why) {
     connections().for_each(|(fd, index)| lower::lower(fd, index, why));
 }
 
-/// Before another program takes this process's place: what it inherits must be whole in the kernel. If the program is not started
-/// after all, it is to be taken back.
+/// Before another program takes this process's place. As [`before_spawn`]; and the epoll objects that it inherits must be true
+/// in the kernel, also of connections that it does not get.
 pub fn before_exec() -> Handing {
+    if layer::enabled() && layer::at_home() {
+        let sets = descriptor::between(0, i32::MAX).filter_map(|(fd, kind)| match kind {
+            Kind::Set(number) if is_inherited(fd) => Some(number),
+            _ => None,
+        });
+        sets.for_each(epoll::hand_over);
+    }
+    before_spawn()
+}
+
+/// Before another program is started: what it inherits must be whole in the kernel. If it is not started after all, that is to be
+/// taken back.
+pub fn before_spawn() -> Handing {
     let mut handing = Handing::new();
     if !layer::enabled() {
         return handing;
@@ -172,7 +185,7 @@ pub fn before_exec() -> Handing {
     // standard ones.
     let standard = (0..=2).filter(|_| !home);
     for fd in standard.chain(connections().map(|(fd, _)| fd)) {
-        if kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0) {
+        if is_inherited(fd) {
             handing.hand(fd);
             lower_inherited(fd, home);
         } else if let (true, Some(index)) = (home, descriptor::connection(fd)) {
@@ -181,6 +194,11 @@ pub fn before_exec() -> Handing {
         }
     }
     handing
+}
+
+/// Whether the next program gets the descriptor.
+fn is_inherited(fd: i32) -> bool {
+    kernel::descriptor_flags(fd).is_some_and(|flags| flags & libc::FD_CLOEXEC == 0)
 }
 
 fn lower_inherited(fd: i32, home: bool) {
@@ -206,11 +224,6 @@ fn lower_inherited(fd: i32, home: bool) {
 
 fn cookie(fd: i32) -> Option<u64> {
     kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE)
-}
-
-/// Before a program is started by a call whose inside cannot be seen (`system`, `popen`, `posix_spawn`).
-pub fn before_spawn() -> Handing {
-    before_exec()
 }
 
 /// The process ends by `exit`: the peers shall not wait for the kernel to tell them.

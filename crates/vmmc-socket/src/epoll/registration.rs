@@ -399,6 +399,16 @@ impl Registrations {
         true
     }
 
+    pub(super) fn release_all(&mut self) {
+        let Some(epfd) = self.epfd else { return };
+        for number in 0..self.entries.len() {
+            if let Some(Registration { slot, lifted: true, .. }) = self.entries[number] {
+                let bell = local::get(slot).bell.load(Ordering::Acquire);
+                self.release(epfd, slot, number as u32, bell);
+            }
+        }
+    }
+
     /// The connection is about to be closed. The kernel forgets the socket by itself, unless others hold it.
     pub(super) fn remove(
         &mut self,
