@@ -2,9 +2,10 @@
 
 mod harness;
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use harness::{Node, until, vmmc_program};
+use serde_json::Value;
 
 /// An example as it would be started by hand.
 fn example(node: &Node, name: &str) -> Command {
@@ -72,4 +73,62 @@ fn notifications() {
 #[test]
 fn redirection() {
     assert_eq!(run("redirection"), "\"early, then directly\", of which [7..20] directly\n");
+}
+
+/// `vmmc utlb`, with these arguments.
+fn utlb(arguments: &[&str]) -> Output {
+    Command::new(vmmc_program()).arg("utlb").args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_recorded_program_is_replayed_under_limits_and_policies() {
+    let node = Node::new();
+    let trace = node.path().join("fft.utlb");
+    let trace = trace.to_str().unwrap();
+    let mut plain = example(&node, "utlb");
+    plain.args(["--", "fft"]);
+    let mut recorded = Command::new(vmmc_program());
+    recorded.args(["utlb", "record", "-o", trace, "--"]);
+    recorded.arg(plain.get_program()).args(plain.get_args());
+    recorded.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    recorded.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let said = printed(recorded.spawn().unwrap());
+    let lookups: u64 = said
+        .split_once("lookups ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+        .unwrap();
+
+    let replay = |limit: &str, policy: &str| {
+        let output =
+            utlb(&["replay", trace, "--limit", limit, "--policy", policy, "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["lookups"], lookups);
+        assert_eq!(report["policy"], policy);
+        report
+    };
+    let roomy = replay("7M", "lru");
+    assert_eq!(roomy["unpins"], 0);
+    for policy in ["lru", "mru", "lfu", "fifo", "random"] {
+        let tight = replay("1M", policy);
+        assert!(tight["peak_pinned_bytes"].as_u64().unwrap() <= 1 << 20);
+        assert!(tight["pages_pinned"].as_u64() > roomy["pages_pinned"].as_u64());
+        assert!(tight["unpins"].as_u64().unwrap() > 0);
+    }
+    let table = utlb(&["replay", trace]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    for row in ["host lookup hit rate", "avg pin overhead", "NI cache miss rate"] {
+        assert!(table.contains(row), "{table}");
+    }
+
+    for (wrong, word) in [
+        (&["replay", "no-such-trace"][..], "no-such-trace"),
+        (&["replay", trace, "--limit", "0"], "limit"),
+        (&["replay", trace, "--policy", "best"], "best"),
+        (&["record", "--", "no-such-program"], "no-such-program"),
+    ] {
+        let refused = utlb(wrong);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(word), "{wrong:?}: {said}");
+    }
 }
