@@ -99,8 +99,7 @@ fn a_recorded_program_is_replayed_under_limits_and_policies() {
         .unwrap();
 
     let replay = |limit: &str, policy: &str| {
-        let output =
-            utlb(&["replay", trace, "--limit", limit, "--policy", policy, "--json"]);
+        let output = utlb(&["replay", trace, "--limit", limit, "--policy", policy, "--json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["lookups"], lookups);

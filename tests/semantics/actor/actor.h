@@ -97,6 +97,12 @@ void await_asleep(pid_t pid);     /* until the process has gone to sleep in the 
 long elapsed_ms(const struct timespec *since);
 struct timespec now(void);
 
+/* ---- exec.c, passing.c, handing.c: a scenario goes on in another program image ---- */
+
+int resume(int argc, char **argv);
+int receive_in_new_image(int channel);
+int resume_handed(const char *verb, int fd);
+
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 #define SCENARIO(name) void scenario_##name(void);

@@ -338,10 +338,6 @@ void scenario_exec_inherits_epoll_set(void) {
     say("! exec failed");
 }
 
-int resume(int argc, char **argv);
-int receive_in_new_image(int channel);
-int resume_handed(const char *verb, int fd);
-
 /* `actor resume talk FD`: exec_self; `actor resume receive UNIX_FD`: passing.c; others: handing.c. */
 int resume(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[0], "talk") == 0)

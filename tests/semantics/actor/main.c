@@ -1,4 +1,4 @@
-/* Starts one side of one scenario: see actor.h. `actor list` prints the scenarios' names. */
+/* Starts one side of one scenario: see actor.h. */
 #include "actor.h"
 
 #include <arpa/inet.h>
@@ -16,9 +16,6 @@ static const struct scenario scenarios[] = {
 #include "scenarios.h"
 #undef SCENARIO
 };
-
-/* Continuations of a scenario in another program image: see exec.c and passing.c. */
-int resume(int argc, char **argv);
 
 static void open_listener(void) {
     struct sockaddr_in address = {.sin_family = AF_INET};
@@ -55,15 +52,10 @@ int main(int argc, char **argv) {
     me.program = program;
     me.bystander = bystander;
 
-    if (argc == 2 && strcmp(argv[1], "list") == 0) {
-        for (size_t i = 0; i < COUNT(scenarios); i++)
-            puts(scenarios[i].name);
-        return 0;
-    }
     if (argc > 2 && strcmp(argv[1], "resume") == 0)
         return resume(argc - 2, argv + 2);
     if (argc != 3) {
-        fprintf(stderr, "usage: actor SCENARIO server|client, actor list\n");
+        fprintf(stderr, "usage: actor SCENARIO server|client\n");
         return 2;
     }
     me.server = strcmp(argv[2], "server") == 0;
@@ -77,6 +69,6 @@ int main(int argc, char **argv) {
         meet_if_alive();
         return 0;
     }
-    fprintf(stderr, "actor: no scenario %s; try `actor list`\n", argv[1]);
+    fprintf(stderr, "actor: no scenario %s\n", argv[1]);
     return 2;
 }

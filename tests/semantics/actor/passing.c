@@ -3,7 +3,6 @@
 
 extern char **environ;
 
-int receive_in_new_image(int channel);
 int receive_descriptor(int channel);
 void send_descriptor(int channel, int fd);
 

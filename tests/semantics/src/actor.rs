@@ -8,6 +8,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vmmc_tests::{Running, RunningError};
 
+use crate::SCENARIOS;
+
 /// The compiled `actor`, and beside it the statically linked `bystander`. Dropping it removes both.
 #[derive(Debug)]
 pub struct Actor {
@@ -21,14 +23,15 @@ pub enum ActorError {
     Directory(#[from] io::Error),
     /// the actor does not compile: {0}; a C compiler (`cc`) and the static C library are needed (Debian: gcc, libc6-dev)
     Compile(RunningError),
-    /// the actor does not list its scenarios: {0}
-    List(RunningError),
 }
 
 impl Actor {
     /// Compiles the sources in `actor/` with `cc`, which takes a few seconds.
     pub fn build() -> Result<Self, ActorError> {
         let directory = tempfile::Builder::new().prefix("vmmc-actor-").tempdir()?;
+        let listed: String =
+            SCENARIOS.iter().map(|scenario| format!("SCENARIO({})\n", scenario.name)).collect();
+        std::fs::write(directory.path().join("scenarios.h"), listed)?;
         let actor = Actor { directory };
         let (bystander, sources): (Vec<_>, Vec<_>) =
             sources()?.into_iter().partition(|path| path.ends_with("bystander.c"));
@@ -39,6 +42,8 @@ impl Actor {
             &[
                 "-Wall",
                 "-Wextra",
+                // A scenario that is not listed.
+                "-Werror=missing-prototypes",
                 "-Wno-nonnull",
                 "-Wno-stringop-overflow",
                 "-Wno-stringop-overread",
@@ -54,17 +59,10 @@ impl Actor {
         self.directory.path().join("actor")
     }
 
-    /// The scenarios that it can play, in the order of `actor/scenarios.h`.
-    pub fn scenarios(&self) -> Result<Vec<String>, ActorError> {
-        let list = Running::start(Command::new(self.path()).arg("list"))
-            .and_then(|mut list| list.succeed(Duration::from_secs(60)))
-            .map_err(ActorError::List)?;
-        Ok(list.stdout.lines().map(str::to_owned).collect())
-    }
-
     fn compile(&self, name: &str, sources: &[PathBuf], flags: &[&str]) -> Result<(), ActorError> {
         let mut compiler = Command::new("cc");
-        compiler.args(["-std=gnu11", "-O2", "-g"]).args(flags).arg(HEADERS).args(sources);
+        compiler.args(["-std=gnu11", "-O2", "-g"]).args(flags).arg(HEADERS);
+        compiler.arg("-I").arg(self.directory.path()).args(sources);
         compiler.arg("-o").arg(self.directory.path().join(name)).args(["-pthread", "-ldl"]);
         Running::start(&mut compiler)
             .and_then(|mut compiler| compiler.succeed(Duration::from_secs(600)))

@@ -5,7 +5,7 @@
 //! in one [`Way`](vmmc_tests::Way); what both ends plain wrote is the oracle, and [`differences`] finds where another
 //! way departs from it. Nothing here says what is right: the kernel does.
 //!
-//! Every scenario is listed in `actor/scenarios.h` and, with what is expected of it, in [`SCENARIOS`]. To look at one:
+//! A scenario is a function `scenario_NAME` in `actor/` and a line in [`for_every_scenario`], which makes the test. To look at one:
 //!
 //! ```text
 //! cargo run -p vmmc-semantics -- msg_peek               transcripts of both sides in every way, differences marked

@@ -22,7 +22,7 @@ pub enum Expectation {
 /// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scenario {
-    /// As in `actor/scenarios.h`.
+    /// `scenario_NAME` plays it.
     pub name: &'static str,
     /// Whether it warms up.
     pub warm_up: WarmUp,
@@ -30,286 +30,308 @@ pub struct Scenario {
     pub expectation: Expectation,
 }
 
-use Expectation::{Differs, Equal};
-use WarmUp::{Cold, Warm};
+/// Gives every scenario to the macro `$tell`: its name, whether it warms up, and, if it differs when lifted, why. By the file in
+/// `actor/` that has it.
+#[macro_export]
+macro_rules! for_every_scenario {
+    ($tell:ident) => {
+        $tell! {
+            // calls.c
+            echo_sizes: Warm;
+            many_small_round_trips: Warm;
+            read_write: Warm;
+            vectors: Warm;
+            long_vectors: Warm;
+            send_recv: Warm;
+            sendto_recvfrom: Warm;
+            sendmsg_recvmsg: Warm;
+            sendmmsg_recvmmsg: Warm;
+            bad_arguments: Warm, "a bad pointer is a fault in the library's copy, not EFAULT";
+            calls_for_other_files: Warm;
+            both_ways_at_once: Warm;
+            one_way_from_the_start: Cold;
+            // flags.c
+            msg_peek: Warm;
+            peek_blocks: Warm;
+            msg_waitall: Warm;
+            waitall_large: Warm;
+            msg_dontwait: Warm;
+            msg_trunc: Warm;
+            msg_more: Warm;
+            unknown_flags: Warm;
+            msg_zerocopy: Warm;
+            // modes.c
+            fionread: Warm;
+            outq_drains: Warm;
+            outq_while_full: Warm;
+            nonblocking_ways: Warm;
+            nonblocking_is_shared: Warm;
+            accept4_flags: Warm;
+            full_then_drained: Warm;
+            blocked_writer: Warm;
+            // readiness.c
+            poll_bits: Warm;
+            poll_timeouts: Warm;
+            poll_mixed: Warm;
+            select_mixed: Warm;
+            poll_duplicates: Warm;
+            wait_with_signal_mask: Warm;
+            poll_writable: Warm;
+            // epoll.c
+            epoll_level: Warm;
+            epoll_edge: Warm;
+            epoll_edge_writable: Warm;
+            epoll_edge_room_after_news: Warm;
+            epoll_edge_read_before: Warm;
+            epoll_oneshot: Warm;
+            epoll_hangup: Warm;
+            epoll_ctl_errors: Warm;
+            epoll_delete_and_add_again: Warm;
+            epoll_changes_between_waits: Warm;
+            epoll_changes_between_waits_cold: Cold;
+            epoll_before_connect: Warm;
+            epoll_mixed_kinds: Warm;
+            // epoll_sets.c
+            epoll_two_sets: Warm;
+            epoll_dup: Warm;
+            epoll_number_reused: Warm;
+            epoll_nested: Warm;
+            epoll_small_room: Warm;
+            epoll_each_once: Warm;
+            epoll_two_threads: Warm;
+            epoll_add_while_waiting: Warm;
+            epoll_armed_while_waiting: Warm;
+            epoll_shared_by_fork: Warm;
+            epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
+            // closing.c
+            half_close: Warm;
+            shutdown_read: Warm;
+            shutdown_both: Warm;
+            shutdown_unconnected: Cold;
+            simultaneous_close: Warm;
+            close_with_unread_bytes: Warm;
+            write_after_peer_closed: Warm;
+            killed_by_broken_pipe: Warm;
+            so_error_after_reset: Warm;
+            linger_zero: Warm;
+            close_is_known_at_once: Warm;
+            linger_waits: Warm;
+            close_right_after_writing: Warm;
+            exit_right_after_writing: Warm;
+            close_then_lower_unread: Warm;
+            close_then_write_before_reading: Warm;
+            // death.c
+            peer_killed: Warm;
+            peer_killed_with_unread_bytes: Warm, "a killed peer that left bytes unread in a ring shows an end, not a reset";
+            peer_killed_while_reading: Warm;
+            peer_killed_while_writing: Warm, "as peer_killed_with_unread_bytes";
+            peer_killed_while_polling: Warm;
+            peer_killed_in_mid_stream: Warm;
+            peer_stopped: Warm;
+            // options.c
+            receive_timeout: Warm;
+            send_timeout: Warm;
+            receive_low_water: Warm;
+            addresses: Warm;
+            socket_options: Warm;
+            tcp_info_counts: Warm;
+            upper_layer_protocol: Warm;
+            // connecting.c
+            nonblocking_connect: Warm;
+            connect_refused: Cold;
+            gone_before_accept: Cold;
+            written_before_accept: Warm;
+            connected_to_itself: Warm;
+            self_connect: Cold;
+            ipv6: Warm;
+            many_short_connections: Cold;
+            // descriptors.c
+            dup_family: Warm;
+            dup2_over_connection: Warm;
+            dup2_onto_connection: Warm;
+            lowest_number: Warm;
+            close_all_others: Warm;
+            close_everything_and_reconnect: Warm;
+            descriptor_limit: Warm;
+            descriptor_limit_lowered: Warm;
+            close_one_dup: Warm;
+            // processes.c
+            fork_in_turns: Warm;
+            fork_child_leaves: Warm;
+            fork_half_read: Warm;
+            fork_parent_leaves: Warm;
+            fork_by_other_means: Warm;
+            sandboxed_while_young: Cold;
+            fork_per_connection: Warm;
+            fork_one_reads_one_writes: Warm;
+            fork_child_killed: Warm;
+            other_programs: Warm;
+            fork_then_warm: Cold;
+            fork_both_wait: Warm;
+            relative_lets_go_of_reader: Warm;
+            relative_lets_go_of_poller: Warm;
+            relative_lets_go_of_epoll: Warm;
+            // exec.c
+            exec_shell: Warm;
+            exec_cat: Warm;
+            exec_static: Warm;
+            exec_in_place: Warm;
+            exec_half_read: Warm;
+            exec_self: Warm;
+            exec_without_environment: Warm;
+            exec_fails: Warm;
+            exec_closes: Warm;
+            spawn_on_connection: Warm;
+            system_on_connection: Warm;
+            exec_while_peer_is_stopped: Warm;
+            exec_inherits_epoll_set: Warm;
+            // passing.c
+            pass_to_same_program: Warm;
+            pass_to_disabled: Warm;
+            pass_without_environment: Warm;
+            pass_to_static: Warm;
+            pass_to_forked: Warm;
+            pass_and_close: Warm;
+            pass_while_peer_is_stopped: Warm;
+            pass_to_itself: Warm;
+            // handing.c
+            lifted_after_exec: Warm;
+            lifted_in_child_program: Warm;
+            lifted_off_standard_input: Warm;
+            lifted_after_passing: Warm;
+            lifted_after_peeking: Warm;
+            shared_by_programs: Cold;
+            shared_by_programs_then_alone: Warm;
+            connected_by_next_program: Cold;
+            exec_inherits_epoll_set_and_library: Cold;
+            // urgent.c
+            urgent_byte: Warm;
+            urgent_inline: Warm;
+            urgent_signal: Warm;
+            // files.c
+            sendfile: Warm;
+            sendfile_nonblocking: Warm;
+            splice_from_connection: Warm;
+            splice_to_connection: Warm;
+            // stdio.c
+            stdio_stream: Warm;
+            stdio_unread_bytes: Warm;
+            stdio_bulk: Warm;
+            stdio_broken_pipe: Warm;
+            stdio_as_standard_output: Warm;
+            // other_doors.c
+            syscall_function: Warm, "after lowering, the end of the stream comes to TCP a moment later";
+            dlsym_default: Warm;
+            dlsym_next: Warm;
+            dlsym_libc_handle: Warm, "addresses taken from the C library's own handle go past the hooks";
+            dlvsym: Warm, "addresses taken by version go past the hooks";
+            bare_instructions: Warm, "system call instructions in the program itself go past every hook";
+            // uring.c
+            uring_send_and_receive: Warm;
+            // fortified.c
+            fortified_calls: Warm;
+            // threads.c
+            thread_send_while_recv: Warm;
+            thread_shutdown_while_recv: Warm;
+            thread_close_while_recv: Warm, "a descriptor closed under a sleeping recv ends that call with EBADF";
+            thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
+            thread_shutdown_while_send: Warm;
+            thread_cancelled_in_recv: Warm;
+            thread_many_writers: Warm;
+            thread_many_readers: Warm;
+            thread_both_ways_from_the_start: Cold;
+            thread_fork_while_recv: Warm;
+            // signals.c
+            signal_interrupts: Warm;
+            signal_restarts: Warm;
+            signal_with_timeout: Warm;
+            signal_in_waitall: Warm;
+            signal_in_send: Warm;
+            longjmp_out_of_recv: Warm;
+            longjmp_out_of_send: Warm;
+            send_in_handler: Warm;
+            signal_storm: Warm;
+            signal_driven_input: Warm;
+            // crowd.c
+            crowd: Cold;
+            idle: Warm;
+            warm_and_wait: Warm;
+            // boundaries.c
+            all_in_one_read: Warm;
+            peek_for_all: Warm;
+            recvmmsg_ends: Warm;
+            send_to_shut_down: Warm;
+            send_after_shutdown_read: Warm;
+            shutdown_again: Warm;
+            error_before_broken_pipe: Warm;
+            reset_after_end: Warm;
+            waitall_before_reset: Warm;
+            sendfile_after_end: Warm;
+            peer_ran_another: Warm;
+            peer_ran_another_then_fork: Warm;
+            peer_ran_another_then_end: Warm;
+            peer_ran_another_then_file: Warm;
+            read_across_programs: Warm;
+            both_ran_another: Warm;
+            both_ran_another_half_read: Warm;
+            both_ran_another_read_on: Warm;
+            both_ran_another_large: Warm;
+            both_ran_another_at_once: Warm;
+            read_behind_another_program: Warm;
+            read_all_behind_another_program: Warm;
+            other_program_after_shutdown: Warm;
+            // switching.c
+            readable_while_lifted: Cold;
+            closed_while_lifted: Cold;
+            vfork_while_lifted: Cold;
+            // loans.c
+            loan_round_trips: Warm;
+            loan_bulk: Warm;
+            loan_of_grown_rings: Warm;
+            loan_rules: Warm;
+            loan_arguments: Warm;
+            loan_waits: Warm;
+            loan_waits_for_room: Warm;
+            loan_ends: Warm;
+            loan_of_the_killed: Warm;
+            loan_lowered_by_receiver: Warm;
+            loan_lowered_by_sender: Warm;
+            loan_and_another_program: Warm;
+            loan_and_fork: Warm;
+            loan_and_close: Warm;
+            loan_threads: Warm;
+            loan_edges: Warm;
+            loan_while_lifted: Cold;
+            // parking.c
+            parked_and_used: Warm;
+            parked_under_sleep: Warm;
+            parked_one_shot: Warm;
+            parked_then_forked: Warm;
+            parked_then_spawned: Warm;
+            parked_then_half_closed: Warm;
+            parked_then_closed: Warm;
+            parked_peer_killed: Warm;
+            parked_race: Warm;
+        }
+    };
+}
 
-/// Every scenario, in the order of `actor/scenarios.h`.
-#[rustfmt::skip]
-pub const SCENARIOS: &[Scenario] = &[
-    // calls.c
-    Scenario { name: "echo_sizes", warm_up: Warm, expectation: Equal },
-    Scenario { name: "many_small_round_trips", warm_up: Warm, expectation: Equal },
-    Scenario { name: "read_write", warm_up: Warm, expectation: Equal },
-    Scenario { name: "vectors", warm_up: Warm, expectation: Equal },
-    Scenario { name: "long_vectors", warm_up: Warm, expectation: Equal },
-    Scenario { name: "send_recv", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sendto_recvfrom", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sendmsg_recvmsg", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sendmmsg_recvmmsg", warm_up: Warm, expectation: Equal },
-    Scenario { name: "bad_arguments", warm_up: Warm, expectation: Differs("a bad pointer is a fault in the library's copy, not EFAULT") },
-    Scenario { name: "calls_for_other_files", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ways_at_once", warm_up: Warm, expectation: Equal },
-    Scenario { name: "one_way_from_the_start", warm_up: Cold, expectation: Equal },
-    // flags.c
-    Scenario { name: "msg_peek", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peek_blocks", warm_up: Warm, expectation: Equal },
-    Scenario { name: "msg_waitall", warm_up: Warm, expectation: Equal },
-    Scenario { name: "waitall_large", warm_up: Warm, expectation: Equal },
-    Scenario { name: "msg_dontwait", warm_up: Warm, expectation: Equal },
-    Scenario { name: "msg_trunc", warm_up: Warm, expectation: Equal },
-    Scenario { name: "msg_more", warm_up: Warm, expectation: Equal },
-    Scenario { name: "unknown_flags", warm_up: Warm, expectation: Equal },
-    Scenario { name: "msg_zerocopy", warm_up: Warm, expectation: Equal },
-    // modes.c
-    Scenario { name: "fionread", warm_up: Warm, expectation: Equal },
-    Scenario { name: "outq_drains", warm_up: Warm, expectation: Equal },
-    Scenario { name: "outq_while_full", warm_up: Warm, expectation: Equal },
-    Scenario { name: "nonblocking_ways", warm_up: Warm, expectation: Equal },
-    Scenario { name: "nonblocking_is_shared", warm_up: Warm, expectation: Equal },
-    Scenario { name: "accept4_flags", warm_up: Warm, expectation: Equal },
-    Scenario { name: "full_then_drained", warm_up: Warm, expectation: Equal },
-    Scenario { name: "blocked_writer", warm_up: Warm, expectation: Equal },
-    // readiness.c
-    Scenario { name: "poll_bits", warm_up: Warm, expectation: Equal },
-    Scenario { name: "poll_timeouts", warm_up: Warm, expectation: Equal },
-    Scenario { name: "poll_mixed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "select_mixed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "poll_duplicates", warm_up: Warm, expectation: Equal },
-    Scenario { name: "wait_with_signal_mask", warm_up: Warm, expectation: Equal },
-    Scenario { name: "poll_writable", warm_up: Warm, expectation: Equal },
-    // epoll.c
-    Scenario { name: "epoll_level", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_edge", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_edge_writable", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_edge_room_after_news", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_edge_read_before", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_oneshot", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_hangup", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_ctl_errors", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_delete_and_add_again", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_changes_between_waits", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_changes_between_waits_cold", warm_up: Cold, expectation: Equal },
-    Scenario { name: "epoll_before_connect", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_mixed_kinds", warm_up: Warm, expectation: Equal },
-    // epoll_sets.c
-    Scenario { name: "epoll_two_sets", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_dup", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_number_reused", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_nested", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_small_room", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_each_once", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_two_threads", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_add_while_waiting", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_armed_while_waiting", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_shared_by_fork", warm_up: Warm, expectation: Equal },
-    Scenario { name: "epoll_entry_outlives_close", warm_up: Warm, expectation: Differs("a registration ends with the last descriptor of this process, not of the family") },
-    // closing.c
-    Scenario { name: "half_close", warm_up: Warm, expectation: Equal },
-    Scenario { name: "shutdown_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "shutdown_both", warm_up: Warm, expectation: Equal },
-    Scenario { name: "shutdown_unconnected", warm_up: Cold, expectation: Equal },
-    Scenario { name: "simultaneous_close", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_with_unread_bytes", warm_up: Warm, expectation: Equal },
-    Scenario { name: "write_after_peer_closed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "killed_by_broken_pipe", warm_up: Warm, expectation: Equal },
-    Scenario { name: "so_error_after_reset", warm_up: Warm, expectation: Equal },
-    Scenario { name: "linger_zero", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_is_known_at_once", warm_up: Warm, expectation: Equal },
-    Scenario { name: "linger_waits", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_right_after_writing", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exit_right_after_writing", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_then_lower_unread", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_then_write_before_reading", warm_up: Warm, expectation: Equal },
-    // death.c
-    Scenario { name: "peer_killed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_killed_with_unread_bytes", warm_up: Warm, expectation: Differs("a killed peer that left bytes unread in a ring shows an end, not a reset") },
-    Scenario { name: "peer_killed_while_reading", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_killed_while_writing", warm_up: Warm, expectation: Differs("as peer_killed_with_unread_bytes") },
-    Scenario { name: "peer_killed_while_polling", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_killed_in_mid_stream", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_stopped", warm_up: Warm, expectation: Equal },
-    // options.c
-    Scenario { name: "receive_timeout", warm_up: Warm, expectation: Equal },
-    Scenario { name: "send_timeout", warm_up: Warm, expectation: Equal },
-    Scenario { name: "receive_low_water", warm_up: Warm, expectation: Equal },
-    Scenario { name: "addresses", warm_up: Warm, expectation: Equal },
-    Scenario { name: "socket_options", warm_up: Warm, expectation: Equal },
-    Scenario { name: "tcp_info_counts", warm_up: Warm, expectation: Equal },
-    Scenario { name: "upper_layer_protocol", warm_up: Warm, expectation: Equal },
-    // connecting.c
-    Scenario { name: "nonblocking_connect", warm_up: Warm, expectation: Equal },
-    Scenario { name: "connect_refused", warm_up: Cold, expectation: Equal },
-    Scenario { name: "gone_before_accept", warm_up: Cold, expectation: Equal },
-    Scenario { name: "written_before_accept", warm_up: Warm, expectation: Equal },
-    Scenario { name: "connected_to_itself", warm_up: Warm, expectation: Equal },
-    Scenario { name: "self_connect", warm_up: Cold, expectation: Equal },
-    Scenario { name: "ipv6", warm_up: Warm, expectation: Equal },
-    Scenario { name: "many_short_connections", warm_up: Cold, expectation: Equal },
-    // descriptors.c
-    Scenario { name: "dup_family", warm_up: Warm, expectation: Equal },
-    Scenario { name: "dup2_over_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "dup2_onto_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "lowest_number", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_all_others", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_everything_and_reconnect", warm_up: Warm, expectation: Equal },
-    Scenario { name: "descriptor_limit", warm_up: Warm, expectation: Equal },
-    Scenario { name: "descriptor_limit_lowered", warm_up: Warm, expectation: Equal },
-    Scenario { name: "close_one_dup", warm_up: Warm, expectation: Equal },
-    // processes.c
-    Scenario { name: "fork_in_turns", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_child_leaves", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_half_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_parent_leaves", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_by_other_means", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sandboxed_while_young", warm_up: Cold, expectation: Equal },
-    Scenario { name: "fork_per_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_one_reads_one_writes", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_child_killed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "other_programs", warm_up: Warm, expectation: Equal },
-    Scenario { name: "fork_then_warm", warm_up: Cold, expectation: Equal },
-    Scenario { name: "fork_both_wait", warm_up: Warm, expectation: Equal },
-    Scenario { name: "relative_lets_go_of_reader", warm_up: Warm, expectation: Equal },
-    Scenario { name: "relative_lets_go_of_poller", warm_up: Warm, expectation: Equal },
-    Scenario { name: "relative_lets_go_of_epoll", warm_up: Warm, expectation: Equal },
-    // exec.c
-    Scenario { name: "exec_shell", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_cat", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_static", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_in_place", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_half_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_self", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_without_environment", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_fails", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_closes", warm_up: Warm, expectation: Equal },
-    Scenario { name: "spawn_on_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "system_on_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_while_peer_is_stopped", warm_up: Warm, expectation: Equal },
-    Scenario { name: "exec_inherits_epoll_set", warm_up: Warm, expectation: Equal },
-    // passing.c
-    Scenario { name: "pass_to_same_program", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_to_disabled", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_without_environment", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_to_static", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_to_forked", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_and_close", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_while_peer_is_stopped", warm_up: Warm, expectation: Equal },
-    Scenario { name: "pass_to_itself", warm_up: Warm, expectation: Equal },
-    // handing.c
-    Scenario { name: "lifted_after_exec", warm_up: Warm, expectation: Equal },
-    Scenario { name: "lifted_in_child_program", warm_up: Warm, expectation: Equal },
-    Scenario { name: "lifted_off_standard_input", warm_up: Warm, expectation: Equal },
-    Scenario { name: "lifted_after_passing", warm_up: Warm, expectation: Equal },
-    Scenario { name: "lifted_after_peeking", warm_up: Warm, expectation: Equal },
-    Scenario { name: "shared_by_programs", warm_up: Cold, expectation: Equal },
-    Scenario { name: "shared_by_programs_then_alone", warm_up: Warm, expectation: Equal },
-    Scenario { name: "connected_by_next_program", warm_up: Cold, expectation: Equal },
-    Scenario { name: "exec_inherits_epoll_set_and_library", warm_up: Cold, expectation: Equal },
-    // urgent.c
-    Scenario { name: "urgent_byte", warm_up: Warm, expectation: Equal },
-    Scenario { name: "urgent_inline", warm_up: Warm, expectation: Equal },
-    Scenario { name: "urgent_signal", warm_up: Warm, expectation: Equal },
-    // files.c
-    Scenario { name: "sendfile", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sendfile_nonblocking", warm_up: Warm, expectation: Equal },
-    Scenario { name: "splice_from_connection", warm_up: Warm, expectation: Equal },
-    Scenario { name: "splice_to_connection", warm_up: Warm, expectation: Equal },
-    // stdio.c
-    Scenario { name: "stdio_stream", warm_up: Warm, expectation: Equal },
-    Scenario { name: "stdio_unread_bytes", warm_up: Warm, expectation: Equal },
-    Scenario { name: "stdio_bulk", warm_up: Warm, expectation: Equal },
-    Scenario { name: "stdio_broken_pipe", warm_up: Warm, expectation: Equal },
-    Scenario { name: "stdio_as_standard_output", warm_up: Warm, expectation: Equal },
-    // other_doors.c
-    Scenario { name: "syscall_function", warm_up: Warm, expectation: Differs("after lowering, the end of the stream comes to TCP a moment later") },
-    Scenario { name: "dlsym_default", warm_up: Warm, expectation: Equal },
-    Scenario { name: "dlsym_next", warm_up: Warm, expectation: Equal },
-    Scenario { name: "dlsym_libc_handle", warm_up: Warm, expectation: Differs("addresses taken from the C library's own handle go past the hooks") },
-    Scenario { name: "dlvsym", warm_up: Warm, expectation: Differs("addresses taken by version go past the hooks") },
-    Scenario { name: "bare_instructions", warm_up: Warm, expectation: Differs("system call instructions in the program itself go past every hook") },
-    // uring.c
-    Scenario { name: "uring_send_and_receive", warm_up: Warm, expectation: Equal },
-    // fortified.c
-    Scenario { name: "fortified_calls", warm_up: Warm, expectation: Equal },
-    // threads.c
-    Scenario { name: "thread_send_while_recv", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_shutdown_while_recv", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_close_while_recv", warm_up: Warm, expectation: Differs("a descriptor closed under a sleeping recv ends that call with EBADF") },
-    Scenario { name: "thread_number_reused_while_recv", warm_up: Warm, expectation: Differs("as thread_close_while_recv") },
-    Scenario { name: "thread_shutdown_while_send", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_cancelled_in_recv", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_many_writers", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_many_readers", warm_up: Warm, expectation: Equal },
-    Scenario { name: "thread_both_ways_from_the_start", warm_up: Cold, expectation: Equal },
-    Scenario { name: "thread_fork_while_recv", warm_up: Warm, expectation: Equal },
-    // signals.c
-    Scenario { name: "signal_interrupts", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_restarts", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_with_timeout", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_in_waitall", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_in_send", warm_up: Warm, expectation: Equal },
-    Scenario { name: "longjmp_out_of_recv", warm_up: Warm, expectation: Equal },
-    Scenario { name: "longjmp_out_of_send", warm_up: Warm, expectation: Equal },
-    Scenario { name: "send_in_handler", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_storm", warm_up: Warm, expectation: Equal },
-    Scenario { name: "signal_driven_input", warm_up: Warm, expectation: Equal },
-    // crowd.c
-    Scenario { name: "crowd", warm_up: Cold, expectation: Equal },
-    Scenario { name: "idle", warm_up: Warm, expectation: Equal },
-    Scenario { name: "warm_and_wait", warm_up: Warm, expectation: Equal },
-    // boundaries.c
-    Scenario { name: "all_in_one_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peek_for_all", warm_up: Warm, expectation: Equal },
-    Scenario { name: "recvmmsg_ends", warm_up: Warm, expectation: Equal },
-    Scenario { name: "send_to_shut_down", warm_up: Warm, expectation: Equal },
-    Scenario { name: "send_after_shutdown_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "shutdown_again", warm_up: Warm, expectation: Equal },
-    Scenario { name: "error_before_broken_pipe", warm_up: Warm, expectation: Equal },
-    Scenario { name: "reset_after_end", warm_up: Warm, expectation: Equal },
-    Scenario { name: "waitall_before_reset", warm_up: Warm, expectation: Equal },
-    Scenario { name: "sendfile_after_end", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_ran_another", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_ran_another_then_fork", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_ran_another_then_end", warm_up: Warm, expectation: Equal },
-    Scenario { name: "peer_ran_another_then_file", warm_up: Warm, expectation: Equal },
-    Scenario { name: "read_across_programs", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ran_another", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ran_another_half_read", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ran_another_read_on", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ran_another_large", warm_up: Warm, expectation: Equal },
-    Scenario { name: "both_ran_another_at_once", warm_up: Warm, expectation: Equal },
-    Scenario { name: "read_behind_another_program", warm_up: Warm, expectation: Equal },
-    Scenario { name: "read_all_behind_another_program", warm_up: Warm, expectation: Equal },
-    Scenario { name: "other_program_after_shutdown", warm_up: Warm, expectation: Equal },
-    // switching.c
-    Scenario { name: "readable_while_lifted", warm_up: Cold, expectation: Equal },
-    Scenario { name: "closed_while_lifted", warm_up: Cold, expectation: Equal },
-    Scenario { name: "vfork_while_lifted", warm_up: Cold, expectation: Equal },
-    // loans.c
-    Scenario { name: "loan_round_trips", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_bulk", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_of_grown_rings", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_rules", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_arguments", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_waits", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_waits_for_room", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_ends", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_of_the_killed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_lowered_by_receiver", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_lowered_by_sender", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_and_another_program", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_and_fork", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_and_close", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_threads", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_edges", warm_up: Warm, expectation: Equal },
-    Scenario { name: "loan_while_lifted", warm_up: Cold, expectation: Equal },
-    // parking.c
-    Scenario { name: "parked_and_used", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_under_sleep", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_one_shot", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_then_forked", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_then_spawned", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_then_half_closed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_then_closed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_peer_killed", warm_up: Warm, expectation: Equal },
-    Scenario { name: "parked_race", warm_up: Warm, expectation: Equal },
-];
+macro_rules! table {
+    ($($name:ident: $warm_up:ident $(, $why:literal)?;)*) => {
+        /// Every scenario.
+        pub const SCENARIOS: &[Scenario] = &[$(Scenario {
+            name: stringify!($name),
+            warm_up: WarmUp::$warm_up,
+            expectation: expectation(&[$($why)?]),
+        }),*];
+    };
+}
+
+for_every_scenario!(table);
+
+const fn expectation(why: &[&'static str]) -> Expectation {
+    match why {
+        [] => Expectation::Equal,
+        [why, ..] => Expectation::Differs(why),
+    }
+}
