@@ -122,7 +122,7 @@ fn record(output: PathBuf, command: &[OsString]) -> Result<(), String> {
 }
 
 fn replay(path: &PathBuf, options: Options) -> Result<(Trace, Replayed), String> {
-    let trace = Trace::read(path).map_err(|error| error.to_string())?;
+    let trace = Trace::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let found = Replay { options }.run(&trace).map_err(|error| error.to_string())?;
     Ok((trace, found))
 }
