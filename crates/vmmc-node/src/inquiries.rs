@@ -47,8 +47,9 @@ impl Inquiries {
     /// Most that wait, of all and of one process.
     const MAX_WAITING: usize = 4096;
     const MAX_OF_CLIENT: usize = 256;
-    /// Looking may take one part of so many.
+    /// Looking may take one part of so many, but nobody waits for longer than this because one look was interrupted.
     const SHARE: u32 = 20;
+    const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
     pub(crate) fn new() -> Result<Self, OsError> {
         let (reporter, reports) = channel();
@@ -105,7 +106,7 @@ impl Inquiries {
     pub(crate) fn found(&mut self) -> Vec<(Inquiry, Holding)> {
         let Ok(Report { found, took }) = self.reports.try_recv() else { return Vec::new() };
         self.bell.drain();
-        self.may_look = Instant::now() + Self::SHARE * took;
+        self.may_look = Instant::now() + (Self::SHARE * took).min(Self::LONGEST_PAUSE);
         take(&mut self.under_way).into_iter().zip(found).collect()
     }
 }
