@@ -110,10 +110,6 @@ fn work(
                 count.unsteady.fetch_add(1, Ordering::Relaxed);
                 println!("seed {seed}: unsteady on the kernel itself\n{report}");
             }
-            Verdict::Fleeting(report) => {
-                count.different.fetch_add(1, Ordering::Relaxed);
-                println!("seed {seed} differed once, and not again\n{report}");
-            }
             Verdict::Differs(met) => {
                 count.different.fetch_add(1, Ordering::Relaxed);
                 let report = match arguments.as_met {

@@ -17,16 +17,13 @@ const LEAST: u64 = 500;
 /// Programs that the kernel itself does not always answer in the same way are put aside; if there are more than one in
 /// so many, the rules by which programs are made are no good.
 const UNSTEADY: u64 = 100;
-/// The same for those that differed once and were equal whenever they were played again.
-const FLEETING: u64 = 250;
 
 #[test]
 fn random_programs_see_no_difference() {
     let _watchdog = Watchdog::new("random programs", Duration::from_secs(600));
     let site = Site::new().expect("there is a vmmc to try");
     let player = Player::build().expect("the player compiles");
-    let [next, unsteady, fleeting] = [const { AtomicU64::new(0) }; 3];
-    let start = Instant::now();
+    let (next, unsteady, start) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
     let play = || {
         let mut trial = Trial::new(&site, &player, Way::BothLifted);
         loop {
@@ -40,10 +37,6 @@ fn random_programs_see_no_difference() {
                 Verdict::Equal => {}
                 Verdict::Unsteady(_) => {
                     unsteady.fetch_add(1, Ordering::Relaxed);
-                }
-                Verdict::Fleeting(met) => {
-                    fleeting.fetch_add(1, Ordering::Relaxed);
-                    eprintln!("seed {seed} differed once, and not again\n{met}");
                 }
                 Verdict::NotLifted => panic!("seed {seed}: a connection was not lifted"),
                 Verdict::Differs(met) => {
@@ -63,8 +56,6 @@ fn random_programs_see_no_difference() {
     let played = next.load(Ordering::Relaxed).min(SEEDS);
     let unsteady = unsteady.load(Ordering::Relaxed);
     eprintln!("{played} programs in {:.0} s, {unsteady} put aside", start.elapsed().as_secs_f64());
-    let fleeting = fleeting.load(Ordering::Relaxed);
-    assert!(fleeting * FLEETING <= played, "{fleeting} of {played} programs differed once");
     assert!(unsteady * UNSTEADY <= played, "{unsteady} of {played} programs are unsteady");
 }
 
