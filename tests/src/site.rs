@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -24,6 +25,8 @@ pub struct Site {
     directory: TempDir,
     programs: PathBuf,
     service: Service,
+    /// Whose programs are run; the tester's own, if nobody is named.
+    user: Option<u32>,
 }
 
 /// The node service that programs of a site use.
@@ -72,6 +75,15 @@ impl Site {
         Self::at(release_programs()?, Service::Own)
     }
 
+    /// A site with a runtime directory of its own, and everything in it is `user`'s: for programs that refuse to be root.
+    /// Only for root.
+    pub fn of_uid(user: u32) -> Result<Self, SiteError> {
+        let mut site = Self::new()?;
+        site.user = Some(user);
+        chown(site.path(), Some(user), Some(user)).map_err(SiteError::Directory)?;
+        Ok(site)
+    }
+
     /// A site with a node service for the programs of all users, under this policy. Only for root.
     pub fn of_host(policy: &str) -> Result<Self, SiteError> {
         let site = Self::at(release_programs()?, Service::Host)?;
@@ -99,7 +111,7 @@ impl Site {
         // Servers that give up root still have to read the files that they serve from here.
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755))
             .map_err(SiteError::Directory)?;
-        Ok(Site { directory, programs: programs.to_owned(), service })
+        Ok(Site { directory, programs: programs.to_owned(), service, user: None })
     }
 
     /// Where the pair's files go. Readable for every user.
@@ -142,6 +154,9 @@ impl Site {
     fn plain(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_remove("LD_PRELOAD").env_remove("VMMC_DISABLE").env_remove("VMMC_NODE_PROGRAM");
+        if let Some(user) = self.user {
+            command.uid(user).gid(user).env("HOME", self.path());
+        }
         // What is lifted must not depend on how long the machine takes, unless it is that which is tried.
         if std::env::var_os("VMMC_PARK_AFTER").is_none() {
             command.env("VMMC_PARK_AFTER", "0");

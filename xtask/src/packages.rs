@@ -46,6 +46,16 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("node", "nodejs", "the node test"),
     wanted("java", "default-jdk-headless", "the Java test"),
     wanted("memcached", "memcached", "the memcached test"),
+    wanted("postgres", "postgresql", "the PostgreSQL test"),
+    wanted("pgbench", "postgresql", "the PostgreSQL test"),
+    wanted("mariadbd", "mariadb-server", "the MariaDB test"),
+    wanted("mariadb-slap", "mariadb-client", "the MariaDB test"),
+    wanted("mosquitto", "mosquitto", "the mosquitto test"),
+    wanted("mosquitto_sub", "mosquitto-clients", "the mosquitto test"),
+    wanted("lighttpd", "lighttpd", "the test of Varnish and lighttpd"),
+    wanted("varnishd", "varnish", "the test of Varnish and lighttpd"),
+    wanted("mpirun", "openmpi-bin", "the Open MPI test"),
+    wanted("mpicc", "libopenmpi-dev", "the Open MPI test"),
     wanted("socat", "socat", "the socat test"),
     wanted("gunicorn", "gunicorn", "the gunicorn test"),
     wanted("ip", "iproute2", "the tests between several hosts"),
@@ -80,6 +90,11 @@ const SERVICES: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("memcached", "memcached"),
     ("openssh-server", "ssh"),
+    ("postgresql", "postgresql"),
+    ("mariadb-server", "mariadb"),
+    ("mosquitto", "mosquitto"),
+    ("lighttpd", "lighttpd"),
+    ("varnish", "varnish"),
 ];
 
 /// How long apt may take.

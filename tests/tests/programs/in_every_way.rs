@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use vmmc_tests::{Connection, Site, Watchdog, Way, missing_programs};
+use vmmc_tests::{Connection, Site, SiteError, Watchdog, Way, missing_programs};
 
 /// What a pair returns when it could not be run to its end.
 pub(crate) type Failure = Box<dyn Error>;
@@ -20,13 +20,23 @@ pub(crate) fn same_in_every_way<T: PartialEq + Debug>(
     needed: &[&str],
     pair: impl Fn(&Site, Way) -> Result<T, Failure>,
 ) {
+    same_at(Site::new, test, needed, pair);
+}
+
+/// The same at sites of a kind.
+pub(crate) fn same_at<T: PartialEq + Debug>(
+    site: impl Fn() -> Result<Site, SiteError>,
+    test: &str,
+    needed: &[&str],
+    pair: impl Fn(&Site, Way) -> Result<T, Failure>,
+) {
     if !missing_programs(test, needed).is_empty() {
         return;
     }
     let _watchdog = Watchdog::new(test, 4 * LIMIT);
     let mut plain = None;
     for way in Way::ALL {
-        let outcome = Site::new()
+        let outcome = site()
             .map_err(Failure::from)
             .and_then(|site| pair(&site, way))
             .unwrap_or_else(|error| panic!("{test}, {way}: {error}"));

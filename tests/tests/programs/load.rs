@@ -1,9 +1,10 @@
 //! What the tests of servers under load have in common: a benchmark's verdict, a slow download, a signal.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,28 @@ impl Download {
         let first = bytes.first().copied();
         Ok((bytes.len(), bytes.iter().filter(|byte| Some(**byte) != first).count()))
     }
+}
+
+/// Writes `line` to a program again and again, until something else is done.
+pub(crate) fn feed<T>(
+    input: &mut (impl Write + Send),
+    line: &str,
+    meanwhile: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let fed = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                input.write_all(line.as_bytes())?;
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        let outcome = meanwhile();
+        done.store(true, Ordering::Relaxed);
+        fed.join().map_err(|_| "a thread panicked")??;
+        outcome
+    })
 }
 
 /// Sends a signal to one process.

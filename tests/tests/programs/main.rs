@@ -5,9 +5,12 @@
 //! interface, on free ports, with a runtime directory for each run.
 
 mod apache;
+mod brokers;
+mod caches;
 mod containers;
 mod cpython;
 mod daemons;
+mod databases;
 mod disabled;
 mod echo;
 mod explain;
@@ -19,6 +22,7 @@ mod load;
 mod loans;
 mod many;
 mod memcached;
+mod mpi;
 mod nginx;
 mod openssh;
 mod parking;

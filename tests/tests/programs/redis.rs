@@ -6,13 +6,13 @@ use std::hash::{Hash, Hasher};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use vmmc_tests::{Running, Site, Way, find_program, free_port};
 
 use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::load::feed;
 
 const NEEDED: [&str; 3] = ["redis-server", "redis-cli", "redis-benchmark"];
 
@@ -26,20 +26,7 @@ fn redis_cli_gets_the_same_answers() {
             writeln!(input, "RPUSH list value-{number}")?;
         }
         // It is asked something until it is seen.
-        let seen = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let asked = scope.spawn(|| {
-                while !seen.load(Ordering::Relaxed) {
-                    input.write_all(b"PING\n")?;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Ok::<_, std::io::Error>(())
-            });
-            let proof = prove(site, way, port);
-            seen.store(true, Ordering::Relaxed);
-            asked.join().map_err(|_| "a thread panicked")??;
-            proof
-        })?;
+        feed(&mut input, "PING\n", || prove(site, way, port))?;
         input.write_all(
             b"LRANGE list 0 -1\nLLEN list\nSET text \"two words\"\nGET text\nGET nothing\nINCR text\nMULTI\nINCR n\nINCR n\nEXEC\n\
               HSET h a 1 b 2\nHGETALL h\nEVAL \"return {1,2,{3,'four'}}\" 0\nSETRANGE big 300000 x\nSTRLEN big\nGETRANGE big 299990 -1\nDBSIZE\n",
