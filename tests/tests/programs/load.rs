@@ -101,12 +101,12 @@ pub(crate) fn pid_in(file: &Path) -> Result<u32, Failure> {
     Ok(std::fs::read_to_string(file)?.trim().parse()?)
 }
 
-/// Waits until `done`, for some seconds.
+/// Waits until `done`, for a minute at the most.
 pub(crate) fn wait_until(
     what: &str,
     mut done: impl FnMut() -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + LIMIT;
     while !done()? {
         if Instant::now() > end {
             return Err(format!("waited in vain: {what}").into());
