@@ -72,7 +72,7 @@ pub enum RingSize {
     /// 64 KiB.
     #[serde(rename = "64K")]
     Middle,
-    /// 2 MiB.
+    /// 2 MiB, in memory of 4 MiB.
     #[serde(rename = "2M")]
     Large,
 }

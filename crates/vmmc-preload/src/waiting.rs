@@ -1,11 +1,13 @@
 //! Waiting for many descriptors.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
+use smallvec::SmallVec;
 use vmmc_socket::Route;
+use vmmc_socket::epoll;
 use vmmc_socket::kernel::Outcome;
-use vmmc_socket::{epoll, readiness};
+use vmmc_socket::readiness::{self, Limit};
 
 use crate::boundary::{catch, follow, keep_errno, next, result};
 
@@ -59,7 +61,7 @@ unsafe fn layer_poll(
         return None;
     }
     let fds = std::slice::from_raw_parts_mut(fds, count as usize);
-    catch(None, || keep_errno(|| readiness::poll(fds, timeout, mask)))
+    catch(None, || keep_errno(|| readiness::poll(fds, &mut Limit::new(timeout), mask)))
 }
 
 #[unsafe(no_mangle)]
@@ -96,7 +98,8 @@ pub(crate) unsafe extern "C-unwind" fn __ppoll_chk(
 struct Selection {
     sets: [*mut fd_set; 3],
     count: c_int,
-    list: Vec<pollfd>,
+    /// On the stack for the sizes that programs have: `select` may be called where nobody may allocate.
+    list: SmallVec<[pollfd; 64]>,
 }
 
 /// What each set asks for, and what of the answer counts for it (as the kernel's own select does it).
@@ -110,7 +113,7 @@ const COUNTS: [i16; 3] =
 
 impl Selection {
     unsafe fn new(count: c_int, sets: [*mut fd_set; 3]) -> Self {
-        let mut list = Vec::new();
+        let mut list = SmallVec::new();
         for fd in 0..count {
             let mut events = 0;
             for (set, asked) in sets.iter().zip(ASKED) {
@@ -130,7 +133,7 @@ impl Selection {
         self.list.iter().any(|fd| vmmc_socket::is_tracked(fd.fd))
     }
 
-    unsafe fn wait(&mut self, limit: Option<Duration>, mask: *const sigset_t) -> Option<Outcome> {
+    unsafe fn wait(&mut self, limit: &mut Limit, mask: *const sigset_t) -> Option<Outcome> {
         let list = &mut self.list;
         let found = catch(None, || keep_errno(|| readiness::poll(list, limit, mask)))?;
         Some(found.and_then(|_| {
@@ -200,13 +203,13 @@ pub(crate) unsafe extern "C-unwind" fn select(
         drop(selection);
         return native(count, read, write, except, timeout);
     }
-    let limit = (!timeout.is_null())
-        .then(|| Duration::new((*timeout).tv_sec as u64, (*timeout).tv_usec as u32 * 1000));
-    let start = Instant::now();
-    match selection.wait(limit, std::ptr::null()) {
+    let mut limit = Limit::new(
+        (!timeout.is_null())
+            .then(|| Duration::new((*timeout).tv_sec as u64, (*timeout).tv_usec as u32 * 1000)),
+    );
+    match selection.wait(&mut limit, std::ptr::null()) {
         Some(outcome) => {
-            if let Some(limit) = limit {
-                let left = limit.saturating_sub(start.elapsed());
+            if let Some(left) = limit.left() {
                 *timeout =
                     timeval { tv_sec: left.as_secs() as _, tv_usec: left.subsec_micros() as _ };
             }
@@ -233,7 +236,11 @@ pub(crate) unsafe extern "C-unwind" fn pselect(
         return native(count, read, write, except, timeout, mask);
     };
     let mut selection = Selection::new(count, [read, write, except]);
-    let outcome = if selection.concerns_layer() { selection.wait(limit, mask) } else { None };
+    let outcome = if selection.concerns_layer() {
+        selection.wait(&mut Limit::new(limit), mask)
+    } else {
+        None
+    };
     drop(selection);
     match outcome {
         Some(outcome) => result(outcome) as c_int,

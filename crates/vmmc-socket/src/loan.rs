@@ -261,8 +261,8 @@ impl Lending<'_> {
         let look = || stream.room(ends.mine, most);
         let mut room = look();
         let too_small = |room: usize| {
-            let capacity = stream.tier().capacity();
-            room < least || room < most && (room < capacity / 2 || most > capacity)
+            let window = stream.tier().window();
+            room < least || room < most && (room < window / 2 || most > window)
         };
         while too_small(room) && stream.grow(ends.theirs) {
             room = look();

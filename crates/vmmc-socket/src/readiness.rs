@@ -19,6 +19,8 @@ use crate::{explain, lift, lower, receive, rest, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
+/// What only TCP tells of, whatever is in the rings.
+const TCP_ONLY: i16 = libc::POLLPRI | libc::POLLRDHUP;
 /// After how long, and then how often, a spinning poll asks the kernel about everything else.
 const KERNEL_LOOK: (u64, u64) = (MICROSECOND, 20 * MICROSECOND);
 
@@ -30,13 +32,43 @@ thread_local! {
     static LAST_READY: Cell<u32> = const { Cell::new(u32::MAX) };
 }
 
+/// For how long a call may wait. Its clock starts when it begins to wait: most calls find something at once, and need none.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    time: Option<Duration>,
+    end: Option<Instant>,
+}
+
+impl Limit {
+    /// So long; `None`: for ever.
+    pub fn new(time: Option<Duration>) -> Self {
+        Self { time, end: None }
+    }
+
+    /// What is left of it now; `None`: for ever.
+    pub fn left(self) -> Option<Duration> {
+        match self.end {
+            Some(end) => Some(end.saturating_duration_since(Instant::now())),
+            None => self.time,
+        }
+    }
+
+    fn start(&mut self) {
+        self.end = self.time.map(|time| Instant::now() + time);
+    }
+
+    fn is_zero(self) -> bool {
+        self.time == Some(Duration::ZERO)
+    }
+}
+
 /// Polls `fds` as `ppoll`; `None`: none of them is the layer's business.
 ///
 /// # Safety
 /// `mask` is null or points to a signal mask.
 pub unsafe fn poll(
     fds: &mut [libc::pollfd],
-    timeout: Option<Duration>,
+    limit: &mut Limit,
     mask: *const libc::sigset_t,
 ) -> Option<Outcome> {
     let mut tracked = false;
@@ -69,13 +101,13 @@ pub unsafe fn poll(
         }
     }
     // With nothing lifted among them the kernel is asked once, as the program would; unless something else has to be looked after.
-    let at_once = timeout == Some(Duration::ZERO);
-    if lifted.is_empty() && (at_once || rest::before_sleep().is_none()) {
-        let outcome = kernel::poll(fds, timeout, mask);
+    if lifted.is_empty() && (limit.is_zero() || rest::before_sleep().is_none()) {
+        limit.start();
+        let outcome = kernel::poll(fds, limit.time, mask);
         drop(blind);
         return Some(outcome);
     }
-    let outcome = Polling { fds, lifted, mask, rung: false }.wait(timeout);
+    let outcome = Polling { fds, lifted, mask, rung: false }.wait(limit);
     drop(blind);
     Some(outcome)
 }
@@ -90,19 +122,24 @@ struct Polling<'a> {
 }
 
 impl Polling<'_> {
-    fn wait(&mut self, timeout: Option<Duration>) -> Outcome {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let spins = self.mask.is_null() && !self.lifted.is_empty();
-        let mut asleep = spins && timeout != Some(Duration::ZERO) && self.spin();
-        loop {
+    fn wait(&mut self, limit: &mut Limit) -> Outcome {
+        if limit.is_zero() || self.any_rings() {
             let found = self.kernel(Some(Duration::ZERO), false)?;
-            if found > 0 || timeout == Some(Duration::ZERO) {
+            if found > 0 || limit.is_zero() {
                 return Ok(found);
             }
-            if std::mem::take(&mut asleep) {
+        }
+        limit.start();
+        let mut stirred = self.mask.is_null() && !self.lifted.is_empty() && self.spin();
+        loop {
+            let found = self.kernel(Some(Duration::ZERO), false)?;
+            if found > 0 {
+                return Ok(found);
+            }
+            if std::mem::take(&mut stirred) {
                 continue;
             }
-            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = limit.left();
             let found = self.kernel(left, true)?;
             if found > 0 || left.is_some_and(|left| left.is_zero()) {
                 return Ok(found);
@@ -122,7 +159,7 @@ impl Polling<'_> {
         let found = spin::until(
             || peer.unwrap_or(0),
             || {
-                if self.lifted.iter().any(|&(n, index)| self.rings(n, index) != 0) {
+                if self.any_rings() {
                     return true;
                 }
                 let now = thread::ticks();
@@ -153,6 +190,10 @@ impl Polling<'_> {
 
     fn wanted(&self, n: usize) -> i16 {
         self.fds[n].events | libc::POLLERR | libc::POLLHUP
+    }
+
+    fn any_rings(&self) -> bool {
+        self.lifted.iter().any(|&(n, index)| self.rings(n, index) != 0)
     }
 
     /// The wanted events of a lifted connection that its rings tell of.
@@ -227,7 +268,8 @@ impl Polling<'_> {
     /// Asks the kernel, for the lifted connections by their bells and TCP sockets; with `announced` after telling the
     /// peers that this side sleeps. Fills in the answers.
     fn kernel(&mut self, left: Option<Duration>, announced: bool) -> Outcome {
-        let mut list = List::from_slice(self.fds);
+        let mut list: List<_> =
+            self.fds.iter().map(|fd| libc::pollfd { revents: 0, ..*fd }).collect();
         let most = if announced { rest::before_sleep() } else { None };
         let mut immediate = 0;
         let mut bells = List::new();
@@ -260,6 +302,11 @@ impl Polling<'_> {
             };
             immediate += usize::from(known != 0);
             list[n].events = self.of_tcp(n, index, known);
+            // Who has bytes to read will read them before he can make anything of what else TCP could say, and asks again.
+            if known & IN != 0 && list[n].events & self.fds[n].events & TCP_ONLY == 0 {
+                list[n].fd = -1;
+                self.fds[n].revents = known;
+            }
         }
         let mut left = left;
         if announced {
@@ -270,7 +317,10 @@ impl Polling<'_> {
         let lifted_at = list.len();
         list.extend(bells.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
         let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
-        let outcome = kernel::poll(&mut list, time, self.mask);
+        let outcome = match immediate > 0 && list.iter().all(|fd| fd.fd < 0) {
+            true => Ok(0),
+            false => kernel::poll(&mut list, time, self.mask),
+        };
         explain::slept_since(start);
         drop(asleep);
         self.rung |= list[lifted_at..].iter().any(|bell| bell.revents != 0);
@@ -278,15 +328,20 @@ impl Polling<'_> {
             return outcome;
         }
         for (fd, answer) in self.fds.iter_mut().zip(&list) {
-            fd.revents = answer.revents;
+            if fd.fd == answer.fd {
+                fd.revents = answer.revents;
+            }
         }
         for &(n, index) in &self.lifted {
-            let look = &slot::get(index).look;
-            if list[n].revents & !libc::POLLOUT != 0 {
-                look.store(true, Ordering::Release);
+            if list[n].fd >= 0 {
+                let look = &slot::get(index).look;
+                if list[n].revents & !libc::POLLOUT != 0 {
+                    look.store(true, Ordering::Release);
+                }
+                let silent = list[n].revents == 0 && !look.load(Ordering::Acquire);
+                self.fds[n].revents =
+                    if silent { self.rings(n, index) } else { self.ready(n, index) };
             }
-            let silent = list[n].revents == 0 && !look.load(Ordering::Acquire);
-            self.fds[n].revents = if silent { self.rings(n, index) } else { self.ready(n, index) };
             if self.fds[n].revents != 0 {
                 LAST_READY.set(index);
             }

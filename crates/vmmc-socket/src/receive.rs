@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, Ring, take_announcement};
+use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -328,7 +328,7 @@ unsafe fn take(
     if stream.head() != head || slot.inward.loan.stands() {
         return Ok(None);
     }
-    give_back(slot, local, ends, ring, arrived, (len, next));
+    give_back(slot, local, ends, arrived, (len, next));
     Ok(Some(len))
 }
 
@@ -337,23 +337,18 @@ pub(crate) fn pass(slot: &Slot, local: &Local, ends: Ends, arrived: usize, len: 
     let stream = &slot.inward.stream;
     let Some(ring) = local.ring_in(stream.tier()) else { return false };
     let next = ring.advance(stream.position(), len);
-    give_back(slot, local, ends, ring, arrived, (len, next));
+    give_back(slot, local, ends, arrived, (len, next));
     true
 }
 
-/// Gives the first bytes of those that have `arrived` in `ring` back to the peer: how many, and where the next one lies.
+/// Gives the first bytes of those that have `arrived` back to the peer: how many, and where the next one lies.
 #[inline]
-fn give_back(
-    slot: &Slot,
-    local: &Local,
-    ends: Ends,
-    ring: Ring,
-    arrived: usize,
-    (len, next): (usize, usize),
-) {
+fn give_back(slot: &Slot, local: &Local, ends: Ends, arrived: usize, (len, next): (usize, usize)) {
     slot.inward.stream.consume(ends.theirs, len, next);
     // A sleeping writer is woken when half the ring is free, not for every byte.
-    if arrived - len <= ring.capacity() / 2 && take_announcement(&ends.mine.writer_waiting) {
+    if arrived - len <= slot.inward.stream.tier().window() / 2
+        && take_announcement(&ends.mine.writer_waiting)
+    {
         local.ring_peer();
     }
 }

@@ -331,7 +331,7 @@ fn put(
     let look = || stream.room(ends.mine, want + ODD).saturating_sub(ODD);
     let mut room = look();
     while room < want
-        && room < stream.tier().capacity() / 2
+        && room < stream.tier().window() / 2
         && policy::may_grow(stream.tier())
         && stream.grow(ends.theirs)
     {

@@ -274,8 +274,8 @@ impl Wait {
 #[inline]
 pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
-    let capacity = stream.tier().capacity();
-    stream.spare(ends.mine) * 2 >= capacity
+    let window = stream.tier().window();
+    stream.spare(ends.mine) * 2 >= window
         || policy::may_grow(stream.tier())
         || stream.closed(ends.theirs)
         || slot.finished.load(Ordering::Relaxed)

@@ -122,6 +122,47 @@ void scenario_poll_mixed(void) {
     close(second);
 }
 
+/* Bytes are there when the program asks: of all the others it has to be told in the same answer. */
+void scenario_poll_bytes_and_others(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "bytes");
+        meet();
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    int empty[2], full[2];
+    if (pipe(empty) != 0 || pipe(full) != 0)
+        return;
+    put_text(full[1], "pipe");
+    await_readable(fd, 5);
+    struct pollfd one[] = {{fd, POLLIN, 77}, {-5, POLLIN, 77}};
+    T(poll(one, 2, -1));
+    say("socket %d, none %d", one[0].revents, one[1].revents);
+    struct pollfd items[] = {{-5, POLLIN, 77}, {fd, POLLIN, 77}, {empty[0], POLLIN, 77}, {fd, POLLIN | POLLOUT, 77},
+                             {full[0], POLLIN, 77}, {fd, POLLPRI, 77}, {empty[0] + 100, POLLIN, 77}};
+    T(poll(items, 7, 5000));
+    for (int n = 0; n < 7; n++)
+        say("%d: %d", n, items[n].revents);
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    struct timeval wait = {5, 0};
+    T(select(fd + 1, &reading, NULL, NULL, &wait));
+    say("set %d, %s", FD_ISSET(fd, &reading) != 0, wait.tv_sec >= 4 ? "no time passed" : "time passed");
+    meet();
+    await_bits(fd, POLLRDHUP);
+    one[0].events = POLLIN | POLLRDHUP;
+    T(poll(one, 2, -1));
+    say("socket %d", one[0].revents);
+    expect_text(fd, "bytes");
+    one[0].events = POLLIN;
+    T(poll(one, 2, -1));
+    say("socket %d", one[0].revents);
+    meet();
+}
+
 void scenario_select_mixed(void) {
     int fd = connection();
     if (me.client) {

@@ -73,6 +73,7 @@ macro_rules! for_every_scenario {
             poll_bits: Warm;
             poll_timeouts: Warm;
             poll_mixed: Warm;
+            poll_bytes_and_others: Warm;
             select_mixed: Warm;
             poll_duplicates: Warm;
             wait_with_signal_mask: Warm;

@@ -8,7 +8,7 @@ use crate::copy::prefetch;
 /// What has arrived and was not read yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// Bytes that can be read now from the current ring; at most its capacity, whatever the peer wrote.
+    /// Bytes that can be read now from the current ring; at most its window, whatever the peer wrote.
     pub len: usize,
     /// More bytes have arrived in a larger ring; the next look after these were consumed finds them.
     pub more: bool,
@@ -117,7 +117,7 @@ impl Receiver {
             self.tier.store(tier as u32, Ordering::Relaxed);
             self.position.store(0, Ordering::Relaxed);
         }
-        if len > tier.capacity() as u64 {
+        if len > tier.window() as u64 {
             return Err(Corrupt);
         }
         Ok(Arrived { len: len as usize, more, fin, frozen })
@@ -146,7 +146,7 @@ impl Receiver {
             let end = boundary
                 .map_or(Some(unread), |at| at.checked_sub(head))
                 .map(|at| at.min(unread))?;
-            let len = end.checked_sub(from).filter(|len| *len <= tier.capacity() as u64)? as usize;
+            let len = end.checked_sub(from).filter(|len| *len <= tier.window() as u64)? as usize;
             let piece = Piece { tier, position, len };
             (from, position) = (end, 0);
             Some(piece)

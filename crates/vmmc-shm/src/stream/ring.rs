@@ -20,7 +20,7 @@ pub enum Tier {
     Page = 0,
     /// 64 KiB.
     Medium = 1,
-    /// 2 MiB.
+    /// 4 MiB, of which 2 MiB may be unread.
     Bulk = 2,
 }
 
@@ -44,6 +44,19 @@ impl Tier {
         match self {
             Self::Page => MEDIUM_AT - SMALL_AT,
             Self::Medium => BULK_AT - MEDIUM_AT,
+            Self::Bulk => 4 << 20,
+        }
+    }
+
+    /// How many bytes of the ring may be unread at a time.
+    ///
+    /// The rest of the bulk ring is distance: what is written next was read so long ago that it has left the reader's
+    /// second-level cache (1 MiB on Zen 4 and 5, 2 MiB on current Intel), where each line would have to be fetched from first.
+    /// Without it, a writer that waits for room writes over what the reader has just read ("What bounds a large message"
+    /// in `docs/hot-path.md`).
+    pub const fn window(self) -> usize {
+        match self {
+            Self::Page | Self::Medium => self.capacity(),
             Self::Bulk => 2 << 20,
         }
     }

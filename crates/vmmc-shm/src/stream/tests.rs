@@ -101,6 +101,23 @@ fn a_full_ring_takes_nothing_and_a_frozen_one_refuses() {
 }
 
 #[test]
+fn the_writer_keeps_its_distance_from_what_was_just_read() {
+    let mut pair = Pair::new();
+    let (_, theirs) = pair.words();
+    while pair.tx.grow(theirs) {}
+    let window = Tier::Bulk.window();
+    assert!(window < Tier::Bulk.capacity());
+    let bytes: Vec<u8> = (0..window + 1).map(|i| (i % 251) as u8).collect();
+    for round in 0..if cfg!(miri) { 1 } else { 5 } {
+        assert_eq!(pair.send(&bytes), window, "round {round}");
+        assert_eq!(pair.send(&[1]), 0);
+        assert_eq!(pair.receive(1000).unwrap(), bytes[..1000]);
+        assert_eq!(pair.send(&bytes[window..]), 1);
+        assert_eq!(pair.receive(window).unwrap(), bytes[1000..]);
+    }
+}
+
+#[test]
 fn a_stream_grows_over_unread_bytes_and_knows_where_they_lie() {
     let mut pair = Pair::new();
     let bytes: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();

@@ -83,7 +83,7 @@ impl Transmitter {
         let tier = self.tier.load(Ordering::Relaxed);
         let begin = self.begins[tier as usize % 3].load(Ordering::Relaxed);
         let used = self.tail.load(Ordering::Relaxed).saturating_sub(begin.max(credit));
-        Tier::nth(tier).capacity().saturating_sub(used as usize)
+        Tier::nth(tier).window().saturating_sub(used as usize)
     }
 
     fn newest_credit(&self, mine: &Words) -> u64 {
