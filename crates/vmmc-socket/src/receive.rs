@@ -267,24 +267,18 @@ unsafe fn step(
                     return from_kernel(fd, pieces, flags, usize::MAX);
                 }
                 Some(offset) => {
-                    match tcp::consumed(fd).map(|consumed| offset.checked_sub(consumed)) {
-                        Some(Some(0)) => {
-                            slot.inward.set_way(Way::Ring);
-                            board::update(index, slot);
-                        }
-                        Some(Some(left)) => {
-                            let step = from_kernel(fd, pieces, flags, left as usize)?;
-                            return Ok(match step {
-                                Step::Bytes(len, _)
-                                    if len as u64 == left
-                                        && slot.inward.stream.unread(ends.mine) > 0 =>
-                                {
-                                    Step::Bytes(len, Beyond::Ring)
-                                }
-                                other => other,
-                            });
-                        }
-                        _ => return Err(give_up(slot)),
+                    let owed = owed_before_ring(fd, index, slot, offset)?;
+                    if owed > 0 {
+                        let step = from_kernel(fd, pieces, flags, owed as usize)?;
+                        return Ok(match step {
+                            Step::Bytes(len, _)
+                                if len as u64 == owed
+                                    && slot.inward.stream.unread(ends.mine) > 0 =>
+                            {
+                                Step::Bytes(len, Beyond::Ring)
+                            }
+                            other => other,
+                        });
                     }
                 }
             },
@@ -406,17 +400,21 @@ pub(crate) fn give_up(slot: &Slot) -> Errno {
 /// Whether the next byte comes through the ring; takes the step from TCP to it where that is due. The inward lock is held.
 pub(crate) fn reached_ring(fd: i32, index: u32, slot: &Slot, ends: Ends) -> Result<bool, Errno> {
     match (slot.inward.way(), ends.mine.switch_offset()) {
-        (Way::Ring, _) => return Ok(true),
-        (Way::Tcp, Some(offset)) => match tcp::consumed(fd) {
-            Some(consumed) if consumed < offset => return Ok(false),
-            Some(consumed) if consumed == offset => {}
-            _ => return Err(give_up(slot)),
-        },
-        _ => return Ok(false),
+        (Way::Ring, _) => Ok(true),
+        (Way::Tcp, Some(offset)) => Ok(owed_before_ring(fd, index, slot, offset)? == 0),
+        _ => Ok(false),
     }
-    slot.inward.set_way(Way::Ring);
-    board::update(index, slot);
-    Ok(true)
+}
+
+/// How many bytes TCP still owes before the ring, which begins behind `offset`. Where it owes none, the direction is in the ring
+/// from now on.
+fn owed_before_ring(fd: i32, index: u32, slot: &Slot, offset: u64) -> Result<u64, Errno> {
+    let owed = tcp::owed(fd, offset).ok_or_else(|| give_up(slot))?;
+    if owed == 0 {
+        slot.inward.set_way(Way::Ring);
+        board::update(index, slot);
+    }
+    Ok(owed)
 }
 
 /// Whether what stands in the ring comes next, but for bytes that have arrived on TCP. Until the direction has switched TCP
@@ -424,10 +422,7 @@ pub(crate) fn reached_ring(fd: i32, index: u32, slot: &Slot, ends: Ends) -> Resu
 pub(crate) fn reaches_ring(fd: i32, slot: &Slot, ends: Ends) -> bool {
     match slot.inward.way() {
         Way::Ring => true,
-        Way::Tcp => {
-            let arrived = tcp::arrived(fd);
-            ends.mine.switch_offset().is_some_and(|offset| arrived >= Some(offset))
-        }
+        Way::Tcp => ends.mine.switch_offset().is_some_and(|offset| tcp::has_arrived(fd, offset)),
         Way::Handover | Way::Lowered => false,
     }
 }

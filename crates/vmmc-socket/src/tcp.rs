@@ -27,9 +27,15 @@ impl Info {
         self.long(128)
     }
 
-    fn arrived(&self) -> Option<u64> {
+    /// Bytes that have come, read or not, of a peer that has written `offset` or more.
+    fn arrived(&self, offset: u64) -> Option<u64> {
         // The received FIN counts as a byte, for the kernel and not for us.
-        let fin = matches!(self.state(), TIME_WAIT | CLOSE | CLOSE_WAIT | LAST_ACK | CLOSING);
+        let fin = match self.state() {
+            TIME_WAIT | CLOSE_WAIT | LAST_ACK | CLOSING => true,
+            // After an end, or by a reset without one, which leaves no FIN to count: then bytes make up all of it.
+            CLOSE => self.received() != offset,
+            _ => false,
+        };
         self.received().checked_sub(u64::from(fin))
     }
 
@@ -72,18 +78,18 @@ pub(crate) fn written(fd: i32) -> Option<u64> {
     matches!(info.state(), ESTABLISHED | CLOSE_WAIT).then(|| info.written())
 }
 
-/// Bytes that have come, read or not.
-pub(crate) fn arrived(fd: i32) -> Option<u64> {
-    Info::of(fd)?.arrived()
+/// Whether the first `offset` bytes have come, read or not.
+pub(crate) fn has_arrived(fd: i32, offset: u64) -> bool {
+    Info::of(fd).and_then(|info| info.arrived(offset)).is_some_and(|arrived| arrived >= offset)
 }
 
-/// Bytes that were taken from the connection by reading.
-pub(crate) fn consumed(fd: i32) -> Option<u64> {
+/// How many of the first `offset` bytes are still to be taken from the connection by reading; none if more than those were taken.
+pub(crate) fn owed(fd: i32, offset: u64) -> Option<u64> {
     loop {
         let before = Info::of(fd)?;
         let unread = kernel::unread(fd) as u64;
         if Info::of(fd)?.received() == before.received() {
-            return before.arrived()?.checked_sub(unread);
+            return offset.checked_sub(before.arrived(offset)?.checked_sub(unread)?);
         }
     }
 }
@@ -106,8 +112,9 @@ mod tests {
         assert_eq!(written(active.as_raw_fd()), Some(100_000));
         let mut some = [0; 12_345];
         passive.read_exact(&mut some).unwrap();
-        assert_eq!(consumed(passive.as_raw_fd()), Some(12_345));
-        assert!((12_345..=100_000).contains(&arrived(passive.as_raw_fd()).unwrap()));
+        assert_eq!(owed(passive.as_raw_fd(), 100_000), Some(100_000 - 12_345));
+        assert!(has_arrived(passive.as_raw_fd(), 12_345));
+        assert!(!has_arrived(passive.as_raw_fd(), 100_001));
         passive.write_all(b"hello").unwrap();
         assert_eq!(written(passive.as_raw_fd()), Some(5));
         active.shutdown(Shutdown::Write).unwrap();
@@ -118,8 +125,28 @@ mod tests {
         let mut rest = Vec::new();
         passive.read_to_end(&mut rest).unwrap();
         assert_eq!(rest.len(), 100_000 - 12_345);
-        assert_eq!(consumed(passive.as_raw_fd()), Some(100_000));
-        assert_eq!(arrived(passive.as_raw_fd()), Some(100_000));
+        assert_eq!(owed(passive.as_raw_fd(), 100_000), Some(0));
+        assert_eq!(owed(passive.as_raw_fd(), 99_999), None);
+        assert!(!has_arrived(passive.as_raw_fd(), 100_001));
         assert!(!established(passive.as_raw_fd()));
+    }
+
+    #[test]
+    fn a_reset_is_not_counted_as_an_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut active = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut passive = listener.accept().unwrap().0;
+        passive.write_all(b"never read").unwrap();
+        active.set_nodelay(true).unwrap();
+        active.write_all(&[7; 1000]).unwrap();
+        while kernel::unread(active.as_raw_fd()) == 0 {}
+        drop(active);
+        while !over(passive.as_raw_fd()) {}
+        let fd = passive.as_raw_fd();
+        assert!(has_arrived(fd, 1000));
+        assert_eq!(owed(fd, 1000), Some(1000));
+        let mut some = [0; 400];
+        passive.read_exact(&mut some).unwrap();
+        assert_eq!(owed(fd, 1000), Some(600));
     }
 }

@@ -87,6 +87,32 @@ void scenario_closed_while_lifted(void) {
     meet();
 }
 
+/* A reset takes nothing away that had come before it, though some of it still lies in TCP and the rest in a ring. */
+void scenario_reset_while_lifted(void) {
+    for (int turn = 0; turn < 30 && me.client; turn++) {
+        char bytes[16 * 1024];
+        int ends[2], on = 1, left = -1;
+        size_t written = 0, came = 0;
+        cold_ends(ends);
+        setsockopt(ends[0], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        for (int round = 0; round < 10 * turn + 1; round++, written += PIECE) {
+            put_pattern(ends[0], written, PIECE, 1);
+            put(ends[1], "a", 1);
+            get(ends[0], bytes, 1);
+        }
+        put(ends[1], "unread", 6);
+        T(close(ends[0]));
+        say_poll("reset", await_bits(ends[1], POLLHUP));
+        ioctl(ends[1], FIONREAD, &left);
+        say("left %d", left);
+        for (ssize_t n; (n = recv(ends[1], bytes, sizeof bytes, MSG_DONTWAIT)) > 0; came += n)
+            continue;
+        say_bytes("came", bytes, came);
+        close(ends[1]);
+    }
+    meet();
+}
+
 /* A shell's way to start a program on a connection, however far lifting has come: the program has it alone. */
 void scenario_vfork_while_lifted(void) {
     for (int turn = 0; turn < 16; turn++) {

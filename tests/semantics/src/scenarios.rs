@@ -284,6 +284,7 @@ macro_rules! for_every_scenario {
             // switching.c
             readable_while_lifted: Cold;
             closed_while_lifted: Cold;
+            reset_while_lifted: Cold;
             vfork_while_lifted: Cold;
             // loans.c
             loan_round_trips: Warm;
