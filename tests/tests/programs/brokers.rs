@@ -49,6 +49,11 @@ fn mosquitto_gives_each_message_to_each_subscriber() {
         }
         drop(input);
         publisher.succeed(LIMIT)?;
+        // Messages of one quality of service do not wait for those of another.
+        let last = format!("message {} ", MESSAGES - 1);
+        wait_until("the last line", || {
+            Ok(subscribers.iter().all(|subscriber| subscriber.output_so_far().contains(&last)))
+        })?;
         fs::write(here.join("large"), "large ".repeat(500_000))?;
         plainly(
             client(site, way, "mosquitto_pub", port, "news/large").args(["-q", "1", "-f", "large"]),
