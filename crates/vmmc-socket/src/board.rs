@@ -169,8 +169,11 @@ pub(crate) fn renumber(index: u32, closed: i32, fd: i32) {
 }
 
 /// Whether a row is open for the connection: not for a socket that was only made so far, or that listens.
-pub(crate) fn shows(index: u32) -> bool {
+///
+/// What a child of fork looks at may be its parent's, which may have closed its own descriptor meanwhile.
+pub(crate) fn shows(index: u32, fd: i32) -> bool {
     row(index).is_some_and(|row| row.used.load(Ordering::Acquire) == OPEN)
+        || address(fd, true).is_some()
 }
 
 pub(crate) fn close(index: u32) {

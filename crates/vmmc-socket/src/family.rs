@@ -33,7 +33,7 @@ pub fn before_fork() {
         return;
     }
     epoll::hold_for_fork();
-    STRUCTURE.hold_for_fork();
+    STRUCTURE.hold_for_fork(lift::before_fork);
     ARRIVALS
         .store(slot::arrivals().map_or(0, |word| word.load(Ordering::Relaxed)), Ordering::Relaxed);
     // Counted before the child exists: the parent may close its own before the child first runs.
@@ -76,19 +76,12 @@ pub fn after_fork_in_child() {
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(true);
     layer::forget_process();
-    let shown: Vec<_> = connections().filter(|&(_, index)| board::shows(index)).collect();
+    let shown: Vec<_> = connections().filter(|&(fd, index)| board::shows(index, fd)).collect();
     board::forked();
     explain::forked();
     STRUCTURE.with(|structure| structure.forget_questions());
     for index in distinct_connections() {
-        let (slot, local) = (slot::get(index), local::get(index));
-        local.held.store(false, Ordering::Release);
-        // A handshake that the parent has begun is the parent's; both stay on TCP while both hold the connection.
-        match slot.phase() {
-            Phase::Offered => slot.set_phase(Phase::Tcp),
-            Phase::Exchanged => slot.stay(Why::Shared),
-            _ => {}
-        }
+        local::get(index).held.store(false, Ordering::Release);
     }
     for (fd, index) in shown {
         board::open(index, fd);

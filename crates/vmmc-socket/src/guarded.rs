@@ -33,9 +33,13 @@ impl<T> Guarded<T> {
         result
     }
 
-    /// Takes the lock until [`Guarded::release_after_fork`].
-    pub(crate) fn hold_for_fork(&self) {
-        std::mem::forget(self.lock.hold());
+    /// Takes the lock until [`Guarded::release_after_fork`], and has the value prepared for that.
+    pub(crate) fn hold_for_fork(&self, prepare: impl FnOnce(&mut T)) {
+        let _signals = Blocked::all();
+        let held = self.lock.hold();
+        // SAFETY: as in `with`.
+        prepare(unsafe { &mut *self.value.get() });
+        std::mem::forget(held);
     }
 
     /// Gives the lock back, in the parent or in the child.

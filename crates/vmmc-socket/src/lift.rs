@@ -29,6 +29,10 @@ const PATIENCE: u64 = 1000 * MICROSECOND;
 /// The calls that do so.
 const EAGER: u32 = 8;
 
+/// For how many seconds the other end may take to send its memory, and how often that is looked at.
+const PATIENCE_WITH_PEER: u32 = 2;
+const CALLS_TO_LOOK: u32 = 16;
+
 /// Sets after how many calls that moved data a connection is lifted. 0: when it is made, and the first calls wait for that.
 pub(crate) fn set_calls(calls: u32) {
     CALLS.store(calls, Ordering::Relaxed);
@@ -48,7 +52,7 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(calls, Ordering::Relaxed);
     let enough = anew::calls_before_lifting(CALLS.load(Ordering::Relaxed), slot);
     match slot.phase() {
-        Phase::Tcp if calls >= enough => {
+        Phase::Tcp | Phase::Retired if calls >= enough => {
             offer(fd, index, slot);
             if enough == 0 {
                 wait_for_lifting(slot);
@@ -60,6 +64,7 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
         Phase::Offered | Phase::Exchanged if layer::process().is_some_and(Process::has_mail) => {
             progress();
         }
+        Phase::Exchanged if calls.is_multiple_of(CALLS_TO_LOOK) => give_up_waiting(index, slot),
         _ => {}
     }
 }
@@ -99,7 +104,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         return;
     }
     STRUCTURE.with(|structure| {
-        if slot.phase() != Phase::Tcp {
+        if !matches!(slot.phase(), Phase::Tcp | Phase::Retired) {
             return;
         }
         // The service is asked for in any case: by it `vmmc stat` finds this program.
@@ -121,6 +126,12 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         }
         if !slot.is_alone() {
             return inquire(structure, process, fd, index);
+        }
+        if slot.phase() == Phase::Retired {
+            if anew::come_back(structure, fd, index) == anew::Return::Never {
+                stay(index, slot, slot.why());
+            }
+            return;
         }
         if structure.pairs.len() >= layer::room_for_pairs() {
             return await_room(index, slot);
@@ -173,7 +184,7 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
 fn inquired(inquiry: Inquiry, alone: bool) {
     let Inquiry { index, serial, holders, handed } = inquiry;
     let Some((slot, _)) = current(index, serial) else { return };
-    if slot.phase() != Phase::Tcp {
+    if !matches!(slot.phase(), Phase::Tcp | Phase::Retired) {
         return;
     }
     let still = |word: &AtomicU32, was, now| {
@@ -183,6 +194,7 @@ fn inquired(inquiry: Inquiry, alone: bool) {
     if alone && still(&slot.holders, holders, 1) && still(&slot.handed, handed, 0) {
         slot.put_off.store(0, Ordering::Relaxed);
         slot.put_off_until.store(0, Ordering::Relaxed);
+        wait_longer(index, slot, Why::Young);
     } else {
         try_later(index, slot, Why::Shared);
     }
@@ -306,6 +318,7 @@ fn exchange(
                 kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or_default();
             slot.cookie.store(cookie, Ordering::Relaxed);
             slot.set_why(Why::Young);
+            slot.put_off_until.store(seconds() + PATIENCE_WITH_PEER, Ordering::Relaxed);
             slot.set_phase(Phase::Exchanged);
             board::update(index, slot);
             true
@@ -314,6 +327,47 @@ fn exchange(
             fail(index, slot, hindrance(&error));
             false
         }
+    }
+}
+
+/// Before a fork: what is being lifted by this process would be neither the child's nor, while both have it, this one's.
+pub(crate) fn before_fork(structure: &mut Structure) {
+    for (index, serial) in structure.offers.values().copied() {
+        if let Some((slot, _)) = current(index, serial)
+            && slot.phase() == Phase::Offered
+        {
+            slot.set_phase(Phase::Tcp);
+            board::update(index, slot);
+        }
+    }
+    let pairs: Vec<_> = structure.pairs.iter().map(|(pair, of)| (*pair, *of)).collect();
+    for (pair, (index, serial)) in pairs {
+        if current(index, serial).is_some_and(|(slot, _)| slot.phase() == Phase::Exchanged) {
+            give_back(structure, index, vmmc::PairId(pair));
+        }
+    }
+}
+
+/// The other end may be waited for in vain: by a process that has forked, whose child has the connection now.
+#[cold]
+fn give_up_waiting(index: u32, slot: &Slot) {
+    if seconds() < slot.put_off_until.load(Ordering::Relaxed) || !layer::at_home() {
+        return;
+    }
+    STRUCTURE.with(|structure| {
+        take_mail(structure);
+        if slot.phase() == Phase::Exchanged {
+            let pair = slot.pair.load(Ordering::Relaxed);
+            give_back(structure, index, vmmc::PairId(pair));
+        }
+    });
+}
+
+/// Lifting that is under way is begun anew, later.
+fn give_back(structure: &mut Structure, index: u32, pair: vmmc::PairId) {
+    take_back(structure, index, Why::Young);
+    if let Some(process) = layer::process() {
+        let _ = process.pair_drop(pair);
     }
 }
 

@@ -28,7 +28,9 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     if slot.phase() != Phase::Attached {
         match (slot.phase(), why) {
             // Whether others have it is asked before it is lifted, unless it goes unmarked.
-            (Phase::Tcp, Why::Exec | Why::Passed) if !layer::confined() => slot.set_why(why),
+            (Phase::Tcp | Phase::Retired, Why::Exec | Why::Passed) if !layer::confined() => {
+                slot.set_why(why);
+            }
             _ => slot.stay(why),
         }
         board::update(index, slot);
@@ -369,7 +371,9 @@ pub(crate) fn retire(fd: i32, index: u32) {
         let bell = local.bell.load(Ordering::Acquire);
         // SAFETY: the structure's lock is held.
         epoll::release(index, bell, unsafe { local.parts() });
-        slot.set_phase(Phase::Stay);
+        let shared = slot.holders.load(Ordering::Acquire) != 1;
+        let may_pass = shared && slot.why().passes();
+        slot.set_phase(if may_pass { Phase::Retired } else { Phase::Stay });
         board::update(index, slot);
         // What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds
         // it the kernel could not end the connection.

@@ -27,6 +27,9 @@ pub(crate) enum Phase {
     Attached = 3,
     /// On TCP for good, because of [`Slot::why`], which does not pass ([`Why::passes`]).
     Stay = 4,
+    /// On TCP with both directions, but what it was lifted by is not given back: other processes of the family have it too, or
+    /// have gone without a word. Whoever is found to be alone with it makes it young.
+    Retired = 5,
 }
 
 /// Where the bytes of one direction go.
@@ -225,7 +228,7 @@ impl Outward {
 }
 
 impl Slot {
-    word_of!(phase, set_phase, Phase, [Tcp, Offered, Exchanged, Attached, Stay]);
+    word_of!(phase, set_phase, Phase, [Tcp, Offered, Exchanged, Attached, Stay, Retired]);
     word_of!(
         why,
         set_why,

@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use vmmc_tests::{Running, Site, Way, free_port};
+use vmmc_tests::{Connection, Running, Site, Way, free_port};
 
 use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
 use crate::load::{program, wait_until};
@@ -33,7 +33,7 @@ def client(port):
     while not os.path.exists('enough'):
         message = b'message %d' % count
         connection.sendall(message)
-        assert connection.recv(100) == message, count
+        assert connection.recv(1) + connection.recv(100) == message, count
         count += 1
         time.sleep(.001)
     connection.shutdown(socket.SHUT_WR)
@@ -49,6 +49,9 @@ elif role == 'worker':
     queue = socket.socket(fileno=int(arguments[0]))
     _, [fd], _, _ = socket.recv_fds(queue, 1, 1)
     echo(socket.socket(fileno=fd))
+elif role == 'hold':
+    while not os.path.exists('let go'):
+        time.sleep(.01)
 else:
     listener = socket.create_server(('127.0.0.1', int(arguments[0])))
     if role in ('pass', 'pass and keep'):
@@ -58,7 +61,21 @@ else:
     connection, _ = listener.accept()
     for _ in range(int(arguments[1])):
         connection.sendall(connection.recv(4096))
-    if role == 'in place':
+    if role == 'run and keep':
+        has_run = False
+        while data := connection.recv(4096):
+            if not has_run and os.path.exists('run'):
+                spawn('hold', connection)
+                has_run = True
+            connection.sendall(data)
+    elif role == 'begin and fork':
+        begun = b''.join(connection.recv(1) for _ in range(6))
+        if os.fork() == 0:
+            connection.sendall(begun + connection.recv(4096))
+            echo(connection)
+            sys.exit()
+        connection.close()
+    elif role == 'in place':
         become('echo', connection)
     elif role == 'as inetd':
         spawn('echo', connection)
@@ -105,6 +122,10 @@ fn listens(port: u16) -> bool {
     fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&end))
 }
 
+fn shared(seen: &[Connection]) -> bool {
+    seen.iter().any(|end| end.why == "several processes hold it")
+}
+
 fn is_lifted_where_it_ends_up(role: &str, before: u32) {
     let test = format!("a connection handed on {role}, {before} messages before");
     same_in_every_way(&test, &["python3"], |site, way| {
@@ -126,6 +147,28 @@ fn a_server_started_as_inetd_does_is_lifted() {
     is_lifted_where_it_ends_up("as inetd", 100);
 }
 
+/// Of the parent the service knows that it has the connection, and the client's is paired with it.
+#[test]
+fn a_child_that_got_the_connection_while_it_was_being_lifted_has_it_lifted() {
+    is_lifted_where_it_ends_up("begin and fork", 0);
+}
+
+#[test]
+fn a_lifted_connection_that_a_program_inherited_is_lifted_again_once_that_has_ended() {
+    same_in_every_way("a connection that another program inherits", &["python3"], |site, way| {
+        let talk = Talk::begin(site, way, "run and keep", 0)?;
+        prove(site, way, talk.port)?;
+        fs::write(site.path().join("run"), "")?;
+        if way == Way::BothLifted {
+            let seen = site.connections_when(talk.port, shared)?;
+            assert!(shared(&seen), "{seen:?}");
+        }
+        fs::write(site.path().join("let go"), "")?;
+        prove(site, way, talk.port)?;
+        talk.end(site)
+    });
+}
+
 #[test]
 fn a_worker_that_got_the_connection_by_message_is_lifted() {
     is_lifted_where_it_ends_up("pass", 0);
@@ -137,15 +180,12 @@ fn a_connection_that_two_programs_have_is_lifted_once_one_lets_go() {
     same_in_every_way("a connection that two programs have", &["python3"], |site, way| {
         let talk = Talk::begin(site, way, "pass and keep", 0)?;
         if way == Way::BothLifted {
-            let shared = |seen: &[vmmc_tests::Connection]| {
-                seen.iter().any(|end| end.why == "several processes hold it")
-            };
             let seen = site.connections_when(talk.port, shared)?;
             assert!(shared(&seen), "{seen:?}");
             // As long as both have it, it is not lifted, however often that is tried.
             for _ in 0..20 {
                 let seen = site.connections(talk.port)?;
-                assert!(!seen.iter().any(vmmc_tests::Connection::is_lifted), "{seen:?}");
+                assert!(!seen.iter().any(Connection::is_lifted), "{seen:?}");
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
