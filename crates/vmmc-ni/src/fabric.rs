@@ -20,6 +20,11 @@ pub trait Fabric {
     /// Says that there is one peer only, whose datagrams all come from this address; or that there are others again. What others send meanwhile may be lost.
     fn only(&mut self, _peer: Option<SocketAddr>) {}
 
+    /// Says whether somebody will look again and again from now on, so that nobody has to be woken for what comes. Whether something has come already.
+    fn attend(&mut self, _attended: bool) -> bool {
+        false
+    }
+
     /// Hands over datagrams that have come, at most some dozens, each to `take`, which may write in it; how many there were. 0: nothing has come.
     fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize;
 }

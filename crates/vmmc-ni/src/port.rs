@@ -118,6 +118,16 @@ impl<F: Fabric> Port<F> {
         }
     }
 
+    /// Says whether somebody will poll again and again from now on, so that nobody has to be woken for what comes. Whether something has come already.
+    pub fn attend(&mut self, attended: bool) -> bool {
+        self.fabrics.iter_mut().fold(false, |some, fabric| fabric.attend(attended) | some)
+    }
+
+    /// Its fabrics, by path, to change them.
+    pub fn fabrics_mut(&mut self) -> &mut [F] {
+        &mut self.fabrics
+    }
+
     /// Its fabrics, by path.
     pub fn fabrics(&self) -> &[F] {
         &self.fabrics

@@ -181,6 +181,8 @@ pub enum Answer {
     },
     /// Descriptors: UDP sockets for the process's engine, one for each path, at most [`crate::MAX_DESCRIPTORS`]. Once, before the first lane.
     LaneSockets,
+    /// Descriptors: short ways in for small datagrams to those sockets, one for each; right behind them, where the service can have them.
+    LaneInlets,
     /// A lane of an import of the receiver's; over a link that is there already, if its number says so.
     LaneOpened {
         /// The import.
@@ -295,6 +297,7 @@ impl Answer {
         matches!(
             self,
             Self::LaneSockets
+                | Self::LaneInlets
                 | Self::LaneOpened { .. }
                 | Self::LaneOffered { .. }
                 | Self::LaneWithdrawn { .. }

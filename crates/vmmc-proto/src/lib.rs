@@ -31,4 +31,4 @@ pub use request::{ExportDeclaration, Hello, Request, Resume, Target};
 pub use status::{NodeStatus, PathStatus};
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;

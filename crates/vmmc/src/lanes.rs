@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use vmmc_link::{Binding, Config, Event as LinkEvent, Keys, Recovery, Secret, Time};
 use vmmc_ni::fabric::UdpFabric;
 use vmmc_ni::port::{LinkNumber, Port};
-use vmmc_os::{Access, Descriptor, Event, ForkMark, Mapping, start_thread, wait_readable};
+use vmmc_os::{Access, Descriptor, Event, ForkMark, Inlet, Mapping, start_thread, wait_readable};
 use vmmc_proto::{Answer, PAGE_SIZE, Rights};
 use vmmc_shm::lane::CHANNELS;
 
@@ -37,6 +37,8 @@ pub(crate) use pause::AtTheLanes;
 
 /// How long after somebody looked the thread leaves the sockets to them.
 const ATTENDED: Duration = Duration::from_micros(500);
+/// So many looks without a sleep in between, and datagrams need not wake anybody any more.
+const HABIT: u32 = 64;
 /// How long whoever waits looks without sleeping. A sleeper costs its waker, and then itself, about as much.
 pub(crate) const SPIN: Duration = Duration::from_micros(50);
 /// How long after a lane has ended another is asked for: at first, and at most.
@@ -88,9 +90,31 @@ pub(crate) struct Lanes {
 pub(crate) struct State {
     pub(crate) port: Port<UdpFabric>,
     pub(crate) here: Here,
+    /// Looks since somebody slept.
+    looks: u32,
+    /// Threads that sleep until something comes, without that of the engine.
+    sleepers: u32,
 }
 
 impl State {
+    /// Somebody other than the thread looks; whether that has become a habit just now.
+    fn looked(&mut self) -> bool {
+        if self.sleepers > 0 {
+            return false;
+        }
+        self.looks = self.looks.saturating_add(1);
+        if self.looks == HABIT {
+            self.port.attend(true);
+        }
+        self.looks == HABIT
+    }
+
+    /// Somebody is going to sleep, to be woken by what comes. Whether something has come already.
+    fn rest(&mut self) -> bool {
+        let attended = std::mem::take(&mut self.looks) >= HABIT;
+        attended && self.port.attend(false)
+    }
+
     /// Sends what was commanded, at once.
     pub(crate) fn push(&mut self, now: Time) {
         self.port.push(now, &mut self.here);
@@ -103,7 +127,12 @@ impl Lanes {
             mark: OnceLock::new(),
             floor,
             started: Instant::now(),
-            state: Mutex::new(State { port: Port::new(Vec::new()), here: Here::default() }),
+            state: Mutex::new(State {
+                port: Port::new(Vec::new()),
+                here: Here::default(),
+                looks: 0,
+                sleepers: 0,
+            }),
             lanes: Mutex::default(),
             pauses: Mutex::default(),
             reachable: Mutex::default(),
@@ -151,6 +180,7 @@ impl Lanes {
     pub(crate) fn take(self: &Arc<Self>, answer: Answer, descriptors: Vec<Descriptor>) {
         match answer {
             Answer::LaneSockets => self.begin(descriptors),
+            Answer::LaneInlets => self.shorten(&descriptors),
             Answer::LaneOpened { handle, lane } => self.opened(handle, &lane),
             Answer::LaneOffered { number, rights, lane } => {
                 self.offered(number, rights, &lane, descriptors.first());
@@ -177,6 +207,7 @@ impl Lanes {
             let mut state = self.lock();
             state.here.end_all();
             state.port = Port::new(fabrics);
+            state.looks = 0;
             self.ends.store(0, Ordering::Release);
         }
         lock(&self.lanes).clear();
@@ -188,6 +219,18 @@ impl Lanes {
             let lanes = Arc::clone(self);
             if start_thread("vmmc-engine", move || lanes.run()).is_err() {
                 self.running.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Short ways in, by path.
+    fn shorten(&self, rings: &[Descriptor]) {
+        let mut state = self.lock();
+        state.looks = 0;
+        for (fabric, ring) in state.port.fabrics_mut().iter_mut().zip(rings) {
+            // One that cannot be used is closed, so that everything comes by the socket.
+            if let Ok(inlet) = Inlet::over(ring) {
+                fabric.shorten(inlet);
             }
         }
     }
@@ -336,16 +379,21 @@ impl Lanes {
         }
         let now = self.now();
         self.attended.store(now.as_nanos(), Ordering::Relaxed);
-        match self.state.try_lock() {
-            Ok(mut state) => self.turn(&mut state, now),
-            Err(TryLockError::Poisoned(state)) => self.turn(&mut state.into_inner(), now),
-            Err(TryLockError::WouldBlock) => false,
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if state.looked() {
+            // The thread may be asleep, and nothing will wake it when the habit ends.
+            self.bell.get().map(Event::signal);
         }
+        self.turn(&mut state, now)
     }
 
     /// As [`Lanes::poll`], by who has the state.
     pub(crate) fn turn(&self, state: &mut State, now: Time) -> bool {
-        let State { port, here } = &mut *state;
+        let State { port, here, .. } = &mut *state;
         let busy = port.poll(now, here);
         while let Some((number, event)) = port.poll_event() {
             let Some(end) = here.ends.get(&number) else { continue };
@@ -378,6 +426,18 @@ impl Lanes {
 
     /// Sleeps until something comes for the engine or on `others`, at most `timeout`.
     pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) {
+        {
+            let mut state = self.lock();
+            if state.rest() {
+                return;
+            }
+            state.sleepers += 1;
+        }
+        self.wait(others, timeout);
+        self.lock().sleepers -= 1;
+    }
+
+    fn wait(&self, others: &[BorrowedFd<'_>], timeout: Option<Duration>) {
         let sockets = Arc::clone(&lock(&self.sockets));
         let deadline = self.deadline();
         let timeout = timeout.into_iter().chain(deadline).min();
@@ -432,7 +492,9 @@ impl Lanes {
                 continue;
             }
             self.tell(&self.lock(), now);
-            self.sleep(&[bell.as_fd()], None);
+            if !self.lock().rest() {
+                self.wait(&[bell.as_fd()], None);
+            }
         }
     }
 

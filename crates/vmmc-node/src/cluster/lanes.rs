@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 use vmmc_link::Recovery;
 use vmmc_ni::fabric::UdpFabric;
 use vmmc_ni::port::LinkNumber;
-use vmmc_os::{Access, Descriptor, Mapping, create_memory, random_u64, reserve_memory};
+use vmmc_os::{
+    Access, Descriptor, InletError, Inlets, Mapping, create_memory, random_u64, reserve_memory,
+};
 use vmmc_proto::{Answer, Lane, MAX_DESCRIPTORS, PAGE_SIZE, Refusal};
 use vmmc_shm::lane::LanePage;
 
@@ -54,6 +56,10 @@ pub(super) struct Lanes {
     waiting: Vec<Waiting>,
     /// Links that are over, whose process has to finish a packet first.
     closing: Vec<(ClientKey, Rc<Page>)>,
+    /// Short ways in for small datagrams, once somebody had a use for them.
+    inlets: Option<Result<Inlets, InletError>>,
+    /// Where they lead, by process; the sockets stay open as long as they are.
+    shortened: HashMap<ClientKey, Vec<(SocketAddr, Rc<Descriptor>)>>,
 }
 
 #[derive(Debug)]
@@ -141,6 +147,31 @@ impl Lanes {
         self.links.retain(|link| link.client != client);
         self.again.retain(|(_, asker, _)| *asker != client);
         self.closing.retain(|(process, _)| *process != client);
+        if let Some(Ok(inlets)) = &mut self.inlets {
+            for (address, _) in self.shortened.remove(&client).into_iter().flatten() {
+                inlets.dismiss(address);
+            }
+        }
+    }
+
+    /// Short ways in to a process's sockets, one for each, or none where one cannot be had.
+    fn shorten(
+        &mut self,
+        client: ClientKey,
+        sockets: &[(SocketAddr, Rc<Descriptor>)],
+    ) -> Vec<Rc<Descriptor>> {
+        let Ok(inlets) = self.inlets.get_or_insert_with(Inlets::open) else { return Vec::new() };
+        let rings = sockets.iter().map(|(address, _)| inlets.admit(*address).map(Rc::new));
+        match rings.collect::<Result<Vec<_>, _>>() {
+            Ok(rings) => {
+                self.shortened.insert(client, sockets.to_vec());
+                rings
+            }
+            Err(_) => {
+                sockets.iter().for_each(|(address, _)| inlets.dismiss(*address));
+                Vec::new()
+            }
+        }
     }
 
     /// Nodes that do not answer: a lane fell silent, and the node's service says nothing either.
@@ -359,18 +390,23 @@ impl Cluster {
     }
 
     /// A process's end of a new link; the process gets its sockets with the first.
-    fn seat(&self, around: &mut Around<'_>, key: ClientKey) -> Option<LaneEnd> {
+    fn seat(&mut self, around: &mut Around<'_>, key: ClientKey) -> Option<LaneEnd> {
         let client = around.clients.get_mut(key).filter(|client| client.hosts_lanes)?;
         if client.lane_addresses.is_empty() {
-            let (mut addresses, mut sockets) = (Vec::new(), Vec::new());
+            let mut sockets = Vec::new();
             for address in self.config.addresses.iter().take(MAX_DESCRIPTORS) {
                 let fabric = UdpFabric::bind(SocketAddr::new(address.ip(), 0)).ok()?;
-                addresses.push(fabric.address().ok()?);
-                sockets.push(Rc::new(Descriptor::duplicate(fabric.as_fd()).ok()?));
+                let socket = Rc::new(Descriptor::duplicate(fabric.as_fd()).ok()?);
+                sockets.push((fabric.address().ok()?, socket));
             }
-            client.lane_addresses = addresses;
-            let answer = Answer::LaneSockets;
-            around.posts.push(Post { to: key, answer, descriptors: sockets });
+            client.lane_addresses = sockets.iter().map(|(address, _)| *address).collect();
+            let rings = self.lanes.shorten(key, &sockets);
+            let descriptors = sockets.into_iter().map(|(_, socket)| socket).collect();
+            around.posts.push(Post { to: key, answer: Answer::LaneSockets, descriptors });
+            if !rings.is_empty() {
+                let answer = Answer::LaneInlets;
+                around.posts.push(Post { to: key, answer, descriptors: rings });
+            }
         }
         let link = client.last_lane;
         client.last_lane = client.last_lane.wrapping_add(1);

@@ -1,4 +1,4 @@
-//! The part of `bpf(2)` that reading sequence numbers needs, and the names of kernel structures' fields that it goes by.
+//! The part of `bpf(2)` that our programs need, and the names of kernel structures' fields that one of them goes by.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -52,6 +52,16 @@ impl Instruction {
         Self::new(0x61, to, from, off, 0)
     }
 
+    /// `to = *(u16 *)(from + off)`
+    pub(crate) fn load16(to: Register, from: Register, off: i16) -> Self {
+        Self::new(0x69, to, from, off, 0)
+    }
+
+    /// `to = *(u8 *)(from + off)`
+    pub(crate) fn load8(to: Register, from: Register, off: i16) -> Self {
+        Self::new(0x71, to, from, off, 0)
+    }
+
     /// `*(u64 *)(to + off) = from`
     pub(crate) fn store64(to: Register, off: i16, from: Register) -> Self {
         Self::new(0x7b, to, from, off, 0)
@@ -60,6 +70,51 @@ impl Instruction {
     /// `*(u32 *)(to + off) = from`
     pub(crate) fn store32(to: Register, off: i16, from: Register) -> Self {
         Self::new(0x63, to, from, off, 0)
+    }
+
+    /// `*(u16 *)(to + off) = from`
+    pub(crate) fn store16(to: Register, off: i16, from: Register) -> Self {
+        Self::new(0x6b, to, from, off, 0)
+    }
+
+    /// `to &= value`
+    pub(crate) fn and(to: Register, value: i32) -> Self {
+        Self::new(0x57, to, 0, 0, value)
+    }
+
+    /// The 16 bits of `register` from the network's order to the host's.
+    pub(crate) fn from_network_16(register: Register) -> Self {
+        Self::new(0xdc, register, 0, 0, 16)
+    }
+
+    /// Goes on `skip` instructions further on.
+    pub(crate) fn skip(skip: i16) -> Self {
+        Self::new(0x05, 0, 0, skip, 0)
+    }
+
+    /// The same if `register == value`.
+    pub(crate) fn skip_if(register: Register, value: i32, skip: i16) -> Self {
+        Self::new(0x15, register, 0, skip, value)
+    }
+
+    /// Goes to where [`Self::finish`] ends the program.
+    pub(crate) fn end() -> Self {
+        Self::skip(Self::TO_END)
+    }
+
+    /// The same if `register != value`.
+    pub(crate) fn end_unless(register: Register, value: i32) -> Self {
+        Self::new(0x55, register, 0, Self::TO_END, value)
+    }
+
+    /// The same if `register > value`, unsigned.
+    pub(crate) fn end_if_above(register: Register, value: i32) -> Self {
+        Self::new(0x25, register, 0, Self::TO_END, value)
+    }
+
+    /// The same if `a > b`, unsigned.
+    pub(crate) fn end_if_beyond(a: Register, b: Register) -> Self {
+        Self::new(0x2d, a, b, Self::TO_END, 0)
     }
 
     /// Goes to where [`Self::finish`] ends the program if `register` is zero.
@@ -83,15 +138,15 @@ impl Instruction {
         [Self::new(0x18, to, DESCRIPTOR, 0, map.as_raw_fd()), Self::new(0, 0, 0, 0, 0)]
     }
 
-    /// A whole program: `instructions`, then an end with 0 as result; `None` if it is too long.
-    pub(crate) fn finish(mut instructions: Vec<Self>) -> Option<Vec<Self>> {
+    /// A whole program: `instructions`, then an end with `result`; `None` if it is too long.
+    pub(crate) fn finish(mut instructions: Vec<Self>, result: i32) -> Option<Vec<Self>> {
         let end = instructions.len();
         for (index, instruction) in instructions.iter_mut().enumerate() {
             if instruction.off == Self::TO_END {
                 instruction.off = i16::try_from(end - index - 1).ok()?;
             }
         }
-        instructions.extend([Self::set(0, 0), Self::exit()]);
+        instructions.extend([Self::set(0, result), Self::exit()]);
         Some(instructions)
     }
 
@@ -107,6 +162,7 @@ impl Instruction {
 pub(crate) enum Command {
     CreateMap = 0,
     UpdateElement = 2,
+    DeleteElement = 3,
     LoadProgram = 5,
     LoadTypes = 18,
     CreateLink = 28,

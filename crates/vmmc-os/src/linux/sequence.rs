@@ -227,7 +227,7 @@ impl Program {
             I::call(WRITE),
         ]);
         let function = types.function("bpf_iter_bpf_sk_storage_map")?;
-        Some(Self { instructions: I::finish(all)?, function })
+        Some(Self { instructions: I::finish(all, 0)?, function })
     }
 
     fn load(&self) -> Result<Descriptor, OsError> {
