@@ -1,7 +1,7 @@
 //! The same measurements between two nodes: VMMC over the link, beside kernel TCP over the same wire.
 //!
 //! [`serve_nodes`] waits on one node, [`run_between`] measures from another. They agree over a TCP connection of their own what comes next. A
-//! process waits by looking, and gives way at every eighth look: two nodes on one machine may share a processor.
+//! process waits by looking, and gives way every 2.5 µs: two nodes on one machine may share a processor.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -191,7 +191,7 @@ pub fn run_between(
         );
     }
     let notes = vec![format!(
-        "from node {} to node {}; every process that waits by looking gives way at every eighth look",
+        "from node {} to node {}; every process that waits by looking gives way every 2.5 µs",
         between.own, between.other
     )];
     Ok(Report { bench, machine: Machine::look()?, rows, notes })

@@ -3,24 +3,32 @@
 use std::time::{Duration, Instant};
 
 use crate::BenchError;
+use crate::clock::Clock;
 
 /// Without progress for this long, the other process is taken for stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long to look before giving way between two nodes: some looks that are a system call, or many that are none.
+const BRISK: Duration = Duration::from_nanos(2500);
+
 /// How to spin: on one core the other process can only make progress if we give way.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spin {
-    looks_before_yield: u32,
+pub(crate) enum Spin {
+    /// Gives way after so many looks.
+    Looks(u32),
+    /// Gives way after so many ticks.
+    Ticks(Clock, u64),
 }
 
 impl Spin {
     pub(crate) fn new(one_core: bool) -> Spin {
-        Spin { looks_before_yield: if one_core { 1 } else { 1 << 20 } }
+        Spin::Looks(if one_core { 1 } else { 1 << 20 })
     }
 
-    /// Between two nodes of one machine, which may share a core: a look is a system call there, so a few are as long as giving way.
+    /// Between two nodes of one machine, which may share a core: whatever a look costs, everybody gives way as often.
     pub(crate) fn between_nodes() -> Spin {
-        Spin { looks_before_yield: 8 }
+        let clock = Clock::calibrated();
+        Spin::Ticks(clock, clock.ticks(BRISK))
     }
 
     /// Looks until `ready`. No pause instruction between looks: on the machines at hand it lengthens
@@ -29,9 +37,24 @@ impl Spin {
     pub(crate) fn until(self, mut ready: impl FnMut() -> bool) -> Result<(), BenchError> {
         let mut since = None;
         loop {
-            for _ in 0..self.looks_before_yield {
-                if ready() {
-                    return Ok(());
+            match self {
+                Spin::Looks(looks) => {
+                    for _ in 0..looks {
+                        if ready() {
+                            return Ok(());
+                        }
+                    }
+                }
+                Spin::Ticks(clock, ticks) => {
+                    let end = clock.now() + ticks;
+                    loop {
+                        if ready() {
+                            return Ok(());
+                        }
+                        if clock.now() >= end {
+                            break;
+                        }
+                    }
                 }
             }
             give_way(&mut since)?;

@@ -269,6 +269,11 @@ impl Link {
         self.awaiting() || !self.blocked.is_empty()
     }
 
+    /// Whether something waits to be sent.
+    pub fn is_sending(&self) -> bool {
+        !self.ready.is_empty() || !self.notices.is_empty()
+    }
+
     /// Ends the link and tells the peer. Everything incomplete fails.
     pub fn close(&mut self, reason: u8) {
         if self.ended.is_none() {

@@ -25,6 +25,11 @@ pub trait Fabric {
         false
     }
 
+    /// Whether it is sure, at the cost of a load, that nothing has come that may not wait for some more looks.
+    fn is_quiet(&self) -> bool {
+        false
+    }
+
     /// Hands over datagrams that have come, at most some dozens, each to `take`, which may write in it; how many there were. 0: nothing has come.
     fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize;
 }

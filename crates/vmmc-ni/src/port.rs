@@ -73,6 +73,8 @@ pub struct Port<F> {
     held: Option<Held>,
     /// The last poll sent nothing, for the sake of who waits for what came.
     answers_later: bool,
+    /// A link may have something to send.
+    restless: bool,
     /// Datagrams that belong to no link.
     strays: u64,
     /// How many links share the fetch credit.
@@ -103,6 +105,13 @@ struct Held {
     segment: usize,
 }
 
+impl Peer {
+    /// Whether it has something to send, now or when pacing, the window or the fabric lets it go.
+    fn is_restless(&self) -> bool {
+        self.touched || self.link.is_sending()
+    }
+}
+
 impl<F: Fabric> Port<F> {
     /// A port with one fabric for each path; at most 64.
     pub fn new(fabrics: Vec<F>) -> Self {
@@ -113,6 +122,7 @@ impl<F: Fabric> Port<F> {
             buffer: vec![0; BUFFER],
             held: None,
             answers_later: false,
+            restless: true,
             strays: 0,
             fetching: 1,
         }
@@ -198,7 +208,7 @@ impl<F: Fabric> Port<F> {
     pub fn link(&mut self, number: LinkNumber) -> Option<&mut Link> {
         let place = self.places.get_mut(number.index()).filter(|place| place.number == number)?;
         let peer = place.peer.as_mut()?;
-        peer.touched = true;
+        (peer.touched, self.restless) = (true, true);
         Some(&mut peer.link)
     }
 
@@ -254,6 +264,7 @@ impl<F: Fabric> Port<F> {
             return busy;
         }
         let room = self.flush();
+        self.restless = false;
         for index in 0..self.places.len() {
             let Some(peer) = &mut self.places[index].peer else { continue };
             if peer.link.poll_timeout().is_some_and(|at| at <= now) {
@@ -264,9 +275,15 @@ impl<F: Fabric> Port<F> {
                 busy = true;
                 self.transmit_as(now, index, host);
             }
+            self.restless |= self.places[index].peer.as_ref().is_some_and(Peer::is_restless);
         }
         self.divide_credit();
         busy
+    }
+
+    /// Whether it is sure, at the cost of some loads, that [`Port::poll`] has nothing to do that may not wait for some more looks.
+    pub fn is_quiet(&self) -> bool {
+        !self.restless && !self.answers_later && self.fabrics.iter().all(Fabric::is_quiet)
     }
 
     /// Gives each link that fetches an even share of what this node can take, so that replies from many nodes at a time do not overflow it.
@@ -289,7 +306,7 @@ impl<F: Fabric> Port<F> {
     pub fn acknowledge(&mut self, now: Time) {
         for peer in self.places.iter_mut().filter_map(|place| place.peer.as_mut()) {
             peer.link.acknowledge(now);
-            peer.touched = true;
+            (peer.touched, self.restless) = (true, true);
         }
     }
 

@@ -9,7 +9,7 @@ use vmmc_os::{Descriptor, Event, Mapping, OsError, detach_in_place, wait_readabl
 use vmmc_proto::{ExportDeclaration, ExportId, Request};
 
 use crate::connection::RequestError;
-use crate::lanes::SPIN;
+use crate::lanes::{Look, SPIN};
 use crate::notification::{Doorbell, Notification, WaitError};
 use crate::notified::Notified;
 use crate::process::{Inner, lock};
@@ -296,7 +296,11 @@ impl Export {
             if let Some(notification) = doorbell.take() {
                 return Ok(notification);
             }
-            let busy = lanes.poll();
+            let look = lanes.look();
+            if look == Look::Quiet {
+                continue;
+            }
+            let busy = look == Look::Busy;
             if busy && slept {
                 lanes.answer();
             }

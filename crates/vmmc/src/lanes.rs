@@ -39,6 +39,8 @@ pub(crate) use pause::AtTheLanes;
 const ATTENDED: Duration = Duration::from_micros(500);
 /// So many looks without a sleep in between, and datagrams need not wake anybody any more.
 const HABIT: u32 = 64;
+/// From then on every so manieth look is a whole one.
+const WHOLE: u32 = 16;
 /// How long whoever waits looks without sleeping. A sleeper costs its waker, and then itself, about as much.
 pub(crate) const SPIN: Duration = Duration::from_micros(50);
 /// How long after a lane has ended another is asked for: at first, and at most.
@@ -96,17 +98,32 @@ pub(crate) struct State {
     sleepers: u32,
 }
 
+/// What a look at the engine found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// There was something to do.
+    Busy,
+    Nothing,
+    /// Nothing has come; the time, and the rest, will be looked at some looks later.
+    Quiet,
+}
+
 impl State {
     /// Somebody other than the thread looks; whether that has become a habit just now.
     fn looked(&mut self) -> bool {
         if self.sleepers > 0 {
             return false;
         }
-        self.looks = self.looks.saturating_add(1);
+        self.looks = if self.looks < u32::MAX { self.looks + 1 } else { HABIT + 1 };
         if self.looks == HABIT {
             self.port.attend(true);
         }
         self.looks == HABIT
+    }
+
+    /// Whether a load shows that there is nothing to do yet.
+    fn is_quiet(&self) -> bool {
+        self.looks > HABIT && !self.looks.is_multiple_of(WHOLE) && self.port.is_quiet()
     }
 
     /// Somebody is going to sleep, to be woken by what comes. Whether something has come already.
@@ -374,21 +391,37 @@ impl Lanes {
 
     /// Lets the engine work, unless somebody does so already. Whether anything happened.
     pub(crate) fn poll(&self) -> bool {
+        self.look() == Look::Busy
+    }
+
+    /// As [`Lanes::poll`]; most looks in a row cost some loads only.
+    pub(crate) fn look(&self) -> Look {
         if !self.is_active() {
-            return false;
+            return Look::Nothing;
         }
-        let now = self.now();
-        self.attended.store(now.as_nanos(), Ordering::Relaxed);
+        let attend = || {
+            let now = self.now();
+            self.attended.store(now.as_nanos(), Ordering::Relaxed);
+            now
+        };
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
             Err(TryLockError::Poisoned(state)) => state.into_inner(),
-            Err(TryLockError::WouldBlock) => return false,
+            Err(TryLockError::WouldBlock) => {
+                attend();
+                return Look::Nothing;
+            }
         };
-        if state.looked() {
+        let became_habit = state.looked();
+        if state.is_quiet() {
+            return Look::Quiet;
+        }
+        let now = attend();
+        if became_habit {
             // The thread may be asleep, and nothing will wake it when the habit ends.
             self.bell.get().map(Event::signal);
         }
-        self.turn(&mut state, now)
+        if self.turn(&mut state, now) { Look::Busy } else { Look::Nothing }
     }
 
     /// As [`Lanes::poll`], by who has the state.
@@ -453,7 +486,11 @@ impl Lanes {
     }
 
     pub(crate) fn now(&self) -> Time {
-        let elapsed = self.started.elapsed().as_nanos();
+        self.time_of(Instant::now())
+    }
+
+    pub(crate) fn time_of(&self, instant: Instant) -> Time {
+        let elapsed = instant.duration_since(self.started).as_nanos();
         Time::from_nanos(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 

@@ -18,9 +18,10 @@ const SUPER_PACKET: usize = 65_535;
 const MOST_SENT: usize = SUPER_PACKET - 20 - 8;
 /// What the kernel may hold for us in either direction: some windows of a fast link.
 const KERNEL_BUFFER: usize = 4 << 20;
-/// With an inlet that is open the socket is looked at each time for so long after something came there, and else at every so manieth look only: it costs a system call.
+/// With an inlet that is open the socket is looked at each time for so long after something came there, and else at every so manieth look only: it
+/// costs a system call.
 const NEAR: u32 = 16;
-const SELDOM: u32 = 8;
+const SELDOM: u32 = 4;
 
 /// A UDP socket at one address of this node.
 pub struct UdpFabric {
@@ -159,6 +160,11 @@ impl Fabric for UdpFabric {
         inlet.has_some()
     }
 
+    fn is_quiet(&self) -> bool {
+        let quiet = |inlet: &Inlet| inlet.is_open() && !inlet.has_some();
+        self.looks > NEAR && self.inlet.as_ref().is_some_and(quiet)
+    }
+
     fn receive(&mut self, mut take: impl FnMut(&mut [u8])) -> usize {
         let Some(inlet) = &mut self.inlet else { return self.receive_by_socket(take) };
         let count = inlet.take(&mut take);
@@ -206,6 +212,7 @@ impl fmt::Debug for UdpFabric {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -272,6 +279,39 @@ mod tests {
         assert_eq!(receive(&mut here, 1), [b"three"]);
         assert_eq!(here.send(addresses[2], b"four", 1400), Sent::Gone);
         assert_eq!(receive(&mut second, 1), [b"four"]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "needs sockets")]
+    fn small_and_large_datagrams_come_whether_or_not_somebody_attends() {
+        let test = "small_and_large_datagrams_come_whether_or_not_somebody_attends";
+        let mut from = UdpFabric::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut to = UdpFabric::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = to.address().unwrap();
+        let inlets = vmmc_os::Inlets::open().and_then(|mut inlets| {
+            let ring = inlets.admit(target)?;
+            Ok((inlets, ring))
+        });
+        let (_inlets, ring) = match inlets {
+            Ok(found) => found,
+            Err(error) => {
+                let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {error}");
+                return;
+            }
+        };
+        to.shorten(Inlet::over(&ring).unwrap());
+        for attended in [false, true, false, true, true] {
+            assert!(!to.attend(attended), "nothing was sent");
+            for len in [1, 240, 241, 1400, 60] {
+                let bytes = vec![len as u8; len];
+                assert_eq!(from.send(target, &bytes, 1400), Sent::Gone);
+                assert_eq!(receive(&mut to, 1), [bytes]);
+            }
+        }
+        assert_eq!(from.send(target, b"left", 1400), Sent::Gone);
+        assert!(!to.is_quiet(), "it lies in the inlet");
+        assert!(to.attend(false), "what lies in the inlet is told of");
+        assert_eq!(receive(&mut to, 1), [b"left"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use vmmc_link::{Buffer, CommandError, ImportId, Link, Ticket};
 
 use super::{Lane, SILENCE, Undone};
 use crate::by_engine::Finish;
-use crate::lanes::{Lanes, SPIN, State};
+use crate::lanes::{Lanes, Look, SPIN, State};
 use crate::operation::Stop;
 use crate::route::Route;
 use crate::transfer::TransferError;
@@ -56,6 +56,7 @@ pub(crate) struct Flight {
     /// Packets that had come, and when there was the last news of that.
     heard: u64,
     heard_at: Instant,
+    looked_at: Instant,
     /// An acknowledgement was asked for.
     asked: bool,
 }
@@ -142,6 +143,7 @@ impl Flight {
             began: now,
             heard: lane.heard.load(Ordering::Relaxed),
             heard_at: now,
+            looked_at: now,
             asked: false,
         }
     }
@@ -157,7 +159,7 @@ impl Flight {
             let lanes = Arc::clone(&self.lanes);
             self.hand_over(&mut lanes.lock(), stop);
         }
-        self.look(route, Instant::now())
+        self.look(route)
     }
 
     /// Takes steps until it is over.
@@ -166,14 +168,18 @@ impl Flight {
             let lanes = Arc::clone(&self.lanes);
             let mut state = lanes.lock();
             self.hand_over(&mut state, stop);
-            state.push(lanes.now());
+            state.push(lanes.time_of(self.began));
         }
         loop {
-            let busy = self.lanes.poll();
+            let look = self.lanes.look();
+            if look == Look::Quiet {
+                continue;
+            }
+            let busy = look == Look::Busy;
             if let Some(over) = self.step(route, stop) {
                 return over;
             }
-            let idle = self.heard_at.elapsed();
+            let idle = self.looked_at - self.heard_at;
             if self.is_silent(idle) || !busy && idle > SPIN {
                 self.lanes.sleep(&[], Some(LOOK));
             } else if !busy && idle > BRISK {
@@ -260,10 +266,12 @@ impl Flight {
     }
 
     /// How it ended, if it has; has the lane fenced when nothing is heard.
-    fn look(&mut self, route: &Route, now: Instant) -> Option<Result<(), Undone>> {
+    fn look(&mut self, route: &Route) -> Option<Result<(), Undone>> {
         if self.all && self.last.is_none_or(|last| self.lane.is_complete(last)) {
             return Some(self.ended.map_or(Ok(()), |error| Err(Undone::Failed(error))));
         }
+        let now = Instant::now();
+        self.looked_at = now;
         if let Err(error) = route.live() {
             self.lane.cut(self.last);
             return Some(Err(Undone::Failed(error)));
