@@ -35,6 +35,7 @@ mod runtimes;
 mod service_lost;
 mod sockperf;
 mod static_program;
+mod systemd;
 mod uring;
 mod users;
 mod vmmc_run;
