@@ -19,7 +19,9 @@ use vmmc_os::{
     ConnectionIdentity, Descriptor, Poller, Readiness, is_event, memory_len, memory_seals,
     random_u64,
 };
-use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_EXPORT_LEN, PAGE_SIZE, PairId, ProcessId};
+use vmmc_proto::{
+    Answer, BellPlace, BrokenReason, ExportId, MAX_EXPORT_LEN, PAGE_SIZE, PairId, ProcessId,
+};
 use vmmc_shm::table::ExportState;
 
 use crate::clients::{ClientKey, Post};
@@ -71,6 +73,8 @@ struct Memory {
     owner: ProcessId,
     memory: Descriptor,
     event: Descriptor,
+    /// Where the event is a bell that several pairs share: its marks, and this pair's place there.
+    shared: Option<(Descriptor, BellPlace)>,
     len: u64,
     mapped: u64,
 }
@@ -126,6 +130,7 @@ impl Pairs {
         client: (ClientKey, ProcessId),
         id: PairId,
         lengths: (u64, u64),
+        bell: Option<BellPlace>,
         goods: Goods,
     ) {
         let broken = |posts: &mut Vec<Post>| {
@@ -136,7 +141,7 @@ impl Pairs {
         if !pair.ends[id.end()].holders.contains(&client.0) {
             return broken(around.posts);
         }
-        if !pair.bring(id.end(), client.1, lengths, goods) {
+        if !pair.bring(id.end(), client.1, lengths, bell, goods) {
             broken(around.posts);
             return self.release(around, client.0, id, BrokenReason::Refused);
         }
@@ -153,8 +158,9 @@ impl Pairs {
             let end = &mut pair.ends[index];
             end.slot = Some(slot);
             let Some(brought) = end.memory.take() else { continue };
-            let Memory { owner, memory, event, len, mapped } = *brought;
-            let descriptors = vec![Rc::new(memory), Rc::new(event)];
+            let Memory { owner, memory, event, shared, len, mapped } = *brought;
+            let (marks, bell) = shared.unzip();
+            let descriptors = [memory, event].into_iter().chain(marks).map(Rc::new).collect();
             let pair_id = PairId(base(id).0 | (index as u64 ^ 1));
             let export = ExportId { process: owner, number: pair_id.peer().0 };
             let (index_word, live) = (slot.index, slot.live());
@@ -166,6 +172,7 @@ impl Pairs {
                 slot: index_word,
                 live,
                 stranger,
+                bell,
             };
             // Only the process that exported gets the peer's memory; other holders of the end share its mappings.
             let to = pair.ends[index ^ 1].holders.first().copied();
@@ -444,29 +451,39 @@ impl Pair {
         index: usize,
         owner: ProcessId,
         (len, mapped): (u64, u64),
+        bell: Option<BellPlace>,
         goods: Goods,
     ) -> bool {
-        let (Ok([memory, event]), Some(socket)) =
-            (<[Descriptor; 2]>::try_from(goods.descriptors), goods.socket)
+        let mut descriptors = goods.descriptors.into_iter();
+        let (Some(memory), Some(event), Some(socket)) =
+            (descriptors.next(), descriptors.next(), goods.socket)
         else {
             return false;
         };
+        let shared = descriptors.next().zip(bell);
+        if shared.is_some() != bell.is_some() || descriptors.next().is_some() {
+            return false;
+        }
         let page = PAGE_SIZE as u64;
-        let sealed = memory_seals(&memory).is_ok_and(|seals| seals.fixed_size);
+        let is_fixed =
+            |memory: &Descriptor| memory_seals(memory).is_ok_and(|seals| seals.fixed_size);
+        let marks = shared.as_ref().is_none_or(|(marks, _)| {
+            is_fixed(marks) && memory_len(marks).is_ok_and(|found| found >= page)
+        });
         let lengths = (1..=MAX_EXPORT_LEN).contains(&len)
             && (1..=len).contains(&mapped)
-            && sealed
+            && is_fixed(&memory)
             && memory_len(&memory).is_ok_and(|found| found >= len.next_multiple_of(page));
         // Both sockets established, with these addresses in one network: then they are each other's ends.
         let connection = socket.identity;
         let end = &mut self.ends[index];
         let same =
             connection.is_ok_and(|found| end.cookie == Some(found.cookie) && found.established);
-        if !lengths || !same || !is_event(event.as_fd()) || end.slot.is_some() {
+        if !lengths || !marks || !same || !is_event(event.as_fd()) || end.slot.is_some() {
             return false;
         }
         end.socket = Some(socket);
-        end.memory = Some(Box::new(Memory { owner, memory, event, len, mapped }));
+        end.memory = Some(Box::new(Memory { owner, memory, event, shared, len, mapped }));
         true
     }
 

@@ -137,9 +137,9 @@ impl Service {
             }
             Request::PairOffer { offer } => self.offer(key, offer, goods.socket),
             Request::PairHolders { inquiry } => self.inquire(key, inquiry, goods.socket),
-            Request::PairExport { pair, len, mapped } => {
+            Request::PairExport { pair, len, mapped, bell } => {
                 self.with_pairs(|pairs, around| {
-                    pairs.export(around, (key, process), pair, (len, mapped), goods);
+                    pairs.export(around, (key, process), pair, (len, mapped), bell, goods);
                 });
             }
             Request::PairHold { pair } => self.hold(key, pair, goods.socket),

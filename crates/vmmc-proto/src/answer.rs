@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportId, Lane, NodeStatus, OfferId, PairId, ProcessId, Rights};
+use crate::{BellPlace, ExportId, Lane, NodeStatus, OfferId, PairId, ProcessId, Rights};
 
 /// The service accepted the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,7 +244,7 @@ pub enum Answer {
         /// Nobody else has it, and it bears no lock (`flock`).
         alone: bool,
     },
-    /// Mail. Descriptors: the peer's memory and eventfd.
+    /// Mail. Descriptors: the peer's memory and eventfd, and the marks beside it if the bell is shared.
     PairReady {
         /// The receiver's end.
         pair: PairId,
@@ -260,6 +260,8 @@ pub enum Answer {
         live: u64,
         /// The peer is another user's.
         stranger: bool,
+        /// The eventfd is that of other pairs too, and its marks come along.
+        bell: Option<BellPlace>,
     },
     /// Mail: bytes of a `PairInject` of the peer were written into the receiver's socket.
     PairHanded {

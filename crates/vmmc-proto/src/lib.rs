@@ -27,7 +27,7 @@ pub use limit::{
     MAX_DESCRIPTORS, MAX_ENTRIES, MAX_EXPORT_LEN, MAX_INLINE, MAX_MESSAGE, MAX_NAME, PAGE_SIZE,
 };
 pub use policy::{Allow, Rights};
-pub use request::{ExportDeclaration, Hello, Request, Resume, Target};
+pub use request::{BellPlace, ExportDeclaration, Hello, Request, Resume, Target};
 pub use status::{NodeStatus, PathStatus};
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).

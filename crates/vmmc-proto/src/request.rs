@@ -48,6 +48,15 @@ pub struct ExportDeclaration {
     pub pool: Option<u64>,
 }
 
+/// A place at a bell that several pairs share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BellPlace {
+    /// Which bell of the exporter's; drawn at random, so none has the number of another.
+    pub bell: u64,
+    /// Which of its marks is the pair's.
+    pub place: u32,
+}
+
 /// Which export an import means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
@@ -154,7 +163,7 @@ pub enum Request {
         /// Chosen by the process, as for an offer.
         inquiry: OfferId,
     },
-    /// No reply. Descriptors: memory, eventfd, socket.
+    /// No reply. Descriptors: memory, eventfd, the marks beside it if the bell is shared, socket.
     PairExport {
         /// The caller's end.
         pair: PairId,
@@ -162,6 +171,8 @@ pub enum Request {
         len: u64,
         /// Bytes that the importer should map at first.
         mapped: u64,
+        /// The eventfd is that of other pairs too.
+        bell: Option<BellPlace>,
     },
     /// No reply. Descriptor: the socket.
     PairHold {

@@ -6,6 +6,8 @@ mod copy;
 pub mod lane;
 pub mod mailbox;
 #[cfg(not(loom))]
+pub mod marks;
+#[cfg(not(loom))]
 pub mod paths;
 pub mod redirection;
 pub mod stream;

@@ -12,11 +12,10 @@ use std::sync::atomic::Ordering;
 
 use vmmc::stream::{CLOSED, FIN, LINGERS};
 
-use crate::descriptor::{self, Kind};
 use crate::layer::{self, Structure};
 use crate::local::{self, Ends, Local};
 use crate::slot::{self, Slot};
-use crate::{board, epoll, tcp};
+use crate::{bells, board, epoll, tcp};
 
 /// Whether a connection whose two directions are on TCP again has become young.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +52,7 @@ pub(crate) fn come_back(structure: &mut Structure, fd: i32, index: u32) -> Retur
         return Return::NotYet;
     }
     let pair = slot.pair.load(Ordering::Relaxed);
-    let bells = [local.bell.load(Ordering::Acquire), local.peer_bell.load(Ordering::Acquire)];
+    let numbers = local.bells();
     local.ring_own();
     {
         let Some(_inward) = slot.inward.lock.hold_anew() else { return Return::NotYet };
@@ -66,13 +65,8 @@ pub(crate) fn come_back(structure: &mut Structure, fd: i32, index: u32) -> Retur
         slot.come_back();
     }
     // Takes the lock of each set, so that nobody looks at the memories any more.
-    epoll::release(index, bells[0], parts);
-    for bell in bells {
-        descriptor::remove(bell, Kind::Own);
-    }
-    parts.export = None;
-    parts.import = None;
-    structure.pairs.remove(&pair);
+    epoll::release(index, numbers[0], parts);
+    bells::leave(structure, pair, parts, numbers, false);
     board::update(index, slot);
     if let Some(process) = layer::process() {
         let _ = process.pair_drop(vmmc::PairId(pair));

@@ -1,6 +1,6 @@
 //! What each descriptor number of this process is to the layer: one word a number, looked up without a lock.
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
 const NUMBERS: usize = 1 << 20;
@@ -10,6 +10,9 @@ static TABLE: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 
 /// No number from here on was ever entered.
 static TOP: AtomicI32 = AtomicI32::new(0);
+
+/// How many are the layer's own.
+static OWNED: AtomicUsize = AtomicUsize::new(0);
 
 /// Nothing or kind in the two top bits, index below.
 const CONNECTION: u32 = 1 << 30;
@@ -60,8 +63,21 @@ pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
     };
     let Some(entry) = TABLE.get(fd as usize) else { return false };
     TOP.fetch_max(fd + 1, Ordering::Relaxed);
-    entry.store(word, Ordering::Release);
+    let was = entry.swap(word, Ordering::AcqRel);
+    count(was, -1);
+    count(word, 1);
     true
+}
+
+fn count(word: u32, change: isize) {
+    if word == OWN {
+        OWNED.fetch_add(change as usize, Ordering::Relaxed);
+    }
+}
+
+/// How many are the layer's own.
+pub(crate) fn owned() -> usize {
+    OWNED.load(Ordering::Relaxed)
 }
 
 /// Takes `fd` out if it still is `was`: one of two threads that close the same number does it.
@@ -73,7 +89,11 @@ pub(crate) fn remove(fd: i32, was: Kind) -> bool {
         Kind::Other => return false,
     };
     TABLE.get(fd as usize).is_some_and(|entry| {
-        entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let removed = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if removed {
+            count(word, -1);
+        }
+        removed
     })
 }
 

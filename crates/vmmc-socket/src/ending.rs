@@ -4,11 +4,10 @@ use std::sync::atomic::Ordering;
 
 use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
 
-use crate::descriptor::{self, Kind};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{epoll, kernel, loan, repeat};
+use crate::{bells, epoll, kernel, loan, repeat};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -58,7 +57,7 @@ fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
     }
     // Threads of this process that wait on it find that it is gone.
     local.ring_own();
-    let bells = [local.bell.load(Ordering::Acquire), local.peer_bell.load(Ordering::Acquire)];
+    let numbers = local.bells();
     {
         let _inward = slot.inward.lock.hold();
         let _outward = slot.outward.lock.hold();
@@ -67,17 +66,9 @@ fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
     STRUCTURE.with(|structure| {
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local.parts() };
-        for bell in bells {
-            descriptor::remove(bell, Kind::Own);
-        }
-        if local.pinned() || lent {
-            // Another thread still waits on the connection, or looks at its memory: that stays for good, rather than go
-            // under it.
-            std::mem::forget((parts.export.take(), parts.import.take()));
-        }
-        parts.export = None;
-        parts.import = None;
-        structure.pairs.remove(&pair);
+        // Another thread may still wait on the connection, or look at its memory: that stays for good, rather than go under it.
+        let kept = local.pinned() || lent;
+        bells::leave(structure, pair, parts, numbers, kept);
         drop_pair(vmmc::PairId(pair), goodbye);
     });
 }

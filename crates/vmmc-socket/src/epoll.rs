@@ -21,6 +21,7 @@ use crate::lock::Lock;
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread;
 
+mod bells;
 mod registration;
 mod waiting;
 
@@ -91,8 +92,28 @@ fn marked(registration: u32) -> u64 {
     u64::from(mark()) << 32 | u64::from(registration)
 }
 
-fn unmark(data: u64) -> Option<u32> {
-    (data >> 32 == u64::from(mark())).then_some(data as u32)
+/// What marked data of the kernel's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marked {
+    /// A registration: its TCP socket or its bell.
+    Registration(u32),
+    /// A bell that several of the set's registrations share.
+    Bell(u32),
+}
+
+/// In the lower half: a shared bell is named.
+const SHARED: u32 = 1 << 31;
+
+fn marked_bell(number: u32) -> u64 {
+    marked(SHARED | number)
+}
+
+fn unmark(data: u64) -> Option<Marked> {
+    let number = data as u32;
+    (data >> 32 == u64::from(mark())).then_some(match number & SHARED {
+        0 => Marked::Registration(number),
+        _ => Marked::Bell(number & !SHARED),
+    })
 }
 
 /// What the layer itself listens for on the TCP socket of a lifted connection. Room in it matters as long as the sending
@@ -129,7 +150,7 @@ pub fn created(fd: i32) {
         }
         let Some(set) = set(number) else { continue };
         if set.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            set.with(|registrations| *registrations = Registrations::default());
+            set.with(|registrations| *registrations = Registrations::of_set(number));
             set.inherited.store(false, Ordering::Relaxed);
             set.busy.store(false, Ordering::Relaxed);
             descriptor::enter(fd, Kind::Set(number));
@@ -235,9 +256,8 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
             // It may have been lifted just now, between the look and the entry.
             if !lifted && slot.ready.load(Ordering::Acquire) {
                 STRUCTURE.with(|_| {
-                    let local = local::get(index);
                     // SAFETY: the structure's lock is held.
-                    adopt(index, local, unsafe { local.parts() });
+                    adopt(index, unsafe { local::get(index).parts() });
                 });
             }
             crate::Route::Done(Ok(0))
@@ -280,11 +300,10 @@ pub(crate) fn may_have_shot(index: u32, parts: &Parts) -> bool {
 }
 
 /// The connection has been lifted: its registrations become the layer's. The structure's lock is held.
-pub(crate) fn adopt(index: u32, local: &Local, parts: &Parts) {
-    let bell = local.bell.load(Ordering::Acquire);
+pub(crate) fn adopt(index: u32, parts: &Parts) {
     for &(number, registration) in &parts.members {
         let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { continue };
-        set.with(|registrations| registrations.adopt(epfd, index, registration, bell));
+        set.with(|registrations| registrations.adopt(epfd, index, registration));
     }
 }
 
@@ -318,6 +337,12 @@ pub(crate) fn leave(index: u32, local: &Local, others_hold: bool) {
             });
         }
     });
+}
+
+/// The object in which a connection stands, that connections may share a bell in: this process has made it.
+pub(crate) fn home(parts: &Parts) -> Option<u32> {
+    let mut sets = parts.members.iter().map(|&(number, _)| number);
+    sets.find(|&number| set(number).is_some_and(|set| !set.inherited.load(Ordering::Relaxed)))
 }
 
 /// Some descriptor of the program for the set.

@@ -79,7 +79,10 @@ pub fn after_fork_in_child() {
     let shown: Vec<_> = connections().filter(|&(fd, index)| board::shows(index, fd)).collect();
     board::forked();
     explain::forked();
-    STRUCTURE.with(|structure| structure.forget_questions());
+    STRUCTURE.with(|structure| {
+        structure.forget_questions();
+        structure.bells.forget();
+    });
     for index in distinct_connections() {
         local::get(index).held.store(false, Ordering::Release);
     }

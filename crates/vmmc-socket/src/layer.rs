@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use vmmc::Process;
 
+use crate::bells::Bells;
 use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
@@ -33,6 +34,7 @@ pub(crate) struct Structure {
     pub(crate) inquiries: BTreeMap<u64, Inquiry>,
     /// Slot and serial of each pair.
     pub(crate) pairs: BTreeMap<u64, (u32, u32)>,
+    pub(crate) bells: Bells,
 }
 
 /// A question to the node service, and what was known of the slot when it was asked.
@@ -46,7 +48,12 @@ pub(crate) struct Inquiry {
 
 impl Structure {
     const fn new() -> Self {
-        Self { offers: BTreeMap::new(), inquiries: BTreeMap::new(), pairs: BTreeMap::new() }
+        Self {
+            offers: BTreeMap::new(),
+            inquiries: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            bells: Bells::new(),
+        }
     }
 
     /// Nothing that was asked will be answered.
@@ -116,13 +123,16 @@ pub(crate) fn floor() -> i32 {
     FLOOR.load(Ordering::Relaxed)
 }
 
-/// How many pairs have room for their two bells, beside what the connection to the service takes.
-pub(crate) fn room_for_pairs() -> usize {
+/// Whether one more pair has room for two bells, one of its own and the peer's: they may share both with others, but that is known
+/// later.
+pub(crate) fn has_room(structure: &Structure) -> bool {
+    /// For what comes along with messages of the service.
     const OTHERS: u64 = 4;
     let limit = descriptor_limit();
     let floor = u64::from(floor().unsigned_abs());
     let floor = if floor < limit { floor } else { limit / 4 * 3 };
-    ((limit - floor).saturating_sub(OTHERS) / 2) as usize
+    let unfinished = structure.pairs.len().saturating_sub(park::lifted_here());
+    descriptor::owned() as u64 + 2 * (unfinished as u64 + 1) + OTHERS <= limit - floor
 }
 
 fn descriptor_limit() -> u64 {

@@ -12,6 +12,7 @@
 //! | `slot`, `local` | a connection's state: shared by a fork family; private to a process |
 //! | `lift`, `lower` | from TCP onto VMMC and back |
 //! | `anew` | what was lowered, lifted again |
+//! | `bells` | what peers ring, and which connections share it |
 //! | `ending` | closing, and what is left to do for the peer |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `loan` | space and bytes of the rings, lent to the program |
@@ -28,6 +29,7 @@
 //! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
 
 mod anew;
+mod bells;
 mod descriptor;
 mod ending;
 mod explain;

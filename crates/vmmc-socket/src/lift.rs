@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmmc::stream::{READY, Tier};
-use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process};
+use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process, ProcessId};
 
 use crate::descriptor::{self, Kind};
 use crate::handing::{self, Mark};
@@ -19,7 +19,7 @@ use crate::layer::{self, Inquiry, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{anew, board, epoll, kernel, park, policy, service, tcp, transmit};
+use crate::{anew, bells, board, epoll, kernel, park, policy, service, tcp, transmit};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -133,7 +133,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             }
             return;
         }
-        if structure.pairs.len() >= layer::room_for_pairs() {
+        if !layer::has_room(structure) {
             return await_room(index, slot);
         }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
@@ -221,10 +221,10 @@ pub(crate) fn progress() {
 fn take_mail(structure: &mut Structure) {
     while let Some(event) = layer::process().and_then(Process::poll) {
         match event {
-            PairingEvent::Matched { offer, pair, peer_uid, .. } => {
+            PairingEvent::Matched { offer, pair, peer, peer_uid, .. } => {
                 let found = structure.offers.remove(&offer.0);
                 let taken = found.is_some_and(|(index, serial)| {
-                    exchange(structure, (pair, peer_uid), index, serial)
+                    exchange(structure, (pair, peer, peer_uid), index, serial)
                 });
                 if let (false, Some(process)) = (taken, layer::process()) {
                     let _ = process.pair_drop(pair);
@@ -279,7 +279,7 @@ fn current(index: u32, serial: u32) -> Option<(&'static Slot, &'static Local)> {
 
 fn exchange(
     structure: &mut Structure,
-    (pair, peer_uid): (vmmc::PairId, u32),
+    (pair, peer, peer_uid): (vmmc::PairId, ProcessId, u32),
     index: u32,
     serial: u32,
 ) -> bool {
@@ -293,7 +293,7 @@ fn exchange(
         return false;
     };
     // Without room for the peer's bell too, this side's own would only take that of another pair.
-    if structure.pairs.len() >= layer::room_for_pairs() {
+    if !layer::has_room(structure) {
         slot.set_phase(Phase::Tcp);
         await_room(index, slot);
         return false;
@@ -306,12 +306,26 @@ fn exchange(
     local.strange.store(strange, Ordering::Relaxed);
     let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST };
     // SAFETY: a descriptor that the program has open (or has just closed; then the service refuses it).
-    match process.pair_export(pair, memory, unsafe { BorrowedFd::borrow_raw(fd) }) {
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    let seat = structure.bells.seat(process, peer, epoll::home(parts));
+    let exported = match &seat {
+        None => process.pair_export(pair, memory, socket),
+        Some(seat) => {
+            let place = (seat.bell.pair_bell(), seat.place);
+            process.pair_export_sharing(pair, memory, socket, place)
+        }
+    };
+    match exported {
         Ok(export) => {
-            let Some(bell) = export.event_fd().map(|fd| fd.as_raw_fd()) else { return false };
-            descriptor::enter(bell, Kind::Own);
-            local.bell.store(bell, Ordering::Release);
+            if let Some(bell) = export.event_fd().map(|fd| fd.as_raw_fd()) {
+                descriptor::enter(bell, Kind::Own);
+                local.set_bell(bell, None);
+            } else if let Some(seat) = &seat {
+                local.set_bell(seat.bell.fd(), Some(seat));
+            }
             parts.export = Some(export);
+            (parts.peer, parts.seat) = (Some(peer), seat);
+            structure.bells.begin(peer);
             structure.pairs.insert(pair.0, (index, serial));
             slot.pair.store(pair.0, Ordering::Relaxed);
             let cookie =
@@ -324,6 +338,7 @@ fn exchange(
             true
         }
         Err(error) => {
+            structure.bells.vacate(peer, seat.as_ref());
             fail(index, slot, hindrance(&error));
             false
         }
@@ -391,11 +406,11 @@ fn fail(index: u32, slot: &Slot, why: Why) {
 /// As `fail`, after memory was given away for it.
 fn take_back(structure: &mut Structure, index: u32, why: Why) {
     let (slot, local) = (slot::get(index), local::get(index));
-    let bell = local.bell.swap(-1, Ordering::AcqRel);
-    descriptor::remove(bell, Kind::Own);
+    let numbers = local.bells();
+    local.set_bell(-1, None);
+    let pair = slot.pair.swap(0, Ordering::Relaxed);
     // SAFETY: the caller has the structure, whose lock guards the parts.
-    unsafe { local.parts() }.export = None;
-    structure.pairs.remove(&slot.pair.swap(0, Ordering::Relaxed));
+    bells::leave(structure, pair, unsafe { local.parts() }, numbers, false);
     fail(index, slot, why);
 }
 
@@ -456,7 +471,8 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
         return stay(index, slot, Why::Broken);
     }
     descriptor::enter(bell, Kind::Own);
-    local.peer_bell.store(bell, Ordering::Release);
+    let mark = import.shared_bell().map(|(bell, place)| (bell.marks(), place));
+    local.set_peer_bell(bell, mark);
     slot.begin_streams();
     local.attach(export.as_ptr(), theirs);
     local.held.store(true, Ordering::Release);
@@ -477,7 +493,7 @@ fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
     if epoll::may_have_shot(index, parts) {
         return;
     }
-    epoll::adopt(index, local, parts);
+    epoll::adopt(index, parts);
     slot.ready.store(true, Ordering::Release);
     ends.theirs.tell(READY);
 }

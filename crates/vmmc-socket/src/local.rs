@@ -3,11 +3,15 @@
 
 use std::cell::UnsafeCell;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
 
+use vmmc::marks::Marks;
 use vmmc::stream::{Ring, Tier, Words};
-use vmmc::{Export, Import};
+use vmmc::{Export, Import, ProcessId};
 
+use crate::bells::{Seat, SharedBell};
 use crate::park::Calm;
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
@@ -24,6 +28,12 @@ pub(crate) struct Local {
     pub(crate) bell: AtomicI32,
     /// The event that wakes the peer.
     pub(crate) peer_bell: AtomicI32,
+    /// Where this side's bell is shared: that, kept by `parts`, and which place is this connection's.
+    shared: AtomicPtr<SharedBell>,
+    place: AtomicU32,
+    /// Where the peer's is: its marks, kept by the import, and the place there.
+    peer_marks: AtomicPtr<Marks>,
+    peer_place: AtomicU32,
     /// The peer is another user's: whatever it has too may block, and is rung and silenced so that this does not matter.
     pub(crate) strange: AtomicBool,
     /// The node service knows that this process has the connection.
@@ -34,6 +44,33 @@ pub(crate) struct Local {
     pins: AtomicU32,
     /// Guarded by the structure's lock.
     parts: UnsafeCell<Parts>,
+}
+
+/// What a thread sleeps on for the peer's rings, when it waits for this connection alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bed {
+    /// The connection's own bell: what it was rung stays in it for all who sleep on it, until one silences it.
+    Own(i32),
+    /// The thread's ear at a shared bell ([`SharedBell::ear`]); negative if there is none.
+    Ear(i32),
+}
+
+impl Bed {
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Own(bell) | Self::Ear(bell) => bell,
+        }
+    }
+
+    /// The connection has been let go of.
+    pub(crate) fn is_gone(self) -> bool {
+        matches!(self, Self::Own(..0))
+    }
+
+    /// For how long at the most a thread may sleep on it: without an ear nothing wakes it.
+    pub(crate) fn patience(self) -> Option<Duration> {
+        matches!(self, Self::Ear(..0)).then_some(Duration::from_millis(1))
+    }
 }
 
 /// While this lives the memories stay mapped, even if the connection is closed.
@@ -69,6 +106,9 @@ pub(crate) struct Parts {
     pub(crate) members: Vec<(u32, u32)>,
     pub(crate) export: Option<Export>,
     pub(crate) import: Option<Import>,
+    /// The process at the other end of the pair.
+    pub(crate) peer: Option<ProcessId>,
+    pub(crate) seat: Option<Seat>,
 }
 
 /// The two control blocks of an attached connection.
@@ -101,6 +141,10 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         theirs_wide: null(),
         bell: AtomicI32::new(-1),
         peer_bell: AtomicI32::new(-1),
+        shared: AtomicPtr::new(std::ptr::null_mut()),
+        place: AtomicU32::new(0),
+        peer_marks: AtomicPtr::new(std::ptr::null_mut()),
+        peer_place: AtomicU32::new(0),
         strange: AtomicBool::new(false),
         held: AtomicBool::new(false),
         girth: Girth::new(),
@@ -203,14 +247,79 @@ impl Local {
         let _ = import.map(|import| import.discard(range));
     }
 
+    /// The numbers of this side's bell and of the peer's.
+    pub(crate) fn bells(&self) -> [i32; 2] {
+        [self.bell.load(Ordering::Acquire), self.peer_bell.load(Ordering::Acquire)]
+    }
+
     /// Wakes the peer.
     pub(crate) fn ring_peer(&self) {
+        if let Some(_pin) = self.pin() {
+            // SAFETY: the marks are kept by the import, which stays while the memories are pinned.
+            let marks = unsafe { self.peer_marks.load(Ordering::Acquire).as_ref() };
+            if let Some(marks) = marks {
+                marks.mark(self.peer_place.load(Ordering::Relaxed));
+            }
+        }
         self.ring(&self.peer_bell);
     }
 
     /// Wakes threads of this side.
     pub(crate) fn ring_own(&self) {
+        if let Some(pin) = self.pin()
+            && let Some(shared) = self.shared(&pin)
+        {
+            shared.marks().mark(self.place.load(Ordering::Relaxed));
+        }
         self.ring(&self.bell);
+    }
+
+    /// The bell of this side, if others share it.
+    pub(crate) fn shared<'a>(&'a self, _pin: &'a Pin<'_>) -> Option<&'a SharedBell> {
+        // SAFETY: `parts.seat` keeps it while the memories are pinned.
+        unsafe { self.shared.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// What this thread sleeps on.
+    pub(crate) fn bed(&self, pin: &Pin<'_>) -> Bed {
+        match self.shared(pin) {
+            Some(bell) => Bed::Ear(bell.ear().unwrap_or(-1)),
+            None => Bed::Own(self.bell.load(Ordering::Acquire)),
+        }
+    }
+
+    /// Whether it should have a bell of its own ([`SharedBell::is_crowded`]).
+    pub(crate) fn is_crowded(&self) -> bool {
+        !self.shared.load(Ordering::Relaxed).is_null()
+            && self.pin().is_some_and(|pin| self.shared(&pin).is_some_and(SharedBell::is_crowded))
+    }
+
+    /// The seat of this side at a shared bell.
+    pub(crate) fn seat(&self) -> Option<Seat> {
+        let pin = self.pin()?;
+        let bell = std::ptr::from_ref(self.shared(&pin)?);
+        // SAFETY: it lies in an `Arc` that `parts.seat` keeps while the memories are pinned.
+        let bell = unsafe {
+            Arc::increment_strong_count(bell);
+            Arc::from_raw(bell)
+        };
+        Some(Seat { bell, place: self.place.load(Ordering::Relaxed) })
+    }
+
+    /// The event of this side's, of its own or at a shared bell.
+    pub(crate) fn set_bell(&self, bell: i32, seat: Option<&Seat>) {
+        let shared = seat.map_or(std::ptr::null(), |seat| Arc::as_ptr(&seat.bell));
+        self.place.store(seat.map_or(0, |seat| seat.place), Ordering::Relaxed);
+        self.shared.store(shared.cast_mut(), Ordering::Release);
+        self.bell.store(bell, Ordering::Release);
+    }
+
+    /// The peer's event, and the mark to set before it is rung, if the peer shares it among connections.
+    pub(crate) fn set_peer_bell(&self, bell: i32, mark: Option<(&Marks, u32)>) {
+        let marks = mark.map_or(std::ptr::null(), |(marks, _)| std::ptr::from_ref(marks));
+        self.peer_place.store(mark.map_or(0, |(_, place)| place), Ordering::Relaxed);
+        self.peer_marks.store(marks.cast_mut(), Ordering::Release);
+        self.peer_bell.store(bell, Ordering::Release);
     }
 
     fn ring(&self, bell: &AtomicI32) {
@@ -269,8 +378,8 @@ impl Local {
         for pointer in [&self.mine, &self.theirs, &self.mine_wide, &self.theirs_wide] {
             pointer.store(std::ptr::null_mut(), Ordering::SeqCst);
         }
-        self.bell.store(-1, Ordering::Release);
-        self.peer_bell.store(-1, Ordering::Release);
+        self.set_bell(-1, None);
+        self.set_peer_bell(-1, None);
         self.held.store(false, Ordering::Release);
         self.girth.slim();
         self.calm.end();

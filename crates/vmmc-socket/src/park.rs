@@ -85,6 +85,11 @@ impl Calm {
     }
 }
 
+/// How many lifted connections this process has.
+pub(crate) fn lifted_here() -> usize {
+    LIFTED.load(Ordering::Relaxed) as usize
+}
+
 /// Sets after how many seconds a connection is parked; 0: never.
 pub(crate) fn set_after(seconds: f64) {
     PARK_AFTER.store((seconds.max(0.0) * SECOND as f64) as u64, Ordering::Relaxed);

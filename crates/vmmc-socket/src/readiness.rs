@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use vmmc::stream::announce;
 
+use crate::bells::SharedBell;
 use crate::descriptor::{self, Kind};
 use crate::epoll;
 use crate::kernel::{self, Errno, Outcome};
-use crate::local;
+use crate::local::{self, Bed, Local, Pin};
 use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
@@ -110,6 +111,37 @@ pub unsafe fn poll(
     let outcome = Polling { fds, lifted, mask, rung: false }.wait(limit);
     drop(blind);
     Some(outcome)
+}
+
+/// What a poll sleeps on for the rings of lifted connections.
+#[derive(Default)]
+struct Beds {
+    bells: List<i32>,
+    /// At shared bells, each once, however many of the connections share it.
+    ears: List<i32>,
+    shared: List<*const SharedBell>,
+    /// For how long it may sleep.
+    patience: Option<Duration>,
+}
+
+impl Beds {
+    /// Before the connection is announced. What an ear was rung before that is old.
+    fn enter(&mut self, local: &Local, pin: &Pin<'_>) {
+        let shared = local.shared(pin).map_or(std::ptr::null(), std::ptr::from_ref);
+        if !shared.is_null() && self.shared.contains(&shared) {
+            return;
+        }
+        let bed = local.bed(pin);
+        self.patience = self.patience.or(bed.patience());
+        match bed {
+            Bed::Own(bell) => self.bells.push(bell),
+            Bed::Ear(ear) => {
+                self.shared.push(shared);
+                kernel::hush(ear);
+                self.ears.push(ear);
+            }
+        }
+    }
 }
 
 struct Polling<'a> {
@@ -272,15 +304,18 @@ impl Polling<'_> {
             self.fds.iter().map(|fd| libc::pollfd { revents: 0, ..*fd }).collect();
         let most = if announced { rest::before_sleep() } else { None };
         let mut immediate = 0;
-        let mut bells = List::new();
+        let mut beds = Beds::default();
         for &(n, index) in &self.lifted {
             let slot = slot::get(index);
             if !slot.ready.load(Ordering::Relaxed) {
                 lift::retry_ready(index, slot);
             }
-            if announced && local::get(index).pin().is_some_and(|p| lower::has_left(slot, p.ends()))
-            {
+            let local = local::get(index);
+            if announced && local.pin().is_some_and(|p| lower::has_left(slot, p.ends())) {
                 lower::follow(self.fds[n].fd, index);
+            }
+            if announced && local.is_crowded() {
+                lower::park(self.fds[n].fd, index);
             }
         }
         // Before the look whether there are rings: nobody is told of later ones under a sleep that knows of none.
@@ -292,7 +327,7 @@ impl Polling<'_> {
         for &(n, index) in &self.lifted {
             let slot = slot::get(index);
             if announced {
-                self.announce(n, index, &mut bells);
+                self.announce(n, index, &mut beds);
             }
             // What TCP has said before is looked at again: it may have been said without being news to this list.
             let known = if slot.look.load(Ordering::Acquire) {
@@ -311,11 +346,13 @@ impl Polling<'_> {
         let mut left = left;
         if announced {
             self.rung = false;
-            left = [left, most].into_iter().flatten().min();
+            left = [left, most, beds.patience].into_iter().flatten().min();
         }
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
         let lifted_at = list.len();
-        list.extend(bells.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        let Beds { bells, ears, .. } = beds;
+        let heard = |&fd: &i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        list.extend(bells.iter().chain(&ears).map(heard));
         let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
         let outcome = match immediate > 0 && list.iter().all(|fd| fd.fd < 0) {
             true => Ok(0),
@@ -323,7 +360,8 @@ impl Polling<'_> {
         };
         explain::slept_since(start);
         drop(asleep);
-        self.rung |= list[lifted_at..].iter().any(|bell| bell.revents != 0);
+        let bells = &list[lifted_at..lifted_at + bells.len()];
+        self.rung |= bells.iter().any(|bell| bell.revents != 0);
         if outcome.is_err() && immediate == 0 {
             return outcome;
         }
@@ -357,17 +395,17 @@ impl Polling<'_> {
         [Some(InFlight::receiving(fd, index, slot)), outward].into_iter().flatten()
     }
 
-    fn announce(&self, n: usize, index: u32, bells: &mut List<i32>) {
+    fn announce(&self, n: usize, index: u32, beds: &mut Beds) {
         let local = local::get(index);
         let Some(pin) = local.pin() else { return };
         let theirs = pin.ends().theirs;
-        let bell = local.bell.load(Ordering::Acquire);
+        beds.enter(local, &pin);
         let (wanted, reader, writer) =
             (self.fds[n].events, &theirs.reader_waiting, &theirs.writer_waiting);
         let due = self.rung
             || wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
-        if due {
+        if due && local.shared(&pin).is_none() {
             let other = if wanted & OUT != 0 { wait::Direction::In } else { wait::Direction::Out };
             wait::silence(local, other, slot::get(index), pin.ends());
         }
@@ -378,7 +416,6 @@ impl Polling<'_> {
             announce(writer);
         }
         transmit::say_where(pin.ends());
-        bells.push(bell);
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
 
 use crate::kernel::{self, Errno, Outcome};
-use crate::local::{self, Ends, Local};
+use crate::local::{self, Bed, Ends, Local, Pin};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, explain, lift, policy, rest, route, spin, thread, transmit};
+use crate::{board, explain, lift, lower, policy, rest, route, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,10 @@ impl Wait {
         if self.spin(slot, local) {
             return Ok(None);
         }
+        // One of many threads that each ring of its bell wakes: it gets a bell of its own.
+        if local.is_crowded() && lower::park(self.fd, self.index) {
+            return Ok(None);
+        }
         let most = rest::before_sleep();
         // Before the look whether there is a ring: this side tells nobody of a later one under a sleep that knows of none.
         self.count(slot, true);
@@ -161,29 +165,33 @@ impl Wait {
             };
             return self.on(-1, events, most).map(Some);
         };
-        let ends = pin.ends();
-        transmit::say_where(ends);
-        self.doze(slot, local, ends, most)
+        transmit::say_where(pin.ends());
+        self.doze(slot, local, &pin, most)
     }
 
     fn doze(
         &mut self,
         slot: &Slot,
         local: &Local,
-        ends: Ends,
+        pin: &Pin<'_>,
         most: Option<Duration>,
     ) -> Result<Option<Sleep>, Errno> {
+        let ends = pin.ends();
         let (flag, way) = match self.direction {
             Direction::In => (&ends.theirs.reader_waiting, slot.inward.way()),
             Direction::Out => (&ends.theirs.writer_waiting, slot.outward.way()),
         };
-        let bell = local.bell.load(Ordering::Acquire);
-        if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 {
-            silence(local, self.direction.other(), slot, ends);
+        let bell = local.bed(pin);
+        match bell {
+            Bed::Own(_) if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 => {
+                silence(local, self.direction.other(), slot, ends);
+            }
+            Bed::Own(_) => {}
+            Bed::Ear(ear) => kernel::hush(ear),
         }
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
         announce(flag);
-        if self.ready(slot, ends) || bell < 0 {
+        if self.ready(slot, ends) || bell.is_gone() {
             self.direction.asleep(slot).store(0, Ordering::SeqCst);
             return Ok(None);
         }
@@ -201,8 +209,8 @@ impl Wait {
         };
         board::slept(self.index);
         self.since = explain::clock();
-        let soon = handover.then_some(Duration::from_millis(2));
-        self.on(bell, tcp, soon.or(most)).map(Some)
+        let soon = if handover { Some(Duration::from_millis(2)) } else { bell.patience() };
+        self.on(bell.number(), tcp, soon.or(most)).map(Some)
     }
 
     fn on(&mut self, bell: i32, tcp: i16, most: Option<Duration>) -> Result<Sleep, Errno> {

@@ -108,13 +108,13 @@ impl Announced {
 }
 
 impl Export {
-    /// One end of a pair: `capacity` bytes of which `mapping` shows the first.
+    /// One end of a pair: `capacity` bytes of which `mapping` shows the first. Without an event where several pairs share one.
     pub(crate) fn of_pair(
         process: &Arc<Inner>,
         id: ExportId,
         mapping: Mapping,
         capacity: usize,
-        event: Event,
+        event: Option<Event>,
     ) -> Self {
         Self {
             start: mapping.as_ptr(),
@@ -122,7 +122,7 @@ impl Export {
             id,
             process: Arc::clone(process),
             memory: Memory::Pair(mapping),
-            bell: Bell::Bare(event),
+            bell: event.map_or(Bell::None, Bell::Bare),
             handled: AtomicBool::new(false),
             extensions: Extensions::new(capacity),
             pool: None,

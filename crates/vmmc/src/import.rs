@@ -10,6 +10,7 @@ use vmmc_shm::table::ExportState;
 
 use crate::Process;
 use crate::connection::{RequestError, Table};
+use crate::pair_bell::{PairBell, PeerEvent};
 use crate::process::{Inner, lock};
 use crate::range::{DiscardError, ExtendError, Extensions};
 use crate::redirection::Redirection;
@@ -99,7 +100,7 @@ pub enum Path {
 pub struct Import {
     /// Asynchronous operations hold it too, and may outlive the import.
     pub(crate) route: Arc<Route>,
-    pub(crate) event: Option<Event>,
+    pub(crate) event: Option<PeerEvent>,
     pub(crate) mailbox: Option<Mapping>,
     /// The exporter takes notifications.
     pub(crate) notifies: bool,
@@ -240,7 +241,7 @@ impl Import {
             if grant.notify {
                 let bell = descriptors.next().ok_or(lost)?;
                 let bell = bell.raise(floor).map_err(ImportError::Exhausted)?;
-                event = Some(Event::from_descriptor(bell));
+                event = Some(PeerEvent::Own(Event::from_descriptor(bell)));
                 let memory = descriptors.next().ok_or(lost)?;
                 mailbox = Some(
                     Mapping::new(&memory, 0, PAGE_SIZE, Access::ReadWrite)
@@ -281,7 +282,7 @@ impl Import {
         standing: Standing,
         mapping: Mapping,
         capacity: usize,
-        (event, stranger): (Event, bool),
+        (event, stranger): (PeerEvent, bool),
     ) -> Self {
         let route = Route {
             start: mapping.as_ptr(),
@@ -346,7 +347,15 @@ impl Import {
     /// The exporter's event, for whoever wakes it by hand (write 8 bytes, a 1): pair memory, and exports that take
     /// notifications. That of another user's process may block: see [`bell`](crate::bell).
     pub fn notify_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.event.as_ref().map(Event::as_fd)
+        self.event.as_ref().map(|event| event.event().as_fd())
+    }
+
+    /// Of a pair whose exporter has one event for several: that bell, and the mark to set before ringing.
+    pub fn shared_bell(&self) -> Option<(&Arc<PairBell>, u32)> {
+        match &self.event {
+            Some(PeerEvent::Shared(bell, place)) => Some((bell, *place)),
+            _ => None,
+        }
     }
 
     /// Maps the first `len` bytes once more and returns the address, valid as long as the import; the old addresses stay valid.

@@ -184,6 +184,7 @@ mod notified;
 mod notifier;
 mod open;
 mod operation;
+mod pair_bell;
 mod pairing;
 mod parcel;
 pub mod paths;
@@ -202,6 +203,7 @@ pub use notification::{Notification, Notify, WaitError};
 pub use notified::Notified;
 pub use open::{OpenError, OpenOptions};
 pub use operation::{Finished, Transfer};
+pub use pair_bell::PairBell;
 pub use pairing::{PairError, PairMemory, PairingEvent};
 pub use process::{ExportInfo, LayerInfo, Process, ProcessInfo, QueryError};
 pub use range::{DiscardError, ExtendError};
@@ -217,7 +219,7 @@ pub use vmmc_proto::{
     Rights,
 };
 pub use vmmc_shm::table::Networks;
-pub use vmmc_shm::{stream, table::ExportState};
+pub use vmmc_shm::{marks, stream, table::ExportState};
 
 /// The examples of the project's first page, so that they are compiled.
 #[cfg(doctest)]

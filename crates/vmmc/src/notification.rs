@@ -297,8 +297,10 @@ impl Import {
     /// pair has no mailbox, and always rings.
     #[inline]
     pub(crate) fn tell(&self, offset: usize, bytes: &[u8]) {
-        let Some(event) = &self.event else { return };
+        let Some(bell) = &self.event else { return };
+        let event = bell.event();
         let Some(mailbox) = self.mailbox() else {
+            bell.mark();
             return if self.stranger { ring_stranger(event.as_fd()) } else { event.signal() };
         };
         let tail = &bytes[bytes.len().saturating_sub(8)..];

@@ -19,16 +19,17 @@
 //! An offer never waits. The others wait until the service has room for one more message, which it makes at once; if it has
 //! none within 200 ms (2 s with a watcher) it is given up, as if it had died.
 
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Weak};
 
 use vmmc_os::{
     Access, Descriptor, Event, Mapping, OsError, create_memory, page_size, write_memory,
 };
 use vmmc_proto::{
-    Answer, BrokenReason, ExportId, Grant, MAX_EXPORT_LEN, MAX_INLINE, OfferId, PairId, ProcessId,
-    Request, Rights,
+    Answer, BellPlace, BrokenReason, ExportId, Grant, MAX_EXPORT_LEN, MAX_INLINE, OfferId, PairId,
+    ProcessId, Request, Rights,
 };
+use vmmc_shm::marks::Marks;
 use vmmc_shm::table::Networks;
 
 use crate::Process;
@@ -36,6 +37,8 @@ use crate::connection::Connection;
 use crate::export::Export;
 use crate::import::Import;
 use crate::mail::Letter;
+use crate::pair_bell::{PairBell, PeerEvent};
+use crate::process::lock;
 use crate::standing::{Standing, Terms};
 
 /// Memory of one end of a pair.
@@ -167,7 +170,7 @@ impl Process {
                 Answer::PairBroken { pair, why } => {
                     return Some(PairingEvent::Broken { pair, why });
                 }
-                Answer::PairReady { pair, export, len, mapped, slot, live, stranger } => {
+                Answer::PairReady { pair, export, len, mapped, slot, live, stranger, bell } => {
                     let grant = Grant {
                         handle: 0,
                         export,
@@ -179,7 +182,7 @@ impl Process {
                         pool: None,
                         stranger,
                     };
-                    return Some(match self.pair_import(&grant, mapped, descriptors) {
+                    return Some(match self.pair_import(&grant, mapped, bell, descriptors) {
                         Some(import) => PairingEvent::Ready { pair, import },
                         None => {
                             // The peer is told by our dropping it.
@@ -235,7 +238,39 @@ impl Process {
         memory: PairMemory,
         socket: BorrowedFd<'_>,
     ) -> Result<Export, PairError> {
-        use std::os::fd::AsFd;
+        self.export_to_pair(pair, memory, socket, None)
+    }
+
+    /// A bell for several pairs with one other process: see [`Process::pair_export_sharing`].
+    ///
+    /// # Errors
+    /// When descriptors, memory or address space are exhausted.
+    pub fn pair_bell(&self) -> Result<PairBell, PairError> {
+        PairBell::new(self.inner.options.descriptor_floor).map_err(PairError::Exhausted)
+    }
+
+    /// As [`Process::pair_export`], with a place at a bell that other pairs have too in place of an event of its own. No descriptor
+    /// stays; at the peer the bell's stays, once for all that share it. Each place is to be given to one pair at a time.
+    ///
+    /// # Errors
+    /// As for [`Process::pair_export`].
+    pub fn pair_export_sharing(
+        &self,
+        pair: PairId,
+        memory: PairMemory,
+        socket: BorrowedFd<'_>,
+        (bell, place): (&PairBell, u32),
+    ) -> Result<Export, PairError> {
+        self.export_to_pair(pair, memory, socket, Some((bell, place)))
+    }
+
+    fn export_to_pair(
+        &self,
+        pair: PairId,
+        memory: PairMemory,
+        socket: BorrowedFd<'_>,
+        shared: Option<(&PairBell, u32)>,
+    ) -> Result<Export, PairError> {
         let PairMemory { len, mapped } = memory;
         if len == 0 || len as u64 > MAX_EXPORT_LEN || mapped == 0 || mapped > len {
             return Err(PairError::Length);
@@ -245,10 +280,17 @@ impl Process {
         let memory = create_memory(size).map_err(PairError::Exhausted)?;
         let mapping =
             Mapping::new(&memory, 0, mapped, Access::ReadWrite).map_err(PairError::Exhausted)?;
-        let event =
-            Event::new().and_then(|event| event.raise(floor)).map_err(PairError::Exhausted)?;
-        let request = Request::PairExport { pair, len: len as u64, mapped: mapped as u64 };
-        self.tell(&request, &[memory.as_fd(), event.as_fd(), socket])?;
+        let event = match shared {
+            Some(_) => None,
+            None => Some(Event::new().and_then(|e| e.raise(floor)).map_err(PairError::Exhausted)?),
+        };
+        let bell = shared.map(|(bell, place)| BellPlace { bell: bell.number(), place });
+        let request = Request::PairExport { pair, len: len as u64, mapped: mapped as u64, bell };
+        let rung = event.as_ref().map(Event::as_fd);
+        let marks = shared.and_then(|(bell, _)| bell.memory().map(Descriptor::as_fd));
+        let descriptors = [Some(memory.as_fd()), rung.or(shared.map(|(bell, _)| bell.event_fd()))];
+        let descriptors = descriptors.into_iter().chain([marks, Some(socket)]).flatten();
+        self.tell(&request, &descriptors.collect::<Vec<_>>())?;
         let id = ExportId { process: self.id(), number: pair.0 };
         Ok(Export::of_pair(&self.inner, id, mapping, len, event))
     }
@@ -298,7 +340,6 @@ impl Process {
     /// # Errors
     /// See [`PairError`]. If the peer's connection is gone, [`PairingEvent::Broken`] with [`BrokenReason::InjectFailed`] comes.
     pub fn pair_inject(&self, pair: PairId, bytes: &[u8], finish: bool) -> Result<(), PairError> {
-        use std::os::fd::AsFd;
         if bytes.len() <= MAX_INLINE {
             return self
                 .tell(&Request::PairInject { pair, bytes: bytes.to_vec(), len: 0, finish }, &[]);
@@ -326,18 +367,47 @@ impl Process {
         &self,
         grant: &Grant,
         mapped: u64,
+        bell: Option<BellPlace>,
         descriptors: Vec<Descriptor>,
     ) -> Option<Import> {
-        let [memory, event] = <[Descriptor; 2]>::try_from(descriptors).ok()?;
-        let event = event.raise(self.inner.options.descriptor_floor).ok()?;
+        let mut descriptors = descriptors.into_iter();
+        let (memory, event) = (descriptors.next()?, descriptors.next()?);
         let capacity = usize::try_from(grant.len).ok()?;
         let mapped = usize::try_from(mapped).ok().filter(|mapped| *mapped <= capacity)?;
         let mapping = Mapping::new(&memory, 0, mapped, Access::ReadWrite).ok()?;
         let table = &self.inner.connection().table;
         let terms = Terms { node: None, rights: Rights::READ_WRITE, key: None };
         let standing = Standing::new(table, grant, terms)?;
-        let event = Event::from_descriptor(event);
+        let event = match bell {
+            None => {
+                let event = event.raise(self.inner.options.descriptor_floor).ok()?;
+                PeerEvent::Own(Event::from_descriptor(event))
+            }
+            Some(BellPlace { bell, place }) => {
+                let bell = (grant.export.process, bell);
+                PeerEvent::Shared(self.peer_bell(bell, event, descriptors.next()?)?, place)
+            }
+        };
         Some(Import::of_pair(&self.inner, standing, mapping, capacity, (event, grant.stranger)))
+    }
+
+    /// A bell that pairs with a peer share: as it came before, or with this pair for the first time.
+    fn peer_bell(
+        &self,
+        named: (ProcessId, u64),
+        event: Descriptor,
+        marks: Descriptor,
+    ) -> Option<Arc<PairBell>> {
+        let mut known = lock(&self.inner.peer_bells);
+        if let Some(bell) = known.get(&named).and_then(Weak::upgrade) {
+            return Some(bell);
+        }
+        let event = event.raise(self.inner.options.descriptor_floor).ok()?;
+        let marks = Mapping::new(&marks, 0, Marks::LEN, Access::ReadWrite).ok()?;
+        let bell = Arc::new(PairBell::from_peer(named.1, event, marks));
+        known.retain(|_, other| other.strong_count() > 0);
+        known.insert(named, Arc::downgrade(&bell));
+        Some(bell)
     }
 }
 

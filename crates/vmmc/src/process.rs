@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use vmmc_os::{Descriptor, Event, OsError, page_size, process_id};
@@ -20,6 +20,7 @@ use crate::local_engine::LocalEngine;
 use crate::mail::Mail;
 use crate::notifier::Notifier;
 use crate::open::{OpenError, OpenOptions};
+use crate::pair_bell::PairBell;
 use crate::standing::Standing;
 use crate::utlb::{Pinning, Utlb};
 use crate::watcher;
@@ -285,6 +286,8 @@ pub(crate) struct Inner {
     /// Signalled when `link` is new.
     linked: Condvar,
     pub(crate) next_offer: AtomicU64,
+    /// Bells of other processes that several pairs with them share.
+    pub(crate) peer_bells: Mutex<HashMap<(ProcessId, u64), Weak<PairBell>>>,
     /// Exports, to be announced to a new service.
     pub(crate) announced: Mutex<HashMap<u64, Arc<Announced>>>,
     /// Imports, to be checked at a new service; by address of the standing.
@@ -335,6 +338,7 @@ impl Inner {
             link: Mutex::new(Link { id: connection.welcome.process, connection, next_export: 1 }),
             linked: Condvar::new(),
             next_offer: AtomicU64::new(1),
+            peer_bells: Mutex::default(),
             announced: Mutex::new(HashMap::new()),
             standings: Mutex::new(HashMap::new()),
             notifier: Mutex::new(None),

@@ -6,11 +6,12 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use harness::{FOREVER, Node, listen, role, say, until};
 use vmmc::{
-    BrokenReason, Export, ExportState, Import, OfferId, PairError, PairId, PairMemory,
+    BrokenReason, Export, ExportState, Import, OfferId, PairBell, PairError, PairId, PairMemory,
     PairingEvent, Process,
 };
 
@@ -230,6 +231,77 @@ fn discarded_pages_of_a_pair_read_as_zero_on_both_sides() {
     import.discard(8192..MEMORY.len).unwrap();
     assert_eq!([4096, 8192, 12288, MEMORY.len - 1].map(|at| byte(mine, at)), [7, 0, 0, 0]);
     assert_eq!([4096, 8192, 12288, MEMORY.len - 1].map(|at| byte(theirs, at)), [7, 0, 0, 0]);
+}
+
+/// Both ends of a connection in this process, the second exporter's bell shared.
+fn pair_sharing(process: &Process, bell: &PairBell, place: u32) -> (Import, [Export; 2]) {
+    let (near, far) = connection();
+    let near_offer = process.pair_offer(near.as_fd()).unwrap();
+    process.pair_offer(far.as_fd()).unwrap();
+    let mut pairs = [matched(process), matched(process)];
+    pairs.sort_by_key(|(offer, _)| *offer != near_offer);
+    let [near_pair, far_pair] = pairs.map(|(_, pair)| pair);
+    let own = process.pair_export(near_pair, MEMORY, near.as_fd()).unwrap();
+    let place = (bell, place);
+    let shared = process.pair_export_sharing(far_pair, MEMORY, far.as_fd(), place).unwrap();
+    assert!(own.event_fd().is_some() && shared.event_fd().is_none());
+    let mut imports = [next(process), next(process)].map(|event| match event {
+        PairingEvent::Ready { pair, import } => (pair == near_pair, import),
+        other => panic!("{other:?}"),
+    });
+    imports.sort_by_key(|(of_near, _)| !of_near);
+    let [(_, theirs), (_, other)] = imports;
+    assert!(other.shared_bell().is_none());
+    (theirs, [own, shared])
+}
+
+#[test]
+fn pairs_share_a_bell_whose_marks_say_for_whom_it_was_rung() {
+    let node = Node::new();
+    let process = node.open();
+    let bell = process.pair_bell().unwrap();
+    let (first, _exports) = pair_sharing(&process, &bell, 7);
+    let (second, _others) = pair_sharing(&process, &bell, 4000);
+    let at = |import: &Import| {
+        let (bell, place) = import.shared_bell().unwrap();
+        (Arc::as_ptr(bell), place)
+    };
+    assert_eq!((at(&first).1, at(&second).1), (7, 4000));
+    assert_eq!(at(&first).0, at(&second).0, "one descriptor for both");
+    let taken = || {
+        let mut places = Vec::new();
+        bell.marks().take(|place| places.push(place));
+        places
+    };
+    let silenced = || vmmc::bell::silence(bell.event_fd());
+    assert_eq!((silenced(), taken()), (0, vec![]));
+    second.send_notify(0, b"news").unwrap();
+    assert_eq!((silenced(), taken()), (1, vec![4000]));
+    first.send_notify(0, b"news").unwrap();
+    second.send_notify(0, b"news").unwrap();
+    assert_eq!((silenced(), taken()), (2, vec![7, 4000]));
+}
+
+#[test]
+fn a_shared_bell_without_marks_is_refused() {
+    let node = Node::new();
+    let process = node.open_polled();
+    let bell = process.pair_bell().unwrap();
+    let (import, _exports) = pair_sharing(&process, &bell, 0);
+    // A bell that came from somebody else has no marks to send along.
+    let (foreign, _) = import.shared_bell().unwrap();
+    let (near, far) = connection();
+    let near_offer = process.pair_offer(near.as_fd()).unwrap();
+    process.pair_offer(far.as_fd()).unwrap();
+    let pairs = [matched(&process), matched(&process)];
+    let (_, pair) = pairs.into_iter().find(|(offer, _)| *offer == near_offer).unwrap();
+    process.pair_export_sharing(pair, MEMORY, near.as_fd(), (foreign.as_ref(), 1)).unwrap();
+    match next(&process) {
+        PairingEvent::Broken { pair: broken, why: BrokenReason::Refused } => {
+            assert_eq!(broken, pair)
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

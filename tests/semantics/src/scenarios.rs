@@ -257,6 +257,11 @@ macro_rules! for_every_scenario {
             crowd: Cold;
             idle: Warm;
             warm_and_wait: Warm;
+            // bells.c
+            many_waited_for_in_turns: Warm;
+            many_in_two_sets: Warm;
+            many_threads_later: Warm;
+            many_shared_out_by_fork: Warm;
             // boundaries.c
             all_in_one_read: Warm;
             peek_for_all: Warm;

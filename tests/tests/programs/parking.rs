@@ -9,8 +9,8 @@ use vmmc_tests::{Connection, Running, Site, Watchdog, free_port, missing_program
 use crate::in_every_way::{Failure, LIMIT};
 
 const CONNECTIONS: u64 = 10_000;
-/// With so many all of them have room for their bells.
-const DESCRIPTORS: u64 = 40_000;
+/// A quarter is left to the layer: far less than two for each connection.
+const DESCRIPTORS: u64 = 14_000;
 /// For everything but the connections themselves.
 const OTHERS: u64 = 200;
 /// So many are busy in the end.
@@ -75,17 +75,8 @@ while not stop.poll(0):
 #[test]
 fn ten_thousand_idle_connections_are_parked_and_used_again() -> Result<(), Failure> {
     let test = "ten_thousand_idle_connections_are_parked_and_used_again";
-    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    // More than that need not be possible even where the limit says so.
-    let most = most.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
-    // A quarter is for bells.
-    let count = CONNECTIONS.min((most / 4 * 3).saturating_sub(OTHERS));
-    if count < CONNECTIONS {
-        eprintln!(
-            "{test}: only {count} connections, as no more than {most} descriptors are allowed"
-        );
-    }
-    let Some(pair) = Pair::start(test, count, most, "1")? else { return Ok(()) };
+    let (count, most) = possible(test);
+    let Some(pair) = Pair::start(test, CLIENT, count, most, "1", BUSY)? else { return Ok(()) };
     pair.until("open", |ends| {
         let carried = ends.iter().any(|end| end.sent + end.received > 0);
         carried && !ends.iter().any(Connection::is_lifted)
@@ -94,13 +85,55 @@ fn ten_thousand_idle_connections_are_parked_and_used_again() -> Result<(), Failu
 }
 
 #[test]
+fn thousands_of_connections_are_lifted_at_once_with_few_descriptors_more() -> Result<(), Failure> {
+    let test = "thousands_of_connections_are_lifted_at_once_with_few_descriptors_more";
+    let (count, most) = possible(test);
+    // The service has the sockets of both ends, and for a moment more.
+    let count = count.min(allowed() / 5 * 2);
+    let mut start = Pair::start(test, CLIENT, count, most, "3600", count as usize)?;
+    let Some(pair) = &mut start else { return Ok(()) };
+    pair.until("open", |_| true)?;
+    // All of them are used in turns until all are lifted.
+    pair.input.write_all(b"\n")?;
+    pair.until("used", |ends| {
+        ends.iter().filter(|end| end.is_lifted()).count() as u64 == 2 * count
+    })?;
+    let [server, client] = pair.descriptors()?;
+    let enough = count as usize + 100;
+    assert!(server < enough && client < enough, "{server} and {client} descriptors");
+    start.map_or(Ok(()), Pair::end)
+}
+
+#[test]
 fn idle_connections_make_room_for_busy_ones() -> Result<(), Failure> {
     let test = "idle_connections_make_room_for_busy_ones";
-    // Room for the bells of 48, and nothing is parked for being idle.
-    let Some(pair) = Pair::start(test, 200, 400, "3600")? else { return Ok(()) };
+    // Room for the bells of fewer than 100, as with more threads each has one of its own, and nothing is parked for being idle.
+    let threads =
+        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()";
+    let client = format!("{threads}\n{CLIENT}");
+    let Some(pair) = Pair::start(test, &client, 200, 400, "3600", BUSY)? else { return Ok(()) };
     pair.until("open", |ends| ends.iter().any(|end| end.sent + end.received > 0))?;
     let busy = |end: &&Connection| end.is_lifted() && end.sent + end.received > 3000;
     pair.go_on_until_used(|ends| ends.iter().filter(busy).count() >= 2 * BUSY)
+}
+
+/// How many descriptors a process may have here.
+fn allowed() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// How many connections, with how many descriptors, this system allows.
+fn possible(test: &str) -> (u64, u64) {
+    let most = allowed().min(DESCRIPTORS);
+    // The layer's own are in the last quarter.
+    let count = CONNECTIONS.min((most / 4 * 3).saturating_sub(OTHERS));
+    if count < CONNECTIONS {
+        eprintln!(
+            "{test}: only {count} connections, as no more than {most} descriptors are allowed"
+        );
+    }
+    (count, most)
 }
 
 /// Both programs.
@@ -117,9 +150,11 @@ impl Pair {
     /// With so many connections and descriptors; `None` if a program is missing.
     fn start(
         test: &str,
+        client: &str,
         count: u64,
         descriptors: u64,
         park_after: &str,
+        busy: usize,
     ) -> Result<Option<Self>, Failure> {
         if !missing_programs(test, &["python3", "sh"]).is_empty() {
             return Ok(None);
@@ -136,9 +171,17 @@ impl Pair {
         };
         let mut server = python(SERVER, &[port.to_string()]);
         let server = site.serve_when_it_says(&mut server, "listening")?;
-        let words = [port.to_string(), count.to_string(), BUSY.to_string()];
-        let (client, input) = site.start_fed(&mut python(CLIENT, &words))?;
+        let words = [port.to_string(), count.to_string(), busy.to_string()];
+        let (client, input) = site.start_fed(&mut python(client, &words))?;
         Ok(Some(Self { site, port, server, client, input, _watchdog }))
+    }
+
+    /// How many descriptors server and client have open.
+    fn descriptors(&self) -> Result<[usize; 2], Failure> {
+        let count = |program: &Running| -> Result<usize, Failure> {
+            Ok(std::fs::read_dir(format!("/proc/{}/fd", program.pid()))?.count())
+        };
+        Ok([count(&self.server)?, count(&self.client)?])
     }
 
     /// Waits until the client has said `text`, and then until the connections are as `wanted`.
@@ -171,6 +214,10 @@ impl Pair {
     fn go_on_until_used(mut self, wanted: impl Fn(&[Connection]) -> bool) -> Result<(), Failure> {
         self.input.write_all(b"\n")?;
         self.until("used", wanted)?;
+        self.end()
+    }
+
+    fn end(mut self) -> Result<(), Failure> {
         drop(self.input);
         self.client.succeed(LIMIT)?;
         Ok(())

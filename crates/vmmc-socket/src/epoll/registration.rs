@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::bells::{Rung, SetBells};
 use super::{BELL_EVENTS, Phase, Slot, TCP_EVENTS, Way, kernel, local, marked, slot};
 use crate::kernel::{Errno, Outcome};
 use crate::local::Ends;
@@ -23,6 +24,8 @@ pub(super) struct Registration {
     pub(super) slot: u32,
     events: u32,
     data: u64,
+    /// Where its bell stands among those of the set that are shared, and its place there.
+    seat: Option<(u32, u32)>,
     /// The program has it registered. The entry outlives that, for programs that delete and add all the time; a lifted
     /// one stays in the kernel too.
     active: bool,
@@ -65,6 +68,8 @@ pub(super) struct Registrations {
     waits: u32,
     /// The kernel object is not this process's alone: it must be true at all times.
     eager: bool,
+    /// Bells that several of the connections share.
+    bells: SetBells,
     /// Descriptors and slots of connections whose peers went back to TCP without a byte that would lead after them.
     left: Vec<(i32, u32)>,
 }
@@ -100,6 +105,11 @@ impl Numbers {
 type Control = Result<Option<u32>, Option<Errno>>;
 
 impl Registrations {
+    /// Of the set with this number.
+    pub(super) fn of_set(number: u32) -> Self {
+        Self { bells: SetBells::of_set(number), ..Self::default() }
+    }
+
     pub(super) fn epfd(&self) -> Option<i32> {
         self.epfd
     }
@@ -253,6 +263,7 @@ impl Registrations {
             slot,
             events,
             data,
+            seat: None,
             active: true,
             pending: false,
             told: (events, data),
@@ -272,9 +283,7 @@ impl Registrations {
                     Some(error)
                 },
             )?;
-            let bell = local::get(slot).bell.load(Ordering::Acquire);
-            let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, bell, BELL_EVENTS, marked(number));
-            self.lift(number);
+            self.lift(epfd, number);
         }
         Ok(Some(number))
     }
@@ -346,8 +355,15 @@ impl Registrations {
         self.entries.get_mut(number as usize)?.as_mut().filter(|entry| entry.slot == slot)
     }
 
-    fn lift(&mut self, number: u32) {
+    /// Its TCP socket stands in the kernel's object already.
+    fn lift(&mut self, epfd: i32, number: u32) {
         if let Some(entry) = &mut self.entries[number as usize] {
+            let local = local::get(entry.slot);
+            entry.seat = local.seat().map(|seat| self.bells.sit(epfd, seat, number));
+            if entry.seat.is_none() {
+                let (bell, data) = (local.bell.load(Ordering::Acquire), marked(number));
+                let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, bell, BELL_EVENTS, data);
+            }
             entry.lifted = true;
             entry.fresh = true;
             self.lifted += 1;
@@ -371,13 +387,12 @@ impl Registrations {
         })
     }
 
-    pub(super) fn adopt(&mut self, epfd: i32, slot: u32, number: u32, bell: i32) {
+    pub(super) fn adopt(&mut self, epfd: i32, slot: u32, number: u32) {
         self.tell(epfd, number);
         let Some(entry) = self.own(number, slot).filter(|entry| !entry.lifted) else { return };
         let operation = if entry.active { libc::EPOLL_CTL_MOD } else { libc::EPOLL_CTL_ADD };
         let _ = kernel::epoll_ctl(epfd, operation, entry.fd, TCP_EVENTS, marked(number));
-        let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, bell, BELL_EVENTS, marked(number));
-        self.lift(number);
+        self.lift(epfd, number);
     }
 
     /// Gives the registration back to the kernel; false if there is nothing left of it.
@@ -387,7 +402,7 @@ impl Registrations {
             return true;
         }
         let entry = *entry;
-        let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, bell, 0, 0);
+        self.silence(epfd, number, bell);
         if entry.active {
             let events = if entry.spent { 0 } else { entry.events };
             let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, entry.fd, events, entry.data);
@@ -420,12 +435,21 @@ impl Registrations {
     ) {
         let Some(entry) = self.own(number, slot).copied() else { return };
         if entry.lifted {
-            let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, bell, 0, 0);
+            self.silence(epfd, number, bell);
         }
         if entry.lifted || others_hold {
             let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, entry.fd, 0, 0);
         }
         self.vacate(number);
+    }
+
+    /// The registration's bell is not to be heard any more in this set.
+    fn silence(&mut self, epfd: i32, number: u32, bell: i32) {
+        let Some(entry) = &mut self.entries[number as usize] else { return };
+        match entry.seat.take() {
+            Some(seat) => self.bells.rise(epfd, seat),
+            None => drop(kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, bell, 0, 0)),
+        }
     }
 
     fn note_told(&mut self, number: u32, events: u32) {
@@ -443,7 +467,8 @@ impl Registrations {
         }
     }
 
-    pub(super) fn into_members(self) -> Vec<(u32, u32)> {
+    pub(super) fn into_members(mut self) -> Vec<(u32, u32)> {
+        self.bells.clear();
         let numbered = self.entries.into_iter().enumerate();
         numbered.filter_map(|(number, entry)| Some((entry?.slot, number as u32))).collect()
     }
@@ -471,6 +496,25 @@ impl Registrations {
         let old = events & !(IN | OUT) == 0
             && ends.is_some_and(|ends| repeat::nothing_else(entry.fd, slot, ends));
         entry.fresh |= tcp && !old;
+        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
+            self.left.push((entry.fd, entry.slot));
+        }
+        self.heat(number);
+    }
+
+    /// A bell that several registrations share was rung.
+    pub(super) fn hear(&mut self, bell: u32) {
+        for rung in self.bells.rung(bell) {
+            match rung {
+                Rung::Marked(number) => self.stir(number, IN),
+                Rung::Perhaps(number) => self.look_at(number),
+            }
+        }
+    }
+
+    /// The registration may have news.
+    fn look_at(&mut self, number: u32) {
+        let Some(Some(entry)) = self.entries.get(number as usize) else { return };
         if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
             self.left.push((entry.fd, entry.slot));
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Registrations, Set, lower_all, set, unmark};
+use super::{Marked, Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::thread::{self, MICROSECOND};
@@ -185,7 +185,8 @@ impl Waiting {
             // SAFETY: the kernel has written `count` events, at most `most`.
             let event = unsafe { self.out.add(n).read_unaligned() };
             match unmark(event.u64) {
-                Some(number) => registrations.stir(number, event.events),
+                Some(Marked::Registration(number)) => registrations.stir(number, event.events),
+                Some(Marked::Bell(number)) => registrations.hear(number),
                 None => {
                     // SAFETY: `kept <= n`.
                     unsafe { self.out.add(kept).write_unaligned(event) };

@@ -13,6 +13,7 @@ use vmmc_shm::table::{ExportState, StatusTable, state_word};
 
 use super::*;
 use crate::connection::{Connection, Table};
+use crate::pair_bell::PeerEvent;
 use crate::standing::{Standing, Terms};
 
 /// More than is copied at the call, and two steps of a copy.
@@ -50,7 +51,7 @@ impl World {
         let terms = Terms { node: None, rights: Rights::READ_WRITE, key: None };
         let standing = Standing::new(&table, &grant, terms).unwrap();
         let memory = Mapping::unshared(len).unwrap();
-        let event = (Event::new().unwrap(), false);
+        let event = (PeerEvent::Own(Event::new().unwrap()), false);
         let world = world(Import::of_pair(&process.inner, standing, memory, len, event));
         world.exporter_is(ExportState::Live);
         world
