@@ -240,6 +240,10 @@ impl Pairs {
         if let Some(pair) = self.by_id.get_mut(&base(id)) {
             let end = &mut pair.ends[id.end()];
             end.lingers = !end.settled;
+            // The peer was faster: it has read everything, or has written again, which the end must come before.
+            if let Some(socket) = end.socket.as_ref().filter(|_| end.settled && end.is_idle()) {
+                socket.end_stream();
+            }
         }
     }
 

@@ -169,6 +169,10 @@ pub(crate) fn duplicated(number: u32, new: i32) {
 pub(crate) fn closing(fd: i32, number: u32) {
     let Some(set) = set(number) else { return };
     if !descriptor::remove(fd, Kind::Set(number)) || set.descriptors.load(Ordering::Acquire) > 1 {
+        let mut numbers = descriptor::between(0, i32::MAX);
+        if let Some((other, _)) = numbers.find(|(_, kind)| *kind == Kind::Set(number)) {
+            set.with(|registrations| registrations.go_on_as(fd, other));
+        }
         set.descriptors.fetch_sub(1, Ordering::AcqRel);
         return;
     }
@@ -232,7 +236,8 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         crate::lift::retry_ready(index, slot);
         set.with(|registrations| registrations.set_arming(fd, index, false));
     }
-    let lifted = slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
+    let is_lifted = || slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
+    let lifted = is_lifted();
     let outcome = set.with(|registrations| match (operation, event) {
         (libc::EPOLL_CTL_ADD, Some((events, data))) => {
             registrations.add(epfd, fd, index, lifted, events, data)
@@ -254,7 +259,7 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
                 unsafe { local::get(index).parts() }.members.push((number, registration));
             });
             // It may have been lifted just now, between the look and the entry.
-            if !lifted && slot.ready.load(Ordering::Acquire) {
+            if !lifted && is_lifted() {
                 STRUCTURE.with(|_| {
                     // SAFETY: the structure's lock is held.
                     adopt(index, unsafe { local::get(index).parts() });
@@ -360,6 +365,7 @@ pub fn lower_all(number: u32) {
     });
     for (fd, index) in lifted {
         crate::lower::lower(fd, index, Why::Set);
+        crate::lower::follow(fd, index);
     }
 }
 

@@ -304,6 +304,12 @@ pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) 
 #[cold]
 pub(crate) fn follow(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
+    if slot.phase() != Phase::Attached && layer::at_home() {
+        // A relative was first, who could not give this process's registrations back.
+        let bell = local.bell.load(Ordering::Acquire);
+        // SAFETY: the structure's lock is held.
+        return STRUCTURE.with(|_| epoll::release(index, bell, unsafe { local.parts() }));
+    }
     {
         let _inward = slot.inward.lock.hold();
         let Some(ends) = local.ends() else { return };

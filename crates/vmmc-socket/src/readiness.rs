@@ -261,6 +261,10 @@ impl Polling<'_> {
         let (slot, local) = (slot::get(index), local::get(index));
         let Some(pin) = local.pin() else { return kernel::pending(fd, self.fds[n].events) };
         let ends = pin.ends();
+        // The kernel would have room: what a call that sends would wait for, one that asks waits for too.
+        if self.fds[n].events & OUT != 0 && slot.outward.way() == Way::Handover {
+            lower::await_handover(index);
+        }
         let mut now = self.rings(n, index);
         let in_ring = slot.inward.way() == Way::Ring && !slot.inward.stream.frozen(ends.mine);
         if !in_ring || slot.look.load(Ordering::Acquire) {

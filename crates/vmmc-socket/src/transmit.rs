@@ -205,8 +205,17 @@ impl Source<'_> {
             // SAFETY: the pieces are valid (promised to `send`); `len` is at most what is left and what fits.
             Self::Memory(pieces) => Ok((len, unsafe { pieces.pour_into(ring, position, len) })),
             Self::File { file, at, .. } => {
-                let (to, part) = ring.span(position, len);
-                let got = kernel::read_at(*file, to, part, *at)?;
+                // Over the seam too: a reader gets whole what was sent in one call.
+                let mut got = 0;
+                while got < len {
+                    let (to, part) = ring.span(ring.advance(position, got), len - got);
+                    match kernel::read_at(*file, to, part, *at + got as i64) {
+                        Ok(0) => break,
+                        Ok(read) => got += read,
+                        Err(_) if got > 0 => break,
+                        Err(error) => return Err(error),
+                    }
+                }
                 Ok((got, ring.advance(position, got)))
             }
             Self::Lent { .. } => Ok((len, ring.advance(position, len))),

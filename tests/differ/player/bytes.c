@@ -70,6 +70,8 @@ void step_send(void) {
         answer_result(send_file(fd, count));
     else if (strcmp(call, "syscall") == 0)
         answer_result(syscall(SYS_sendto, fd, outgoing, count, flags, NULL, 0));
+    else if (strcmp(call, "in_place") == 0)
+        answer_result(send_in_place(fd, outgoing, count, flags));
     else
         answer("!no such call");
 }
@@ -136,6 +138,8 @@ void step_receive(void) {
         receive_messages(fd, count, flags);
     else if (strcmp(call, "syscall") == 0)
         show(syscall(SYS_recvfrom, fd, incoming, count, flags, NULL, NULL), count);
+    else if (strcmp(call, "in_place") == 0)
+        show(receive_in_place(fd, incoming, count, flags), count);
     else
         answer("!no such call");
 }

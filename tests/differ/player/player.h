@@ -82,6 +82,11 @@ void step_stream_out(void);
 void step_stream_in(void);
 void step_ping(void);
 
+void step_reserve(void);
+void step_commit(void);
+void step_borrow(void);
+void step_release(void);
+
 void step_poll(void);
 void step_epoll_create(void);
 void step_epoll_ctl(void);
@@ -110,6 +115,11 @@ void step_collect(void);
 void step_handlers(void);
 void step_reset(void);
 void resume(char **argv);         /* after exec */
+
+/* ---- loans.c: send and recv, in memory that the connection lends if it does ---- */
+
+long send_in_place(int fd, const unsigned char *outgoing, size_t count, int flags);
+long receive_in_place(int fd, unsigned char *incoming, size_t count, int flags);
 
 /* Bytes of an endless pattern; `stamp` says which. */
 void fill(unsigned char *bytes, size_t count, uint32_t stamp, size_t offset);

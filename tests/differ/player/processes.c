@@ -119,6 +119,8 @@ static const struct {
 } steps[] = {
     {"send", step_send},           {"receive", step_receive},
     {"out", step_stream_out},      {"in", step_stream_in},
+    {"reserve", step_reserve},     {"commit", step_commit},
+    {"borrow", step_borrow},       {"release", step_release},
     {"ping", step_ping},           {"poll", step_poll},
     {"epoll_create", step_epoll_create}, {"epoll_ctl", step_epoll_ctl},
     {"epoll_wait", step_epoll_wait}, {"settle", step_settle},

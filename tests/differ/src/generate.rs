@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 use crate::step::{Action, Actor, NAMES, Names, PLACES, Place, Step};
-use crate::world::{Object, World};
+use crate::world::{Loan, Object, World};
 
 /// A program: what is there at its start, and its steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,10 +14,14 @@ pub struct Program {
     pub(crate) steps: Vec<Step>,
 }
 
-const SENDS: &[&str] =
-    &["write", "send", "send", "sendto", "writev", "sendmsg", "sendmmsg", "sendfile", "syscall"];
-const RECEIVES: &[&str] =
-    &["read", "recv", "recv", "recv", "recvfrom", "readv", "recvmsg", "recvmmsg", "syscall"];
+const SENDS: &[&str] = &[
+    "write", "send", "send", "sendto", "writev", "sendmsg", "sendmmsg", "sendfile", "syscall",
+    "in_place",
+];
+const RECEIVES: &[&str] = &[
+    "read", "recv", "recv", "recv", "recvfrom", "readv", "recvmsg", "recvmmsg", "syscall",
+    "in_place",
+];
 /// Calls that take no flags.
 const PLAIN: &[&str] = &["write", "writev", "sendfile", "read", "readv"];
 
@@ -29,7 +33,7 @@ impl Program {
         // The first is always warm: a program of nothing but kernel connections compares the kernel with itself.
         let warm: Vec<bool> = (0..connections).map(|n| n == 0 || !random.once_in(3)).collect();
         let restarts = random.once_in(2);
-        let mut world = World::new(connections, restarts);
+        let mut world = World::new(&warm, restarts);
         let mut steps = Vec::new();
         let length = random.between(6, 36);
         for _ in 0..20 * length {
@@ -49,7 +53,7 @@ impl Program {
 
     /// Those of the steps, by their numbers, that still make sense without the others.
     pub fn keep(&self, numbers: &[usize]) -> Vec<(usize, Step)> {
-        let mut world = World::new(self.warm.len(), self.restarts);
+        let mut world = World::new(&self.warm, self.restarts);
         let mut kept = Vec::new();
         for &number in numbers {
             let Some(step) = self.steps.get(number).filter(|step| world.admits(step)) else {
@@ -117,7 +121,9 @@ fn propose(random: &mut Random, world: &World) -> Option<Step> {
         0..=4 => Action::EpollCreate { place: free },
         5..=24 if !sets.is_empty() => propose_epoll(random, &sets, &ends)?,
         _ if ends.is_empty() => Action::Leave { how: random.one_of(&["exit", "_exit"]) },
+        5..=34 if random.once_in(8) => propose_sent_loan(random, world, by, &ends),
         5..=34 => propose_send(random, &ends),
+        35..=56 if random.once_in(6) => propose_received_loan(random, world, by, &ends),
         35..=56 => propose_receive(random, &ends),
         57..=63 => propose_poll(random, &ends, false),
         64..=71 => propose_sleep(random, world, by, &ends, &sets)?,
@@ -206,6 +212,28 @@ fn propose_receive(random: &mut Random, ends: &[Place]) -> Action {
         }
     }
     Action::Receive { place, call, count: size(random), flags: Names(flags) }
+}
+
+/// Space on loan is sent, if there is any; else some is lent.
+fn propose_sent_loan(random: &mut Random, world: &World, by: Actor, ends: &[Place]) -> Action {
+    match world.loan_of(by, Loan::Reserved) {
+        Some((place, len)) => {
+            Action::Commit { place, count: part(random, len), stamp: stamp(random) }
+        }
+        None => Action::Reserve { place: random.one_of(ends), count: size(random) },
+    }
+}
+
+fn propose_received_loan(random: &mut Random, world: &World, by: Actor, ends: &[Place]) -> Action {
+    match world.loan_of(by, Loan::Borrowed) {
+        Some((place, len)) => Action::Release { place, count: part(random, len) },
+        None => Action::Borrow { place: random.one_of(ends), count: size(random) },
+    }
+}
+
+/// Mostly all of it.
+fn part(random: &mut Random, len: usize) -> usize {
+    if random.once_in(3) { random.between(0, len) } else { len }
 }
 
 fn propose_poll(random: &mut Random, ends: &[Place], wait: bool) -> Action {

@@ -8,6 +8,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vmmc_tests::{Running, RunningError};
 
+/// Where `vmmc/loan.h` is.
+const HEADERS: &str = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/../../crates/vmmc-loan/include");
+
 /// The compiled player. Dropping it removes it.
 #[derive(Debug)]
 pub struct Player {
@@ -30,6 +33,7 @@ impl Player {
         let player = Player { directory };
         let mut compiler = Command::new("cc");
         compiler.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-result"]);
+        compiler.arg(HEADERS);
         for entry in Path::new(env!("CARGO_MANIFEST_DIR")).join("player").read_dir()? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "c") {

@@ -188,7 +188,7 @@ impl<'a> Stage<'a> {
         let mut played = Played { lines: Vec::new(), lifted: false, usable: false };
         let Ok(lifted) = self.set_up(program) else { return played };
         played.lifted = lifted;
-        let mut world = World::new(program.warm.len(), program.restarts);
+        let mut world = World::new(&program.warm, program.restarts);
         for (number, step) in steps {
             let mut answers = Vec::new();
             let taken = self.take(&mut world, step, &mut answers);

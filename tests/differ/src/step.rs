@@ -40,6 +40,25 @@ pub(crate) enum Action {
         count: usize,
         flags: Names,
     },
+    /// Sending in place, in two steps: space is lent now, and sent by [`Action::Commit`].
+    Reserve {
+        place: Place,
+        count: usize,
+    },
+    Commit {
+        place: Place,
+        count: usize,
+        stamp: u32,
+    },
+    /// Receiving in place, in two steps: what is there is lent now, and taken by [`Action::Release`].
+    Borrow {
+        place: Place,
+        count: usize,
+    },
+    Release {
+        place: Place,
+        count: usize,
+    },
     Stream {
         place: Place,
         to: Actor,
@@ -137,6 +156,10 @@ impl fmt::Display for Action {
             Action::Receive { place, call, count, flags } => {
                 write!(f, "receive {place} {call} {count} {flags}")
             }
+            Action::Reserve { place, count } => write!(f, "reserve {place} {count}"),
+            Action::Commit { place, count, stamp } => write!(f, "commit {place} {count} {stamp}"),
+            Action::Borrow { place, count } => write!(f, "borrow {place} {count}"),
+            Action::Release { place, count } => write!(f, "release {place} {count}"),
             Action::Stream { place, to, into, count, pieces: [out, _], stamp } => {
                 write!(f, "out {place} {count} {out} {stamp} (to {} {into})", NAMES[*to])
             }

@@ -1,7 +1,12 @@
 //! What the kernel would know while a program runs: as much of it as decides whether a step's answer can be told in
 //! advance from the steps before it. The answers themselves are nobody's business here; the kernel gives them.
 
+mod loans;
+
+pub(crate) use loans::Loan;
+
 use crate::step::{Action, Actor, NAMES, PLACES, Place, Step};
+use loans::Lent;
 
 /// Bytes that may lie unread in a direction, so that no sending call ever waits for room.
 const ROOM: usize = 48_000;
@@ -29,8 +34,13 @@ pub(crate) struct End {
     lingers_zero: bool,
     /// Both directions were shut down while bytes were unread: documented, what the peer sends then is not refused.
     mute: bool,
+    /// Documented: edge-triggered and one-shot registrations of a connection that is lifted only now, or goes back to TCP, report
+    /// once more what they had reported.
+    restless: bool,
     /// The peer did something that may not have arrived yet.
     pub(crate) news: bool,
+    reserved: Option<Lent>,
+    borrowed: Option<Lent>,
 }
 
 impl End {
@@ -38,6 +48,11 @@ impl End {
     fn refuses(&self) -> bool {
         self.closed || self.deaf && self.finished
     }
+}
+
+/// A look that waits for more beside bytes that it leaves where they are: the layer leaves that to the kernel.
+fn is_peek_for_all(call: &Action) -> bool {
+    matches!(call, Action::Receive { flags, .. } if flags.has("PEEK") && flags.has("WAITALL"))
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +71,8 @@ struct Registration {
 pub(crate) struct World {
     pub(crate) ends: Vec<End>,
     sets: usize,
+    /// Sets that a child has got too. Looking at such a one brings what is in it back to TCP.
+    inherited: Vec<usize>,
     registrations: Vec<Registration>,
     tables: [Option<[Option<Object>; PLACES]>; NAMES.len()],
     pub(crate) parents: [Option<Actor>; NAMES.len()],
@@ -71,19 +88,23 @@ pub(crate) struct Arrival {
 }
 
 impl World {
-    /// `a` and `b` hold the two ends of each connection, at the place of the connection's number.
-    pub(crate) fn new(connections: usize, restarts: bool) -> Self {
+    /// `a` and `b` hold the two ends of each connection, at the place of the connection's number; those that are `warm` are lifted.
+    pub(crate) fn new(warm: &[bool], restarts: bool) -> Self {
         let mut tables = [const { None }; NAMES.len()];
         for (side, table) in tables.iter_mut().enumerate().take(2) {
             let mut places = [None; PLACES];
-            for (n, place) in places.iter_mut().enumerate().take(connections) {
+            for (n, place) in places.iter_mut().enumerate().take(warm.len()) {
                 *place = Some(Object::End(2 * n + side));
             }
             *table = Some(places);
         }
         World {
-            ends: vec![End::default(); 2 * connections],
+            ends: warm
+                .iter()
+                .flat_map(|warm| std::iter::repeat_n(End { restless: !warm, ..End::default() }, 2))
+                .collect(),
             sets: 0,
+            inherited: Vec::new(),
             registrations: Vec::new(),
             tables,
             parents: [None; NAMES.len()],
@@ -137,6 +158,10 @@ impl World {
         let mut places: Vec<Place> = match &step.action {
             Action::Send { place, .. }
             | Action::Receive { place, .. }
+            | Action::Reserve { place, .. }
+            | Action::Commit { place, .. }
+            | Action::Borrow { place, .. }
+            | Action::Release { place, .. }
             | Action::Stream { place, .. }
             | Action::Shutdown { place, .. }
             | Action::Ask { place, .. }
@@ -190,15 +215,33 @@ impl World {
             Action::Send { place, call, count, .. } => {
                 self.end_at(by, *place).is_some_and(|end| self.can_send(end, call, *count))
             }
-            Action::Receive { place, .. } => is_end(place) && !self.sleeps(by, action),
+            Action::Receive { place, .. } => {
+                self.end_at(by, *place).is_some_and(|end| {
+                    !self.ends[end].withholds(action)
+                        && (!is_peek_for_all(action) || self.can_go_to_others(end))
+                }) && !self.sleeps(by, action)
+            }
+            Action::Reserve { place, count } => {
+                self.end_at(by, *place).is_some_and(|end| self.can_reserve(end, *count))
+            }
+            Action::Commit { place, count, .. } => self.can_commit(by, *place, *count),
+            Action::Borrow { place, .. } => {
+                self.end_at(by, *place).is_some_and(|end| self.can_borrow(end))
+            }
+            Action::Release { place, count } => self.can_release(by, *place, *count),
             Action::Stream { place, to, into, .. } => self.can_stream(by, *place, *to, *into),
             Action::Poll { wait, wanted, .. } => {
                 !wait && wanted.iter().all(|(place, _)| is_end(place))
             }
             Action::EpollCreate { place } => self.at(by, *place).is_none() && self.sets < 3,
             Action::EpollCtl { set, place, events, .. } => {
+                let calm = |end: &End| !end.restless && !self.is_inherited(by, *set);
                 // Documented: a program's own shutdown is no edge to it, nor is what the kernel makes of it later.
-                let told = |end: usize| !(self.ends[end].finished && events.has("ET"));
+                let told = |end: usize| {
+                    let end = &self.ends[end];
+                    !(end.finished && events.has("ET"))
+                        && (calm(end) || !events.has("ET") && !events.has("ONESHOT"))
+                };
                 self.can_look_at(by, *set)
                     && self
                         .end_at(by, *place)
@@ -239,6 +282,11 @@ impl World {
     }
 
     fn can_send(&self, number: usize, call: &str, count: usize) -> bool {
+        self.ends[number].reserved.is_none() && self.takes(number, call, count)
+    }
+
+    /// Whether the connection gives a sending call an answer that does not depend on time.
+    fn takes(&self, number: usize, call: &str, count: usize) -> bool {
         let (end, peer) = (&self.ends[number], &self.ends[number ^ 1]);
         // The second message may or may not meet the answer to the first.
         let in_time = call != "sendmmsg" || !peer.refuses();
@@ -259,8 +307,10 @@ impl World {
         let end = &self.ends[number];
         let withheld = end.finished && end.deaf && end.unread > 0;
         // Documented: edge-triggered and one-shot registrations do not survive as they were.
-        let delicate =
-            self.registrations.iter().any(|one| one.end == number && (one.oneshot || one.edge));
+        let delicate = self
+            .registrations
+            .iter()
+            .any(|one| (one.end == number || one.end == number ^ 1) && (one.oneshot || one.edge));
         self.can_be_lowered(number) && !withheld && !delicate && !self.ends_once_more(number)
     }
 
@@ -284,6 +334,7 @@ impl World {
             && free(&self.ends[from])
             && free(&self.ends[end])
             && self.ends[end].unread == 0
+            && self.ends[from].reserved.is_none()
             // How often room is short, and so how often it is news that there is some, depends on time.
             && !self.registrations.iter().any(|one| one.end == from && one.output)
     }
@@ -294,22 +345,54 @@ impl World {
         self.set_at(by, place).is_some_and(|set| {
             let object = Object::Set(set);
             let mut inside = self.registrations.iter().filter(|one| one.set == set);
+            let inherited = self.inherited.contains(&set);
             self.holders(object) == self.held_by(by, object)
-                && inside.all(|one| self.held_by(by, Object::End(one.end)) > 0)
+                && inside.all(|one| {
+                    self.held_by(by, Object::End(one.end)) > 0
+                        && (!inherited || self.can_go_to_others(one.end))
+                })
         })
+    }
+
+    fn is_inherited(&self, by: Actor, place: Place) -> bool {
+        self.set_at(by, place).is_some_and(|set| self.inherited.contains(&set))
+    }
+
+    /// The connection goes back to TCP.
+    fn unsettle(&mut self, end: usize) {
+        self.ends[end].restless = true;
+        self.ends[end ^ 1].restless = true;
+    }
+
+    fn unsettle_all(&mut self, by: Actor) {
+        (0..PLACES).for_each(|place| {
+            if let Some(end) = self.end_at(by, place) {
+                self.unsettle(end);
+            }
+        });
+    }
+
+    /// Looking at a set that was inherited.
+    fn unsettle_inside(&mut self, by: Actor, place: Place) {
+        let Some(set) = self.set_at(by, place).filter(|set| self.inherited.contains(set)) else {
+            return;
+        };
+        let inside = self.registrations.iter().filter(|one| one.set == set);
+        let ends: Vec<usize> = inside.map(|one| one.end).collect();
+        ends.into_iter().for_each(|end| self.unsettle(end));
     }
 
     /// Documented: an entry of an epoll object is gone with the last descriptor of the process, though another process
     /// still holds the connection; and it tells nothing of TCP when its own number is closed.
     fn can_close(&self, by: Actor, place: Place) -> bool {
         let Some(end) = self.end_at(by, place) else { return true };
+        if self.lends_elsewhere(by, place) {
+            return false;
+        }
         let object = Object::End(end);
         let peer = &self.ends[end ^ 1];
         // Of a reset nothing can be seen at once where everything has ended already.
         if self.holders(object) == 1 && peer.deaf && peer.finished && self.aborts(end) {
-            return false;
-        }
-        if self.holders(object) == 1 && self.ends_once_more(end) {
             return false;
         }
         let last = self.held_by(by, object) == 1;
@@ -344,7 +427,8 @@ impl World {
     fn can_be_woken(&self, by: Actor, call: &Action, wakers: &[Step]) -> bool {
         let watched: Vec<usize> = match call {
             Action::Receive { place, .. } if self.sleeps(by, call) => {
-                self.end_at(by, *place).into_iter().collect()
+                let end = self.end_at(by, *place);
+                end.filter(|end| !self.ends[*end].withholds(call)).into_iter().collect()
             }
             Action::Poll { wait: true, wanted, .. } => {
                 wanted.iter().filter_map(|(place, _)| self.end_at(by, *place)).collect()
@@ -371,7 +455,12 @@ impl World {
             let woken = match (call, &waker.action) {
                 // A signal ends the call, unless handlers restart it.
                 (_, Action::Signal { to }) if *to == by => {
-                    if !(receives && self.restarts) {
+                    if is_peek_for_all(call) {
+                        return false;
+                    }
+                    // A call that has got something returns it, whatever handlers do.
+                    let got = receives && watched.iter().any(|end| after.ends[*end].unread > 0);
+                    if !(receives && self.restarts) || got {
                         return n + 1 == wakers.len();
                     }
                     continue;
@@ -399,6 +488,10 @@ impl World {
         match &step.action {
             Action::Send { place, count, .. } => self.send(by, *place, *count),
             Action::Receive { place, call, count, flags } => {
+                if let Some(end) = self.end_at(by, *place).filter(|_| is_peek_for_all(&step.action))
+                {
+                    self.unsettle(end);
+                }
                 if let Some(end) = self.end_at(by, *place).filter(|_| !flags.has("PEEK")) {
                     // An error may have come first.
                     if *call == "recvmmsg" && self.ends[end].reset {
@@ -408,12 +501,27 @@ impl World {
                     end.unread -= end.unread.min(*count);
                 }
             }
+            Action::Reserve { place, count } => self.lend(by, *place, *count, Loan::Reserved),
+            Action::Borrow { place, count } => self.lend(by, *place, *count, Loan::Borrowed),
+            Action::Commit { place, count, .. } => {
+                self.give_back(by, *place, Loan::Reserved);
+                if *count > 0 {
+                    self.send(by, *place, *count);
+                }
+            }
+            Action::Release { place, count } => {
+                self.give_back(by, *place, Loan::Borrowed);
+                if let Some(end) = self.end_at(by, *place) {
+                    self.ends[end].unread -= *count;
+                }
+            }
             Action::EpollCreate { place } => {
                 let set = Object::Set(self.sets);
                 self.sets += 1;
                 self.put(by, *place, Some(set));
             }
             Action::EpollCtl { set, what, place, events } => {
+                self.unsettle_inside(by, *set);
                 let (Some(set), Some(end)) = (self.set_at(by, *set), self.end_at(by, *place))
                 else {
                     return;
@@ -453,12 +561,29 @@ impl World {
             }
             Action::Close { place } => self.put(by, *place, None),
             Action::Dup { from, to, .. } => self.put(by, *to, self.at(by, *from)),
-            Action::Pass { place, to, into } => self.put(*to, *into, self.at(by, *place)),
+            Action::Pass { place, to, into } => {
+                if let Some(end) = self.end_at(by, *place) {
+                    self.unsettle(end);
+                }
+                self.put(*to, *into, self.at(by, *place));
+            }
             Action::Fork { child } => {
+                let sets = self.tables[by].into_iter().flatten().filter_map(|held| match held {
+                    Some(Object::Set(set)) => Some(set),
+                    _ => None,
+                });
+                self.inherited.extend(sets);
                 self.tables[*child] = self.tables[by];
                 self.parents[*child] = Some(by);
             }
+            Action::Exec => {
+                self.unsettle_all(by);
+                self.forget_loans(by);
+            }
+            Action::Spawn => self.unsettle_all(by),
+            Action::EpollWait { set, .. } => self.unsettle_inside(by, *set),
             Action::Leave { .. } => {
+                self.forget_loans(by);
                 for place in 0..PLACES {
                     self.put(by, place, None);
                 }
@@ -475,12 +600,7 @@ impl World {
                     self.ends[end ^ 1].news = true;
                 }
             }
-            Action::Poll { .. }
-            | Action::EpollWait { .. }
-            | Action::Ask { .. }
-            | Action::Exec
-            | Action::Spawn
-            | Action::Signal { .. } => {}
+            Action::Poll { .. } | Action::Ask { .. } | Action::Signal { .. } => {}
         }
     }
 

@@ -176,6 +176,65 @@ void scenario_epoll_edge_read_before(void) {
     meet();
 }
 
+/* Bytes are no news to who waits for room or the end only. */
+void scenario_epoll_edge_of_others(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "ab");
+        meet();
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    add(set, fd, EPOLLOUT | EPOLLRDHUP | EPOLLET, 1);
+    look("added", set, 0);
+    meet();
+    await_readable(fd, 2);
+    look("bytes", set, 0);
+    meet();
+    await_bits(fd, POLLRDHUP);
+    look("the end", set, 0);
+    meet();
+}
+
+/* An end that was told of with the bytes before it is told of once, whenever those are read. */
+void scenario_epoll_edge_of_end(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "last words");
+        close(fd);
+        meet();
+        return;
+    }
+    int set = epoll_create1(0);
+    add(set, fd, EPOLLIN | EPOLLET, 1);
+    await_bits(fd, POLLRDHUP);
+    look("bytes and end", set, 5000);
+    expect_text(fd, "last words");
+    expect_end(fd);
+    look("read", set, 100);
+    meet();
+}
+
+/* A call that does not wait finds what is there, however often it was asked before. */
+void scenario_epoll_looks_at_all(void) {
+    int fd = connection(), set = epoll_create1(0), pipes[2], missed = 0;
+    char byte = 0;
+    pipe(pipes);
+    add(set, fd, EPOLLIN, 1);
+    add(set, pipes[0], EPOLLIN, 2);
+    for (int i = 0; i < 1000; i++) {
+        struct epoll_event event;
+        write(pipes[1], &byte, 1);
+        missed += epoll_wait(set, &event, 1, 0) != 1;
+        read(pipes[0], &byte, 1);
+    }
+    say("missed %d", missed);
+    meet();
+}
+
 void scenario_epoll_oneshot(void) {
     int fd = connection();
     if (me.client) {

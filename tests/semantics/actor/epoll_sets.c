@@ -74,6 +74,53 @@ void scenario_epoll_dup(void) {
     meet();
 }
 
+/* The set goes on under its other number when the one under which all was registered is closed. */
+void scenario_epoll_set_renumbered(void) {
+    int fd = connection(), one = 1;
+    if (me.client) {
+        meet();
+        put_text(fd, "lowered");
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), twin = dup(set);
+    T(add(set, fd, EPOLLIN, 1));
+    close(set);
+    setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
+    look("idle", twin, 0);
+    meet();
+    look("bytes", twin, 5000);
+    look("bytes", twin, 0);
+    expect_text(fd, "lowered");
+    meet();
+}
+
+/* What one process of a family has brought back to TCP, the others are told of once. */
+void scenario_epoll_lowered_by_child(void) {
+    int fd = connection(), one = 1;
+    if (me.client) {
+        meet();
+        put_text(fd, "once");
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), status;
+    struct epoll_event events[4];
+    add(set, fd, EPOLLIN, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    meet();
+    await_readable(fd, 4);
+    T(epoll_wait(set, events, 4, 5000));
+    T(epoll_wait(set, events, 4, 0));
+    expect_text(fd, "once");
+    meet();
+}
+
 /* close() takes the connection out of the set; its number then belongs to the next one. */
 void scenario_epoll_number_reused(void) {
     int first = connection();

@@ -149,3 +149,24 @@ void scenario_splice_to_connection(void) {
     T(write(fd, "then by write", 13));
     meet();
 }
+
+/* A reader that waits gets whole what was sent by one call, wherever the ring has its seam. */
+void scenario_sendfile_in_one_piece(void) {
+    enum { PIECE = 450 };
+    char bytes[4 * PIECE];
+    int fd = connection(), file = fileno(tmpfile()), odd = 0;
+    fill_pattern(bytes, 0, PIECE, 1);
+    write(file, bytes, PIECE);
+    for (int i = 0; i < 30; i++) {
+        off_t at = 0;
+        if (me.client) {
+            await_asleep(me.peer);
+            sendfile(fd, file, &at, PIECE);
+        } else {
+            odd += recv(fd, bytes, sizeof bytes, 0) != PIECE;
+        }
+        meet();
+    }
+    say("odd %d", odd);
+    meet();
+}

@@ -84,6 +84,9 @@ macro_rules! for_every_scenario {
             epoll_edge_writable: Warm;
             epoll_edge_room_after_news: Warm;
             epoll_edge_read_before: Warm;
+            epoll_edge_of_others: Warm;
+            epoll_edge_of_end: Warm;
+            epoll_looks_at_all: Warm;
             epoll_oneshot: Warm;
             epoll_hangup: Warm;
             epoll_ctl_errors: Warm;
@@ -95,6 +98,8 @@ macro_rules! for_every_scenario {
             // epoll_sets.c
             epoll_two_sets: Warm;
             epoll_dup: Warm;
+            epoll_set_renumbered: Warm;
+            epoll_lowered_by_child: Warm;
             epoll_number_reused: Warm;
             epoll_nested: Warm;
             epoll_small_room: Warm;
@@ -212,6 +217,7 @@ macro_rules! for_every_scenario {
             // files.c
             sendfile: Warm;
             sendfile_nonblocking: Warm;
+            sendfile_in_one_piece: Warm;
             splice_from_connection: Warm;
             splice_to_connection: Warm;
             // stdio.c

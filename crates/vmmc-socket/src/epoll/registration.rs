@@ -221,6 +221,13 @@ impl Registrations {
         }
     }
 
+    /// The number `closed` of the object is closed; it has this one too.
+    pub(super) fn go_on_as(&mut self, closed: i32, other: i32) {
+        if self.epfd == Some(closed) {
+            self.epfd = Some(other);
+        }
+    }
+
     pub(super) fn add(
         &mut self,
         epfd: i32,
@@ -493,8 +500,10 @@ impl Registrations {
         if news {
             slot.look.store(true, Ordering::Release);
         }
-        let old = events & !(IN | OUT) == 0
-            && ends.is_some_and(|ends| repeat::nothing_else(entry.fd, slot, ends));
+        let old = ends.is_some_and(|ends| {
+            events & !(IN | OUT) == 0 && repeat::nothing_else(entry.fd, slot, ends)
+                || entry.has_ended(events, slot, ends)
+        });
         entry.fresh |= tcp && !old;
         if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
             self.left.push((entry.fd, entry.slot));
@@ -567,6 +576,12 @@ impl Registrations {
             self.cursor += 1;
             let Some(entry) = self.entries[number as usize].as_mut() else { continue };
             if !entry.active || entry.spent {
+                (entry.hot, cooled) = (false, true);
+                continue;
+            }
+            // A relative has brought it back to TCP: the kernel tells of it.
+            if slot::get(entry.slot).phase() != Phase::Attached {
+                self.left.push((entry.fd, entry.slot));
                 (entry.hot, cooled) = (false, true);
                 continue;
             }
@@ -665,8 +680,10 @@ impl Registration {
             ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN,
             slot.outward.collisions.load(Ordering::Relaxed),
         );
-        // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already.
-        let arrived = tail != self.seen_tail && (self.events | now) & (IN | RDHUP) != 0;
+        // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already: bytes
+        // tell those that want bytes, an end tells everybody.
+        let ended = (tail ^ self.seen_tail) & vmmc::stream::FIN != 0;
+        let arrived = ended || tail != self.seen_tail && self.events & IN != 0;
         let room = collisions != self.seen_collisions && now & OUT != 0;
         if !(self.fresh || arrived || room) {
             return 0;
@@ -710,7 +727,17 @@ impl Registration {
         now & (self.events | ALWAYS)
     }
 
+    /// Whether TCP tells of nothing but an end that the ring had told of before.
+    fn has_ended(&self, events: u32, slot: &Slot, ends: Ends) -> bool {
+        let room = self.events & OUT != 0 && slot.outward.way() != Way::Ring;
+        events & !(IN | OUT | RDHUP) == 0 && !room && ended(self.fd, slot, ends) != 0
+    }
+
+    /// Whether the peer has gone back to TCP, or another process of the family has brought the connection back there.
     fn peer_has_left(&self) -> bool {
+        if slot::get(self.slot).phase() != Phase::Attached {
+            return true;
+        }
         let ends = local::get(self.slot).ends();
         ends.is_some_and(|ends| lower::has_left(slot::get(self.slot), ends))
     }

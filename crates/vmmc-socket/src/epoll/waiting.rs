@@ -54,8 +54,9 @@ impl Waiting {
         loop {
             // With nothing lifted in the set the kernel is asked once, as the program would.
             if self.set.with(|registrations| registrations.lifted > 0) {
-                let found = self.look(masked)?;
-                if found > 0 || timeout == Some(Duration::ZERO) {
+                let at_once = timeout == Some(Duration::ZERO);
+                let found = self.look(masked, at_once)?;
+                if found > 0 || at_once {
                     return Ok(found);
                 }
                 if !masked && self.spin()? {
@@ -75,18 +76,26 @@ impl Waiting {
         }
     }
 
-    /// What is ready now, in the rings and, once in a while, in the kernel.
-    fn look(&self, ask_kernel: bool) -> Outcome {
+    /// What is ready now, in the rings and, once in a while, in the kernel; and always there if the call is over `at_once` and
+    /// the rings have nothing.
+    fn look(&self, ask_kernel: bool, at_once: bool) -> Outcome {
         self.set.with(|registrations| {
             let mut found = 0;
             let now = thread::ticks();
             let due = now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK;
-            if due || ask_kernel || !registrations.hot() {
-                registrations.last_kernel_look = now;
-                found = self.ask_kernel(registrations, Some(Duration::ZERO), self.mask)?;
+            let mut asks = due || ask_kernel || !registrations.hot();
+            loop {
+                if asks {
+                    registrations.last_kernel_look = now;
+                    found = self.ask_kernel(registrations, Some(Duration::ZERO), self.mask)?;
+                }
+                // SAFETY: `found` is at most `most`.
+                found += registrations.collect(unsafe { self.out.add(found) }, self.most - found);
+                if found > 0 || asks || !at_once {
+                    break;
+                }
+                asks = true;
             }
-            // SAFETY: `found` is at most `most`.
-            found += registrations.collect(unsafe { self.out.add(found) }, self.most - found);
             self.on_return(registrations, found);
             Ok(found)
         })
@@ -174,8 +183,14 @@ impl Waiting {
         time: Option<Duration>,
         mask: *const libc::sigset_t,
     ) -> Outcome {
-        let count = kernel::epoll_wait(self.epfd, self.out, self.most, time, mask)?;
-        Ok(self.sort_out(registrations, count))
+        loop {
+            let count = kernel::epoll_wait(self.epfd, self.out, self.most, time, mask)?;
+            let kept = self.sort_out(registrations, count);
+            // The layer's own events, each told once, may have taken the room of the program's.
+            if kept > 0 || count < self.most {
+                return Ok(kept);
+            }
+        }
     }
 
     /// Of `count` events from the kernel keeps those that are the program's, and notes those that are the layer's.
