@@ -341,8 +341,11 @@ impl Polling<'_> {
             };
             immediate += usize::from(known != 0);
             list[n].events = self.of_tcp(n, index, known);
-            // Who has bytes to read will read them before he can make anything of what else TCP could say, and asks again.
-            if known & IN != 0 && list[n].events & self.fds[n].events & TCP_ONLY == 0 {
+            // Who has bytes to read will read them before he can make anything of what else TCP could say, and asks again;
+            // unless that is that there is room.
+            let room = self.fds[n].events & OUT != 0 && slot.outward.way() != Way::Ring;
+            let beside = list[n].events & self.fds[n].events & TCP_ONLY != 0 || room;
+            if known & IN != 0 && !beside {
                 list[n].fd = -1;
                 self.fds[n].revents = known;
             }

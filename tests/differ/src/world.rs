@@ -55,6 +55,11 @@ fn is_peek_for_all(call: &Action) -> bool {
     matches!(call, Action::Receive { flags, .. } if flags.has("PEEK") && flags.has("WAITALL"))
 }
 
+/// A loan of as much as is waited for has got nothing until it has all, so that a signal does not end it half-way.
+fn is_loan_of_all(call: &Action) -> bool {
+    matches!(call, Action::Receive { call, flags, .. } if *call == "in_place" && flags.has("WAITALL"))
+}
+
 #[derive(Debug, Clone)]
 struct Registration {
     set: usize,
@@ -455,7 +460,7 @@ impl World {
             let woken = match (call, &waker.action) {
                 // A signal ends the call, unless handlers restart it.
                 (_, Action::Signal { to }) if *to == by => {
-                    if is_peek_for_all(call) {
+                    if is_peek_for_all(call) || is_loan_of_all(call) {
                         return false;
                     }
                     // A call that has got something returns it, whatever handlers do.
