@@ -68,9 +68,9 @@ impl World {
             return false;
         };
         let end = &self.ends[number];
-        // Where the ring has ended, committing nothing is an error too; the kernel is not asked then.
-        let ended = end.finished || end.reset || self.ends[number ^ 1].refuses();
-        count <= lent.len && self.takes(number, "in_place", count) && (count > 0 || !ended)
+        // Where the direction has ended, committing is an error; which one, and whether of nothing too, is nobody's promise.
+        let open = !end.finished && !end.reset && !self.ends[number ^ 1].refuses();
+        open && count <= lent.len && self.takes(number, "in_place", count)
     }
 
     pub(super) fn can_borrow(&self, number: usize) -> bool {
