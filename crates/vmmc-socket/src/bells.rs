@@ -155,7 +155,8 @@ impl Bells {
         Self(BTreeMap::new())
     }
 
-    /// Where a connection with `peer` that stands in `set` may sit; none: it gets a bell of its own.
+    /// Where a connection with `peer` that stands in `set` may sit; none: it gets a bell of its own, as where threads sleep alone
+    /// although their connections stand in that set.
     pub(crate) fn seat(
         &mut self,
         process: &Process,
@@ -164,6 +165,10 @@ impl Bells {
     ) -> Option<Seat> {
         let of_peer = self.0.get_mut(&peer).filter(|of_peer| of_peer.pairs >= FEW)?;
         if set.is_none() && !thread::alone() {
+            return None;
+        }
+        let mut others = of_peer.shared.iter().filter(|seats| seats.set == set);
+        if others.any(|seats| seats.bell.is_crowded()) {
             return None;
         }
         let free = |seats: &Seats| !seats.free.is_empty() || seats.next < PairBell::PLACES;

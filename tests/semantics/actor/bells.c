@@ -154,7 +154,7 @@ static void *echo(void *argument) {
     return NULL;
 }
 
-/* The connections were lifted while there was one thread; then each gets one, and all sleep. */
+/* The connections were lifted while there was one thread; then each gets one, and all sleep. Half of them stand in an object too. */
 void scenario_many_threads_later(void) {
     enum { ROUNDS = 40 };
     int fds[MANY], wrong = 0;
@@ -173,6 +173,9 @@ void scenario_many_threads_later(void) {
     }
     struct reader readers[MANY];
     pthread_t threads[MANY];
+    int set = epoll_create1(0);
+    for (int n = 0; n < MANY; n += 2)
+        add(set, fds[n], EPOLLIN, n);
     for (int n = 0; n < MANY; n++) {
         readers[n] = (struct reader){.fd = fds[n], .rounds = ROUNDS};
         pthread_create(&threads[n], NULL, echo, &readers[n]);
