@@ -236,7 +236,7 @@ pub(crate) fn leave(
     if let Some(peer) = parts.peer.take() {
         structure.bells.end(peer, seat.as_ref());
     }
-    let peers = parts.import.as_ref().and_then(Import::shared_bell);
+    let peers = parts.import.as_deref().and_then(Import::shared_bell);
     let others_have = [seat.is_some(), peers.is_some_and(|(bell, _)| Arc::strong_count(bell) > 1)];
     for (number, _) in numbers.into_iter().zip(others_have).filter(|(_, others)| !others) {
         descriptor::remove(number, Kind::Own);

@@ -323,7 +323,7 @@ fn exchange(
             } else if let Some(seat) = &seat {
                 local.set_bell(seat.bell.fd(), Some(seat));
             }
-            parts.export = Some(export);
+            parts.export = Some(Box::new(export));
             (parts.peer, parts.seat) = (Some(peer), seat);
             structure.bells.begin(peer);
             structure.pairs.insert(pair.0, (index, serial));
@@ -476,7 +476,7 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
     slot.begin_streams();
     local.attach(export.as_ptr(), theirs);
     local.held.store(true, Ordering::Release);
-    parts.import = Some(import);
+    parts.import = Some(Box::new(import));
     slot.put_off.store(0, Ordering::Relaxed);
     slot.set_phase(Phase::Attached);
     board::update(index, slot);

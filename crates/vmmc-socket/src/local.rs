@@ -104,8 +104,9 @@ pub(crate) struct Parts {
     pub(crate) descriptors: Vec<i32>,
     /// Its registrations in epoll objects: number of the set, number of the registration in it.
     pub(crate) members: Vec<(u32, u32)>,
-    pub(crate) export: Option<Export>,
-    pub(crate) import: Option<Import>,
+    /// Boxed, because parked connections have none.
+    pub(crate) export: Option<Box<Export>>,
+    pub(crate) import: Option<Box<Import>>,
     /// The process at the other end of the pair.
     pub(crate) peer: Option<ProcessId>,
     pub(crate) seat: Option<Seat>,
