@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmmc_tests::{Connection, Running, Site, Way, free_port};
 
-use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way, seen};
 use crate::load::{program, wait_until};
 
 /// A server in as many programs as its first argument says, and a client that goes on until there is a file `enough`. Both
@@ -160,8 +160,7 @@ fn a_lifted_connection_that_a_program_inherited_is_lifted_again_once_that_has_en
         prove(site, way, talk.port)?;
         fs::write(site.path().join("run"), "")?;
         if way == Way::BothLifted {
-            let seen = site.connections_when(talk.port, shared)?;
-            assert!(shared(&seen), "{seen:?}");
+            seen(site, LIMIT, talk.port, shared)?;
         }
         fs::write(site.path().join("let go"), "")?;
         prove(site, way, talk.port)?;
@@ -180,12 +179,11 @@ fn a_connection_that_two_programs_have_is_lifted_once_one_lets_go() {
     same_in_every_way("a connection that two programs have", &["python3"], |site, way| {
         let talk = Talk::begin(site, way, "pass and keep", 0)?;
         if way == Way::BothLifted {
-            let seen = site.connections_when(talk.port, shared)?;
-            assert!(shared(&seen), "{seen:?}");
+            seen(site, LIMIT, talk.port, shared)?;
             // As long as both have it, it is not lifted, however often that is tried.
             for _ in 0..20 {
-                let seen = site.connections(talk.port)?;
-                assert!(!seen.iter().any(Connection::is_lifted), "{seen:?}");
+                let now = seen(site, LIMIT, talk.port, |_| true)?;
+                assert!(!now.iter().any(Connection::is_lifted), "{now:?}");
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
