@@ -125,15 +125,16 @@ pub fn after_sandboxing() {
     layer::confine();
 }
 
-/// Before the program puts itself under a filter of system calls: one that does not know those by which other users' bells are
-/// rung would kill it.
+/// Before the program puts itself under a filter of system calls: one that does not know those by which the layer sleeps and
+/// wakes would kill it.
 pub fn before_filter() {
     if !layer::enabled() || !layer::at_home() {
         return;
     }
     for (fd, index) in connections() {
-        if local::get(index).strange.load(Ordering::Relaxed) {
-            lower::lower_for(fd, Why::Bell);
+        // A relative that is under no filter may lift the others, and these again.
+        if slot::get(index).phase() == Phase::Attached {
+            lower::lower(fd, index, Why::Filtered);
         }
     }
     policy::be_filtered();

@@ -88,6 +88,8 @@ pub(crate) enum Why {
     Parked = 17,
     /// The program has it as a standard stream, which the C library may use where nobody sees it.
     Standard = 18,
+    /// The program has put itself under a filter of system calls, which may not know the layer's.
+    Filtered = 19,
 }
 
 impl Why {
@@ -98,6 +100,7 @@ impl Why {
             self,
             Self::Young
                 | Self::PeerNotLifted
+                | Self::Filtered
                 | Self::NoService
                 | Self::Descriptors
                 | Self::Refused
@@ -252,7 +255,8 @@ impl Slot {
             User,
             Bell,
             Parked,
-            Standard
+            Standard,
+            Filtered
         ]
     );
 

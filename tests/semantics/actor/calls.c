@@ -185,6 +185,37 @@ void scenario_sendmsg_recvmsg(void) {
     meet();
 }
 
+/* Control data with bytes on a stream: what TCP makes of it. */
+void scenario_control_data(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.server) {
+        await_readable(fd, 6);
+        union {
+            struct cmsghdr header;
+            char room[CMSG_SPACE(sizeof(int))];
+        } control;
+        struct iovec part = {buffer, sizeof buffer};
+        struct msghdr message = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+        say_bytes("received", buffer, recvmsg(fd, &message, 0));
+        say("control %zu flags %#x", message.msg_controllen, message.msg_flags);
+        meet();
+        return;
+    }
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {.header = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    struct iovec part = {"rights", 6};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    T(sendmsg(fd, &message, 0));
+    control.header.cmsg_type = 4711;
+    T(sendmsg(fd, &message, 0));
+    meet();
+}
+
 void scenario_sendmmsg_recvmmsg(void) {
     int fd = connection();
     if (me.client) {

@@ -110,6 +110,35 @@ void scenario_connected_to_itself(void) {
     meet();
 }
 
+/* connect() to no address ends the connection at once; the socket can be connected again. */
+void scenario_disconnected(void) {
+    char buffer[8];
+    int fd = connection();
+    if (me.client) {
+        struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+        struct sockaddr_in address = server_address();
+        put_text(fd, "bye");
+        meet();
+        T(connect(fd, &nobody, sizeof nobody));
+        T(send(fd, "x", 1, MSG_NOSIGNAL));
+        T(recv(fd, buffer, 1, 0));
+        meet();
+        T(connect(fd, (struct sockaddr *)&address, sizeof address));
+        put_text(fd, "again");
+        meet();
+        return;
+    }
+    await_readable(fd, 3);
+    meet();
+    say_poll("disconnected", await_bits(fd, POLLHUP));
+    say_bytes("left", buffer, recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+    int second = accept(me.listener, NULL, NULL);
+    expect_text(second, "again");
+    meet();
+}
+
 /* A socket connected to its own port talks to itself. */
 void scenario_self_connect(void) {
     struct sockaddr_in address = {.sin_family = AF_INET};

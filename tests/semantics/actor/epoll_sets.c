@@ -121,6 +121,30 @@ void scenario_epoll_lowered_by_child(void) {
     meet();
 }
 
+/* Exclusive wake-ups: what may be asked for with them, and that nothing is missed. */
+void scenario_epoll_exclusive(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "for one");
+        meet();
+        return;
+    }
+    int first = epoll_create1(0), second = epoll_create1(0);
+    T(add(first, fd, EPOLLIN | EPOLLEXCLUSIVE, 1));
+    T(add(second, fd, EPOLLIN | EPOLLEXCLUSIVE, 2));
+    T(add(first, fd, EPOLLIN | EPOLLEXCLUSIVE, 3));
+    T(epoll_ctl(first, EPOLL_CTL_MOD, fd, &(struct epoll_event){.events = EPOLLIN}));
+    look("idle", first, 0);
+    meet();
+    await_readable(fd, 7);
+    look("bytes", first, 0);
+    look("bytes", second, 0);
+    expect_text(fd, "for one");
+    look("read", first, 0);
+    meet();
+}
+
 /* close() takes the connection out of the set; its number then belongs to the next one. */
 void scenario_epoll_number_reused(void) {
     int first = connection();

@@ -241,6 +241,39 @@ void scenario_sandboxed_while_young(void) {
     }
 }
 
+/* The same with a connection that is lifted already: neither reading nor writing nor sleeping takes calls of another kind. */
+void scenario_sandboxed_while_lifted(void) {
+    enum { TURNS = 20 };
+    for (int by_system_call = 0; by_system_call < 2; by_system_call++) {
+        int fd = connection();
+        if (me.client) {
+            await_asleep(told());
+            for (int i = 0; i < TURNS; i++) {
+                put_text(fd, "question");
+                expect_text(fd, "answer..");
+            }
+            expect_end(fd);
+        } else {
+            pid_t child = fork();
+            if (child == 0) {
+                char question[8];
+                if (!allow_only_reading_and_writing(by_system_call))
+                    _exit(2);
+                for (int i = 0; i < TURNS; i++)
+                    if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
+                        _exit(1);
+                _exit(0);
+            }
+            close(fd);
+            tell(child);
+            finish(child);
+        }
+        meet();
+        if (me.client)
+            close(fd);
+    }
+}
+
 /* The oldest kind of server: one process a connection. */
 void scenario_fork_per_connection(void) {
     enum { CONNECTIONS = 8 };

@@ -45,6 +45,7 @@ macro_rules! for_every_scenario {
             send_recv: Warm;
             sendto_recvfrom: Warm;
             sendmsg_recvmsg: Warm;
+            control_data: Warm;
             sendmmsg_recvmmsg: Warm;
             bad_arguments: Warm, "a bad pointer is a fault in the library's copy, not EFAULT";
             calls_for_other_files: Warm;
@@ -100,6 +101,7 @@ macro_rules! for_every_scenario {
             epoll_dup: Warm;
             epoll_set_renumbered: Warm;
             epoll_lowered_by_child: Warm;
+            epoll_exclusive: Warm;
             epoll_number_reused: Warm;
             epoll_nested: Warm;
             epoll_small_room: Warm;
@@ -149,6 +151,7 @@ macro_rules! for_every_scenario {
             written_before_accept: Warm;
             connected_to_itself: Warm;
             self_connect: Cold;
+            disconnected: Warm;
             ipv6: Warm;
             many_short_connections: Cold;
             // descriptors.c
@@ -168,6 +171,7 @@ macro_rules! for_every_scenario {
             fork_parent_leaves: Warm;
             fork_by_other_means: Warm;
             sandboxed_while_young: Cold;
+            sandboxed_while_lifted: Warm;
             fork_per_connection: Warm;
             fork_one_reads_one_writes: Warm;
             fork_child_killed: Warm;
