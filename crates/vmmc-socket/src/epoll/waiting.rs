@@ -55,7 +55,10 @@ impl Waiting {
             // With nothing lifted in the set the kernel is asked once, as the program would.
             if self.set.with(|registrations| registrations.lifted > 0) {
                 let at_once = timeout == Some(Duration::ZERO);
-                let found = self.look(masked, at_once)?;
+                let mut found = self.look(masked, at_once)?;
+                if found == 0 && self.follow_peers() {
+                    found = self.look(true, at_once)?;
+                }
                 if found > 0 || at_once {
                     return Ok(found);
                 }
@@ -170,11 +173,11 @@ impl Waiting {
         })
     }
 
-    /// Goes back to TCP where peers did.
-    fn follow_peers(&self) {
-        for (fd, index) in self.set.with(Registrations::take_left) {
-            lower::follow(fd, index);
-        }
+    /// Goes back to TCP where peers or relatives did; true if any did.
+    fn follow_peers(&self) -> bool {
+        let left = self.set.with(Registrations::take_left);
+        left.iter().for_each(|&(fd, index)| lower::follow(fd, index));
+        !left.is_empty()
     }
 
     fn ask_kernel(
