@@ -121,7 +121,7 @@ void step_settle(void) {
     int unread = number(), readable = 0;
     uint32_t wanted = event_bits(word());
     struct pollfd item = {.fd = fd, .events = (short)wanted};
-    for (int look = 0; look < 8000; look++) {
+    for (int look = 0; look < 40000; look++) {
         item.revents = 0;
         bool there = true;
         if (unread)

@@ -16,10 +16,10 @@ use crate::step::{Action, Actor, NAMES, Step};
 use crate::world::World;
 
 /// How long a step may take; a player that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(8);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// How long warming up may take until a connection is lifted.
-const LIFTING: Duration = Duration::from_secs(5);
+const LIFTING: Duration = Duration::from_secs(60);
 
 /// Round trips of one warm-up; lifting takes some eight calls and a moment of the node service.
 const ROUNDS: usize = 12;
