@@ -506,7 +506,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_dup3 => return crate::descriptors::dup3(fd, b as c_int, c as c_int).into(),
         libc::SYS_io_uring_setup => {
             // Its queues carry any call past every hook.
-            catch((), vmmc_socket::lower_everything);
+            catch((), vmmc_socket::lower_for_uring);
             return native(number, a, b, c, d, e, f);
         }
         libc::SYS_prctl => {

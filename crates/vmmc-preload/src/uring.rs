@@ -10,7 +10,7 @@ macro_rules! ring_makers {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C-unwind" fn $name($($argument: $type),*) -> c_int {
-            keep_errno(|| catch((), vmmc_socket::lower_everything));
+            keep_errno(|| catch((), vmmc_socket::lower_for_uring));
             let found = look_up_optional(concat!(stringify!($name), "\0"));
             if found.is_null() {
                 return -libc::ENOSYS;

@@ -382,6 +382,9 @@ fn reason(why: u32) -> &'static str {
         x if x == Why::Parked as u32 => "idle: its memory was given back until it is used again",
         x if x == Why::Standard as u32 => "it is a standard stream of the program",
         x if x == Why::Filtered as u32 => "the program filters its own system calls (seccomp)",
+        x if x == Why::Uring as u32 => {
+            "the program has an io_uring, whose queues carry calls past the library"
+        }
         _ => "unknown",
     }
 }

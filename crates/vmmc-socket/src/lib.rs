@@ -69,7 +69,9 @@ pub use layer::{
     leave, opened, own_between, renewed, set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
-pub use lower::{lower_descriptor, lower_everything, lower_for_spawning, lower_passed};
+pub use lower::{
+    lower_descriptor, lower_everything, lower_for_spawning, lower_for_uring, lower_passed,
+};
 pub use receive::{Receiving, at_mark, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Transfer};
 pub use transmit::{Sending, complete_info, deafen, finish, is_over, send, send_file, unsent};

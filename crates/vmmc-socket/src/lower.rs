@@ -19,7 +19,7 @@ use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
-use crate::{anew, board, ending, epoll, lift, park, repeat, transmit, wait};
+use crate::{anew, board, ending, epoll, lift, park, policy, repeat, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -119,6 +119,15 @@ pub fn lower_everything() {
         lower_descriptor(fd);
     }
     layer::stop();
+}
+
+/// The program is about to make an io_uring, by which it may make any call on any descriptor. Its connections are followed so that
+/// they can be shown, and none is lifted any more.
+pub fn lower_for_uring() {
+    policy::forbid_for_uring();
+    for (fd, _) in descriptor::between(0, i32::MAX) {
+        lower_for(fd, Why::Uring);
+    }
 }
 
 /// The program passes `fd` to another process, by a message over `through`.

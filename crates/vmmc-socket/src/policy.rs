@@ -21,6 +21,8 @@ struct Policy {
 }
 
 static POLICY: OnceLock<Policy> = OnceLock::new();
+/// The program has made an io_uring, which carries any call past every hook.
+static URING: AtomicBool = AtomicBool::new(false);
 /// The program has put itself under a filter of system calls, or was started under one.
 static FILTERED: AtomicBool = AtomicBool::new(false);
 
@@ -46,6 +48,9 @@ pub(crate) fn remember() {
 
 /// Why the connection `fd` must stay on TCP; `None` where it may be lifted.
 pub(crate) fn forbids(fd: i32) -> Option<Why> {
+    if URING.load(Ordering::Relaxed) {
+        return Some(Why::Uring);
+    }
     let policy = POLICY.get()?;
     if !policy.program {
         return Some(Why::Program);
@@ -55,6 +60,11 @@ pub(crate) fn forbids(fd: i32) -> Option<Why> {
     }
     let ends = [board::address(fd, false), board::address(fd, true)];
     policy.forbids_ports(ends.map(|end| end.map_or(0, |end| end.port()))).then_some(Why::Port)
+}
+
+/// From now on nothing of this program may be lifted: it is about to make an io_uring.
+pub(crate) fn forbid_for_uring() {
+    URING.store(true, Ordering::Relaxed);
 }
 
 /// Whether a stream may go over from this ring to the next larger one.

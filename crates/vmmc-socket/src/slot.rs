@@ -90,6 +90,8 @@ pub(crate) enum Why {
     Standard = 18,
     /// The program has put itself under a filter of system calls, which may not know the layer's.
     Filtered = 19,
+    /// The program has an io_uring, whose queues carry calls past the layer.
+    Uring = 20,
 }
 
 impl Why {
@@ -256,7 +258,8 @@ impl Slot {
             Bell,
             Parked,
             Standard,
-            Filtered
+            Filtered,
+            Uring
         ]
     );
 

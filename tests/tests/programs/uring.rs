@@ -6,13 +6,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use vmmc_tests::{Running, Site, find_program, free_port};
+use vmmc_tests::{Connection, Running, Site, Way, find_program, free_port};
 
-use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way, seen};
 
 #[test]
 fn a_server_goes_over_to_liburing() {
-    let test = "a_server_goes_over_to_liburing";
+    same_and("a_server_goes_over_to_liburing", "serve", prove);
+}
+
+#[test]
+fn why_a_program_with_a_ring_is_not_lifted_is_told() {
+    same_and("why_a_program_with_a_ring_is_not_lifted_is_told", "ring", |site, way, port| {
+        if way.lifts_server() {
+            let told = |seen: &[Connection]| seen.iter().any(|end| end.why.contains("io_uring"));
+            let seen = seen(site, LIMIT, port, told)?;
+            assert!(!seen.iter().any(Connection::is_lifted), "{seen:?}");
+        }
+        Ok(())
+    });
+}
+
+/// Plays the server's `role` with a client in every way, and looks by `look` while the client goes on.
+fn same_and(test: &str, role: &str, look: impl Fn(&Site, Way, u16) -> Result<(), Failure>) {
     if !Path::new("/usr/include/liburing.h").exists() {
         // Past the capture of the test harness.
         let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: not installed: liburing-dev");
@@ -22,7 +38,7 @@ fn a_server_goes_over_to_liburing() {
         let program = compile(site)?;
         let port = free_port();
         let mut server = site.command(way.lifts_server(), &program);
-        let server = server.arg("serve").arg(port.to_string());
+        let server = server.arg(role).arg(port.to_string());
         let _server = site.serve_when_it_says(server, "listening")?;
         let mut client = site.command(way.lifts_client(), &program);
         let (mut client, go_on) = site.start_fed(client.arg("ask").arg(port.to_string()))?;
@@ -33,7 +49,7 @@ fn a_server_goes_over_to_liburing() {
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        prove(site, way, port)?;
+        look(site, way, port)?;
         drop(go_on);
         Ok(client.succeed(LIMIT)?.stdout)
     });

@@ -1,6 +1,7 @@
 /* An echo pair whose server changes, in mid-connection, from read and write to an io_uring of liburing. It knows nothing of VMMC.
  *
  *   uring_echo serve PORT    echoes messages of 64 bytes; after one that begins with 'U', by io_uring alone
+ *   uring_echo ring PORT     makes an io_uring first, for nothing, then as serve
  *   uring_echo ask PORT      200 messages, some now and then until the end of standard input, 2000 more; prints a digest of all answers but those
  */
 #include <arpa/inet.h>
@@ -76,7 +77,10 @@ int main(int argc, char **argv) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[2]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (strcmp(argv[1], "serve") == 0) {
+    struct io_uring unused;
+    if (strcmp(argv[1], "ring") == 0 && io_uring_queue_init(8, &unused, 0) != 0)
+        die("io_uring_queue_init");
+    if (strcmp(argv[1], "ask") != 0) {
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
         if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, 1) != 0)
             die("listen");
