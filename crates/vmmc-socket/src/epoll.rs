@@ -23,10 +23,11 @@ use crate::thread;
 
 mod bells;
 mod registration;
+mod registrations;
 mod waiting;
 
-use registration::Registrations;
 pub(crate) use registration::{ended, readiness_beside_the_ring};
+use registrations::Registrations;
 pub use waiting::wait;
 
 /// Epoll objects of one process that can hold lifted connections.

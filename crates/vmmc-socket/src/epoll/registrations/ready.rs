@@ -1,0 +1,184 @@
+//! Which of the connections are looked at, and what is told of them.
+
+use std::sync::atomic::Ordering;
+
+use super::Registrations;
+use crate::epoll::bells::Rung;
+use crate::epoll::registration::{IN, ONE_SHOT, OUT};
+use crate::slot::{self, Phase};
+use crate::{local, repeat};
+
+impl Registrations {
+    /// A bell or the TCP socket of the registration has something to say.
+    pub(in crate::epoll) fn stir(&mut self, number: u32, events: u32) {
+        let Some(Some(entry)) = self.entries.get_mut(number as usize) else { return };
+        if !entry.lifted {
+            return;
+        }
+        // The two descriptors carry the same mark, and only TCP says more than IN; a bell without news looks the same
+        // as a byte on TCP, so an empty ring is the reason to look there.
+        let slot = slot::get(entry.slot);
+        let ends = local::get(entry.slot).ends();
+        let ring = ends.is_some_and(|ends| slot.inward.stream.stirred(ends.mine));
+        let tcp = events & !IN != 0;
+        let news = if tcp { events & !OUT != 0 } else { !ring };
+        if news {
+            slot.look.store(true, Ordering::Release);
+        }
+        let old = ends.is_some_and(|ends| {
+            events & !(IN | OUT) == 0 && repeat::nothing_else(entry.fd, slot, ends)
+                || entry.has_ended(events, slot, ends)
+        });
+        entry.fresh |= tcp && !old;
+        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
+            self.left.push((entry.fd, entry.slot));
+        }
+        self.heat(number);
+    }
+
+    /// A bell that several registrations share was rung.
+    pub(in crate::epoll) fn hear(&mut self, bell: u32) {
+        for rung in self.bells.rung(bell) {
+            match rung {
+                Rung::Marked(number) => self.stir(number, IN),
+                Rung::Perhaps(number) => self.look_at(number),
+            }
+        }
+    }
+
+    /// The registration may have news.
+    fn look_at(&mut self, number: u32) {
+        let Some(Some(entry)) = self.entries.get(number as usize) else { return };
+        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
+            self.left.push((entry.fd, entry.slot));
+        }
+        self.heat(number);
+    }
+
+    pub(super) fn heat(&mut self, number: u32) {
+        if let Some(entry) = &mut self.entries[number as usize] {
+            entry.idle = 0;
+            if !entry.hot {
+                entry.hot = true;
+                self.hot.push(number);
+            }
+        }
+    }
+
+    /// Whether there is anything to look at.
+    pub(in crate::epoll) fn hot(&self) -> bool {
+        !self.hot.is_empty()
+    }
+
+    /// Whether `collect` would report something.
+    pub(in crate::epoll) fn anything(&self) -> bool {
+        self.hot.iter().any(|&number| {
+            let entry = self.entries[number as usize].filter(|entry| entry.active && !entry.spent);
+            entry.is_some_and(|mut probe| probe.report() != 0)
+        })
+    }
+
+    /// The processor of some hot peer, plus one.
+    pub(in crate::epoll) fn peer_processor(&self) -> u32 {
+        let entry = self.hot.first().and_then(|&number| self.entries[number as usize].as_ref());
+        let ends = entry.and_then(|entry| local::get(entry.slot).ends());
+        ends.map_or(0, |ends| ends.mine.cpu.load(Ordering::Relaxed))
+    }
+
+    /// Looks once at each hot registration, and reports up to `most` that have events. Where it ends, the next call begins.
+    pub(in crate::epoll) fn collect(&mut self, out: *mut libc::epoll_event, most: usize) -> usize {
+        /// Looks without news after which a registration is made cold.
+        const PATIENCE: u32 = 4096;
+        let (mut found, mut cooled) = (0, false);
+        for _ in 0..self.hot.len() {
+            if found == most {
+                break;
+            }
+            if self.cursor >= self.hot.len() {
+                self.cursor = 0;
+            }
+            let number = self.hot[self.cursor];
+            self.cursor += 1;
+            let Some(entry) = self.entries[number as usize].as_mut() else { continue };
+            if !entry.active || entry.spent {
+                (entry.hot, cooled) = (false, true);
+                continue;
+            }
+            // A relative has brought it back to TCP: the kernel tells of it.
+            if slot::get(entry.slot).phase() != Phase::Attached {
+                self.left.push((entry.fd, entry.slot));
+                (entry.hot, cooled) = (false, true);
+                continue;
+            }
+            let events = entry.report();
+            if events != 0 {
+                // SAFETY: the program's array has room for `most` events; `found` is less. It may be unaligned.
+                unsafe {
+                    out.add(found).write_unaligned(libc::epoll_event { events, u64: entry.data })
+                };
+                found += 1;
+                entry.idle = 0;
+                entry.spent = entry.events & ONE_SHOT != 0;
+            } else {
+                entry.idle += 1;
+                if entry.idle > PATIENCE && entry.cool() {
+                    (entry.hot, cooled) = (false, true);
+                }
+            }
+        }
+        if cooled {
+            self.keep_hot();
+        }
+        found
+    }
+
+    /// Takes what is not hot any more off the list, which stays in its order: who was looked at is behind the cursor.
+    fn keep_hot(&mut self) {
+        let (mut place, mut seen) = (0, 0);
+        self.hot.retain(|&number| {
+            let hot = self.entries[number as usize].is_some_and(|entry| entry.hot);
+            seen += usize::from(hot && place < self.cursor);
+            place += 1;
+            hot
+        });
+        self.cursor = seen;
+    }
+
+    /// Connections that have to go after their peers, once.
+    pub(in crate::epoll) fn take_left(&mut self) -> Vec<(i32, u32)> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Others sleep on the set, and this thread will not look at it: everything is made cold, so that the peers wake them, and they
+    /// are woken at once if there is something to report already.
+    pub(in crate::epoll) fn leave_to_others(&mut self) {
+        if self.cool_all() {
+            return;
+        }
+        let entry = self.hot.first().and_then(|&number| self.entries[number as usize]);
+        if let Some(entry) = entry {
+            local::get(entry.slot).ring_own();
+        }
+    }
+
+    /// Makes everything cold. False if something has come meanwhile that `collect` would report.
+    pub(in crate::epoll) fn cool_all(&mut self) -> bool {
+        let (entries, left) = (&mut self.entries, &mut self.left);
+        self.hot.retain(|&number| match &mut entries[number as usize] {
+            Some(entry) if entry.active && !entry.spent => {
+                entry.hot = !entry.cool();
+                if entry.peer_has_left() {
+                    left.push((entry.fd, entry.slot));
+                }
+                entry.hot
+            }
+            Some(entry) => {
+                entry.hot = false;
+                false
+            }
+            None => false,
+        });
+        // What stayed hot without having news is edge-triggered and was reported; it is announced all the same.
+        self.hot.is_empty()
+    }
+}
