@@ -58,6 +58,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("mpicc", "libopenmpi-dev", "the Open MPI test"),
     wanted("socat", "socat", "the socat test"),
     wanted("gunicorn", "gunicorn", "the gunicorn test"),
+    wanted("/usr/lib/python3/dist-packages/grpc/__init__.py", "python3-grpcio", "the gRPC test"),
     wanted("ip", "iproute2", "the tests between several hosts"),
     wanted("tc", "iproute2", "the tests between several hosts"),
     wanted("unshare", "util-linux", "the tests between several hosts"),

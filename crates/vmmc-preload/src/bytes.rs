@@ -175,11 +175,37 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
         native(fd, message, flags)
     });
     if by_layer && got >= 0 {
+        let room = std::mem::take(&mut (*message).msg_controllen);
         (*message).msg_namelen = 0;
-        (*message).msg_controllen = 0;
         (*message).msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
+        if let Some(left) = catch(None, || keep_errno(|| vmmc_socket::left(fd))) {
+            tell_left(&mut *message, room as usize, left.min(c_int::MAX as usize) as c_int);
+        }
     }
     got
+}
+
+/// Writes the control message of `TCP_INQ` into a message that had `room` for such, cut off where that is too little, as the
+/// kernel does.
+unsafe fn tell_left(message: &mut msghdr, room: usize, left: c_int) {
+    let (empty, whole) = (libc::CMSG_LEN(0) as usize, libc::CMSG_LEN(4) as usize);
+    if message.msg_control.is_null() || room < size_of::<libc::cmsghdr>() {
+        message.msg_flags |= libc::MSG_CTRUNC;
+        return;
+    }
+    if room < whole {
+        message.msg_flags |= libc::MSG_CTRUNC;
+    }
+    let len = whole.min(room);
+    let header = libc::cmsghdr {
+        cmsg_len: len as _,
+        cmsg_level: libc::IPPROTO_TCP,
+        cmsg_type: crate::sockets::TCP_INQ,
+    };
+    message.msg_control.cast::<libc::cmsghdr>().write_unaligned(header);
+    let data = message.msg_control.cast::<u8>().add(empty);
+    data.copy_from_nonoverlapping(left.to_ne_bytes().as_ptr(), len - empty);
+    message.msg_controllen = (libc::CMSG_SPACE(4) as usize).min(room) as _;
 }
 
 /// Calls `each` with the descriptors that go along with a message.

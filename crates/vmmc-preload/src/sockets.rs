@@ -117,10 +117,12 @@ pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int 
 /// `asm-generic/sockios.h`; the libc crate does not have it.
 const SIOCATMARK: c_ulong = 0x8905;
 
+/// The option, and the kind of control message that it asks for: how many bytes are left to read.
+pub(crate) const TCP_INQ: c_int = 36;
+
 /// Options that change what is received or how in a way that the ring does not follow.
 fn not_carried(level: c_int, name: c_int) -> bool {
     const TCP_ULP: c_int = 31;
-    const TCP_INQ: c_int = 36;
     match level {
         libc::SOL_SOCKET => matches!(
             name,
@@ -131,7 +133,7 @@ fn not_carried(level: c_int, name: c_int) -> bool {
                 | libc::SO_ZEROCOPY
                 | libc::SO_PEEK_OFF
         ),
-        libc::IPPROTO_TCP => matches!(name, TCP_ULP | TCP_INQ | libc::TCP_REPAIR),
+        libc::IPPROTO_TCP => matches!(name, TCP_ULP | libc::TCP_REPAIR),
         _ => false,
     }
 }
@@ -148,7 +150,11 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     if not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
     }
-    native(fd, level, name, value, len)
+    let done = native(fd, level, name, value, len);
+    if done == 0 && level == libc::IPPROTO_TCP && name == TCP_INQ {
+        catch((), || keep_errno(|| vmmc_socket::left_is_told_or_not(fd)));
+    }
+    done
 }
 
 #[unsafe(no_mangle)]

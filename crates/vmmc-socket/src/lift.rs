@@ -19,7 +19,7 @@ use crate::layer::{self, Inquiry, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{anew, bells, board, epoll, kernel, park, policy, service, tcp, transmit};
+use crate::{anew, bells, board, epoll, kernel, park, policy, receive, service, tcp, transmit};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -331,6 +331,7 @@ fn exchange(
             let cookie =
                 kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or_default();
             slot.cookie.store(cookie, Ordering::Relaxed);
+            receive::learn_whether_left_is_told(fd, slot);
             slot.set_why(Why::Young);
             slot.put_off_until.store(seconds() + PATIENCE_WITH_PEER, Ordering::Relaxed);
             slot.set_phase(Phase::Exchanged);

@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, ending, lift, lower, tcp};
+use crate::{board, descriptor, ending, epoll, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -443,6 +443,41 @@ pub fn unread(fd: i32) -> Option<usize> {
     let twice =
         if reached || slot.inward.way() == Way::Lowered { repeat::twice(slot, ends) } else { 0 };
     Some(ring + kernel::unread(fd).saturating_sub(twice))
+}
+
+/// Not in the libc crate.
+const TCP_INQ: i32 = 36;
+
+pub(crate) fn learn_whether_left_is_told(fd: i32, slot: &Slot) {
+    let on = kernel::option::<i32>(fd, libc::IPPROTO_TCP, TCP_INQ);
+    slot.tells_left.store(on == Some(1), Ordering::Relaxed);
+}
+
+/// The program has changed `TCP_INQ` of `fd`.
+pub fn left_is_told_or_not(fd: i32) {
+    if let Some(index) = descriptor::connection(fd) {
+        learn_whether_left_is_told(fd, slot::get(index));
+    }
+}
+
+/// What a call that has received from `fd` tells beside the bytes, if the program has asked for it (`TCP_INQ`): how many more there are, and one more
+/// once the end has come.
+pub fn left(fd: i32) -> Option<usize> {
+    let slot = slot::get(descriptor::connection(fd)?);
+    if !slot.tells_left.load(Ordering::Relaxed) {
+        return None;
+    }
+    let left = unread(fd).unwrap_or_else(|| kernel::unread(fd));
+    Some(left + usize::from(has_ended(fd, slot)))
+}
+
+/// Whether the peer's end has come, perhaps after bytes that are still to be read.
+fn has_ended(fd: i32, slot: &Slot) -> bool {
+    let told = descriptor::connection(fd)
+        .and_then(|index| local::get(index).pin())
+        .is_some_and(|pin| epoll::ended(fd, slot, pin.ends()) != 0);
+    told || !slot.deaf.load(Ordering::Relaxed)
+        && kernel::pending(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0
 }
 
 /// Whether receiving from `fd` would give nothing but an error: a call that has received something leaves that to the next.

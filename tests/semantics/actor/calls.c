@@ -216,6 +216,66 @@ void scenario_control_data(void) {
     meet();
 }
 
+#ifndef TCP_INQ
+#define TCP_INQ 36
+#endif
+
+/* One message of up to `len` bytes with so much room for control data: what is told of the bytes that are left. */
+static void receive_and_say_left(int fd, size_t len, size_t room, int flags) {
+    char buffer[64];
+    union {
+        struct cmsghdr header;
+        char room[64];
+    } control = {0};
+    struct iovec part = {buffer, len};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = room ? &control : NULL, .msg_controllen = room};
+    say_bytes("received", buffer, recvmsg(fd, &message, flags));
+    say("control %zu flags %#x", message.msg_controllen, message.msg_flags);
+    if (message.msg_controllen >= CMSG_LEN(0)) {
+        int left = -1;
+        memcpy(&left, CMSG_DATA(&control.header), sizeof left);
+        say("length %zu level %d type %d: %d", control.header.cmsg_len, control.header.cmsg_level,
+            control.header.cmsg_type, left);
+    }
+}
+
+void scenario_bytes_left(void) {
+    int fd = connection(), on = 1, wrong = 7;
+    if (me.client) {
+        put_text(fd, "twelve bytes");
+        meet();
+        put_text(fd, "end");
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    await_readable(fd, 12);
+    receive_and_say_left(fd, 1, 64, 0);
+    T(setsockopt(fd, IPPROTO_TCP, TCP_INQ, &wrong, sizeof wrong));
+    receive_and_say_left(fd, 1, 64, 0);
+    T(setsockopt(fd, IPPROTO_TCP, TCP_INQ, &on, sizeof on));
+    receive_and_say_left(fd, 1, 64, 0);
+    receive_and_say_left(fd, 1, 64, MSG_PEEK);
+    receive_and_say_left(fd, 1, CMSG_SPACE(sizeof(int)), 0);
+    receive_and_say_left(fd, 1, CMSG_LEN(sizeof(int)), 0);
+    receive_and_say_left(fd, 1, CMSG_LEN(sizeof(int)) - 1, 0);
+    receive_and_say_left(fd, 1, sizeof(struct cmsghdr), 0);
+    receive_and_say_left(fd, 1, 3, 0);
+    receive_and_say_left(fd, 1, 0, 0);
+    receive_and_say_left(fd, 64, 64, 0);
+    meet();
+    await_readable(fd, 3);
+    await_bits(fd, POLLRDHUP);
+    receive_and_say_left(fd, 2, 64, 0);
+    receive_and_say_left(fd, 2, 64, 0);
+    receive_and_say_left(fd, 2, 64, 0);
+    on = 0;
+    T(setsockopt(fd, IPPROTO_TCP, TCP_INQ, &on, sizeof on));
+    receive_and_say_left(fd, 2, 64, 0);
+    meet();
+}
+
 void scenario_sendmmsg_recvmmsg(void) {
     int fd = connection();
     if (me.client) {

@@ -14,6 +14,7 @@ mod databases;
 mod disabled;
 mod echo;
 mod explain;
+mod grpc;
 mod handed;
 mod in_every_way;
 mod iperf3;
