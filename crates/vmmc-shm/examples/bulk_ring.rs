@@ -31,6 +31,15 @@ const RINGS: [(usize, usize); 8] = [
 #[repr(align(256))]
 struct Apart<T>(T);
 
+/// Rings and the buffers of programs that move bulk lie in whole pages; copies between others take twice as long.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page(#[expect(dead_code, reason = "only its bytes are used, by address")] [u8; 4096]);
+
+fn pages(bytes: usize, value: u8) -> Vec<Page> {
+    vec![Page([value; 4096]); bytes / size_of::<Page>()]
+}
+
 #[derive(Default)]
 struct Shared {
     produced: Apart<AtomicUsize>,
@@ -40,7 +49,7 @@ struct Shared {
 
 /// Gigabytes a second.
 fn carry(size: usize, window: usize) -> f64 {
-    let mut memory = vec![0u8; size];
+    let mut memory = pages(size, 0);
     // As a number, because each thread touches only the piece that is its own at the time.
     let ring = memory.as_mut_ptr().expose_provenance();
     let shared = Shared::default();
@@ -53,7 +62,7 @@ fn carry(size: usize, window: usize) -> f64 {
 }
 
 fn write(ring: usize, size: usize, window: usize, shared: &Shared) -> f64 {
-    let bytes = vec![1u8; PIECE];
+    let bytes = pages(PIECE, 1);
     let (start, mut produced) = (Instant::now(), 0);
     while start.elapsed() < TIME {
         if produced - shared.consumed.0.load(Ordering::Acquire) > window - PIECE {
@@ -62,7 +71,7 @@ fn write(ring: usize, size: usize, window: usize, shared: &Shared) -> f64 {
         }
         let to = std::ptr::with_exposed_provenance_mut(ring + produced % size);
         // SAFETY: `size` is a multiple of a piece, so the piece lies in the ring; the reader has consumed what was there.
-        unsafe { vmmc_shm::copy(bytes.as_ptr(), to, PIECE) };
+        unsafe { vmmc_shm::copy(bytes.as_ptr().cast(), to, PIECE) };
         produced += PIECE;
         shared.produced.0.store(produced, Ordering::Release);
     }
@@ -70,7 +79,7 @@ fn write(ring: usize, size: usize, window: usize, shared: &Shared) -> f64 {
 }
 
 fn read(ring: usize, size: usize, shared: &Shared) {
-    let (mut bytes, mut consumed) = (vec![0u8; PIECE], 0);
+    let (mut bytes, mut consumed) = (pages(PIECE, 0), 0);
     while !shared.over.0.load(Ordering::Relaxed) {
         if shared.produced.0.load(Ordering::Acquire) == consumed {
             spin_loop();
@@ -78,7 +87,7 @@ fn read(ring: usize, size: usize, shared: &Shared) {
         }
         let from = std::ptr::with_exposed_provenance(ring + consumed % size);
         // SAFETY: as in `write`; the writer has produced what is there, and does not touch it before it is consumed.
-        unsafe { vmmc_shm::copy(from, bytes.as_mut_ptr(), PIECE) };
+        unsafe { vmmc_shm::copy(from, bytes.as_mut_ptr().cast(), PIECE) };
         consumed += PIECE;
         shared.consumed.0.store(consumed, Ordering::Release);
     }
