@@ -2,11 +2,11 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Instant;
 
 use vmmc_tests::free_port;
 
-use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::in_every_way::{LIMIT, prove, same_in_every_way};
+use crate::load::until_it_says;
 
 /// Debian's own, which has Debian's module.
 const PYTHON: &str = "/usr/bin/python3";
@@ -61,15 +61,7 @@ fn grpc_calls_and_streams() {
         let mut client = site.command(way.lifts_client(), PYTHON);
         client.args(["-c", CLIENT, &port.to_string()]).env("no_proxy", "*");
         let (mut client, go_on) = site.start_fed(&mut client)?;
-        let end = Instant::now() + LIMIT;
-        while !client.output_so_far().contains("half") {
-            if Instant::now() > end || !client.is_running() {
-                return Err(client
-                    .wait(LIMIT)
-                    .map_or_else(Failure::from, |ended| ended.stderr.into()));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        until_it_says(&mut client, "half")?;
         prove(site, way, port)?;
         drop(go_on);
         Ok(client.succeed(LIMIT)?.stdout)

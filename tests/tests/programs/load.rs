@@ -1,4 +1,4 @@
-//! What the tests of servers under load have in common: a benchmark's verdict, a slow download, a signal.
+//! What the tests of servers under load have in common: a benchmark's verdict, a word that a program says, a slow download, a signal.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -29,6 +29,20 @@ pub(crate) fn benchmark(
     let found: Vec<_> = report.lines().filter(verdict).map(str::to_owned).collect();
     assert!(found.len() > 1, "{way}: {report}");
     Ok(found)
+}
+
+/// Waits until `word` is in what the program has written.
+pub(crate) fn until_it_says(program: &mut Running, word: &str) -> Result<(), Failure> {
+    let end = Instant::now() + LIMIT;
+    while !program.output_so_far().contains(word) {
+        if Instant::now() > end || !program.is_running() {
+            return Err(program
+                .wait(LIMIT)
+                .map_or_else(Failure::from, |ended| ended.stderr.into()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// A curl that takes its time, so that the server can be changed under it.

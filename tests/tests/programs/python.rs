@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use vmmc_tests::{Running, Site, find_program, free_port};
 
-use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
-use crate::load::program;
+use crate::in_every_way::{LIMIT, prove, same_in_every_way};
+use crate::load::{program, until_it_says};
 
 /// Reads half of a file, goes on slowly until the end of standard input, reads the rest, then small pages.
 const CLIENT: &str = r#"
@@ -52,15 +51,7 @@ fn python_http_server_and_urllib() {
         let mut client = python(site, way.lifts_client());
         client.args(["-c", CLIENT, &format!("http://127.0.0.1:{port}/")]);
         let (mut client, go_on) = site.start_fed(&mut client)?;
-        let end = Instant::now() + LIMIT;
-        while !client.output_so_far().contains("half") {
-            if Instant::now() > end || !client.is_running() {
-                return Err(client
-                    .wait(LIMIT)
-                    .map_or_else(Failure::from, |ended| ended.stderr.into()));
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        until_it_says(&mut client, "half")?;
         prove(site, way, port)?;
         drop(go_on);
         let answers = client.succeed(LIMIT)?.stdout;

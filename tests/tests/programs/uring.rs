@@ -4,11 +4,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use vmmc_tests::{Connection, Running, Site, Way, find_program, free_port};
 
 use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way, seen};
+use crate::load::until_it_says;
 
 #[test]
 fn a_server_goes_over_to_liburing() {
@@ -42,13 +42,7 @@ fn same_and(test: &str, role: &str, look: impl Fn(&Site, Way, u16) -> Result<(),
         let _server = site.serve_when_it_says(server, "listening")?;
         let mut client = site.command(way.lifts_client(), &program);
         let (mut client, go_on) = site.start_fed(client.arg("ask").arg(port.to_string()))?;
-        let end = Instant::now() + LIMIT;
-        while !client.output_so_far().contains("half") {
-            if Instant::now() > end || !client.is_running() {
-                return Err(client.wait(LIMIT)?.stderr.into());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        until_it_says(&mut client, "half")?;
         look(site, way, port)?;
         drop(go_on);
         Ok(client.succeed(LIMIT)?.stdout)
