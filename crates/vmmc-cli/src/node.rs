@@ -1,6 +1,7 @@
 //! `vmmc node`: starting, stopping and asking the node service.
 
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -88,23 +89,37 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
 }
 
-/// Starts the service unless it runs; the host's is its administrator's to start.
-pub(crate) fn ensure(place: &ServicePlace) -> Result<(), String> {
-    if place.of == ServiceOf::Host {
-        return match status(place, PATIENCE).map_err(|error| error.to_string())? {
-            Some(_) => Ok(()),
-            None => Err(format!(
-                "the host's node service in {} does not run: its administrator starts it with `vmmc node start --system`",
-                place.dir.display()
-            )),
-        };
+/// Starts the service of the environment unless it runs; the host's is its administrator's to start. The service is no child of this
+/// process, which becomes a program that may wait for all children it has.
+pub(crate) fn ensure() -> Result<(), String> {
+    let place = ServicePlace::of_environment();
+    if status(&place, PATIENCE).map_err(|error| error.to_string())?.is_some() {
+        return Ok(());
     }
-    start_at(place).map(|_| ())
+    if place.of == ServiceOf::Host {
+        return Err(format!(
+            "the host's node service in {} does not run: its administrator starts it with `vmmc node start --system`",
+            place.dir.display()
+        ));
+    }
+    let mut starter = Command::new(this_program()?);
+    starter.args(["node", "start"]).stdin(Stdio::null()).env_remove("LD_PRELOAD");
+    let ended = starter.output().map_err(|error| format!("cannot start the service ({error})"))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let line = said.lines().last().unwrap_or("the node service could not be started");
+    Err(line.strip_prefix("vmmc: ").unwrap_or(line).to_owned())
+}
+
+fn this_program() -> Result<PathBuf, String> {
+    std::env::current_exe()
+        .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))
 }
 
 fn start_at(place: &ServicePlace) -> Result<(u32, bool), String> {
-    let program = std::env::current_exe()
-        .map_err(|error| format!("cannot find this program ({error}): run it by its full path"))?;
+    let program = this_program()?;
     let system: &[&str] = if place.of == ServiceOf::Host { &["--system"] } else { &[] };
     let arguments = [&["node", "serve", "--detached"], system].concat();
     start(place, &program, &arguments, PATIENCE).map_err(|error| error.to_string())

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use vmmc_node::Policy;
-use vmmc_os::ServicePlace;
 
 /// The program's connections to other such programs of the same user on this host (and of other users, where the host's policy
 /// lets them) go over VMMC; everything else, and
@@ -68,7 +67,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
                 return ExitCode::from(OWN_ERROR);
             }
         };
-        if let Err(message) = crate::node::ensure(&ServicePlace::of_environment()) {
+        if let Err(message) = crate::node::ensure() {
             eprintln!("vmmc: {message}; connections stay on TCP");
         }
         if let (None, Ok(program)) =

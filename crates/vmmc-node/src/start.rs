@@ -46,15 +46,7 @@ pub fn start(
     loop {
         // Another start may have won: any service that answers will do.
         match status(place, limit) {
-            Ok(Some(status)) => {
-                let new = status.pid == child.id();
-                if !new {
-                    // It ends by itself, but then a program that this process becomes would find it among its children.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
-                return Ok((status.pid, new));
-            }
+            Ok(Some(status)) => return Ok((status.pid, status.pid == child.id())),
             Ok(None) | Err(ControlError::Unresponsive) => {}
             Err(error) => return Err(NodeStartError::Control(error)),
         }

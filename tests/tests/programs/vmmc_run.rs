@@ -24,6 +24,15 @@ fn the_status_and_output_are_the_programs_own() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The service was started for it just before: a server that waits for all its children would wait for that one.
+#[test]
+fn a_program_has_no_child_that_it_did_not_start() -> Result<(), Failure> {
+    let program = "import os\ntry: print(os.waitpid(-1, os.WNOHANG))\nexcept ChildProcessError: print('none')";
+    let finished = run(&["python3", "-c", program])?;
+    assert_eq!(finished.stdout, "none\n", "{finished:?}");
+    Ok(())
+}
+
 #[test]
 fn options_of_the_program_are_left_to_it() -> Result<(), Failure> {
     let finished = run(&["/bin/echo", "--json", "-h", "--"])?;
