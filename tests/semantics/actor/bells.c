@@ -101,17 +101,21 @@ static void join_watcher(const char *label, pthread_t thread, struct watcher *wa
     say("%s: %d, number %u", label, watcher->count, watcher->event.data.u32);
 }
 
+static void ask_in_turn(const int fds[MANY]) {
+    for (int i = 0; i < MANY; i++) {
+        meet();
+        put_text(fds[i], "x");
+        expect_text(fds[i], "y");
+    }
+    meet();
+}
+
 /* Half of the connections stand in one object, half in another, one in both; a thread sleeps on each. */
 void scenario_many_in_two_sets(void) {
     int fds[MANY];
     make_many(fds);
     if (me.client) {
-        for (int i = 0; i < MANY; i++) {
-            meet();
-            put_text(fds[i], "x");
-            expect_text(fds[i], "y");
-        }
-        meet();
+        ask_in_turn(fds);
         put_text(fds[MANY - 1], "x");
         meet();
         return;
@@ -197,12 +201,7 @@ void scenario_many_shared_out_by_fork(void) {
     int fds[MANY];
     make_many(fds);
     if (me.client) {
-        for (int i = 0; i < MANY; i++) {
-            meet();
-            put_text(fds[i], "x");
-            expect_text(fds[i], "y");
-        }
-        meet();
+        ask_in_turn(fds);
         return;
     }
     int set = epoll_create1(0);

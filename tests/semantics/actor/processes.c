@@ -210,31 +210,40 @@ static bool allow_only_reading_and_writing(bool by_system_call) {
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
+enum { QUESTIONS = 40 };
+
+static void ask_all(int fd) {
+    for (int i = 0; i < QUESTIONS; i++) {
+        put_text(fd, "question");
+        expect_text(fd, "answer..");
+    }
+    expect_end(fd);
+}
+
+/* A child that may only read and write answers all questions on `fd`, which this process lets go of. */
+static pid_t answer_all_sandboxed(int fd, int by_system_call) {
+    pid_t child = fork();
+    if (child == 0) {
+        char question[8];
+        if (!allow_only_reading_and_writing(by_system_call))
+            _exit(2);
+        for (int i = 0; i < QUESTIONS; i++)
+            if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
+                _exit(1);
+        _exit(0);
+    }
+    close(fd);
+    return child;
+}
+
 /* A server's process that may only read and write when its connection has had enough traffic to be lifted. */
 void scenario_sandboxed_while_young(void) {
-    enum { TURNS = 40 };
     for (int by_system_call = 0; by_system_call < 2; by_system_call++) {
         int fd = cold_connection();
-        if (me.client) {
-            for (int i = 0; i < TURNS; i++) {
-                put_text(fd, "question");
-                expect_text(fd, "answer..");
-            }
-            expect_end(fd);
-        } else {
-            pid_t child = fork();
-            if (child == 0) {
-                char question[8];
-                if (!allow_only_reading_and_writing(by_system_call))
-                    _exit(2);
-                for (int i = 0; i < TURNS; i++)
-                    if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
-                        _exit(1);
-                _exit(0);
-            }
-            close(fd);
-            finish(child);
-        }
+        if (me.client)
+            ask_all(fd);
+        else
+            finish(answer_all_sandboxed(fd, by_system_call));
         meet();
         if (me.client)
             close(fd);
@@ -243,28 +252,13 @@ void scenario_sandboxed_while_young(void) {
 
 /* The same with a connection that is lifted already: neither reading nor writing nor sleeping takes calls of another kind. */
 void scenario_sandboxed_while_lifted(void) {
-    enum { TURNS = 20 };
     for (int by_system_call = 0; by_system_call < 2; by_system_call++) {
         int fd = connection();
         if (me.client) {
             await_asleep(told());
-            for (int i = 0; i < TURNS; i++) {
-                put_text(fd, "question");
-                expect_text(fd, "answer..");
-            }
-            expect_end(fd);
+            ask_all(fd);
         } else {
-            pid_t child = fork();
-            if (child == 0) {
-                char question[8];
-                if (!allow_only_reading_and_writing(by_system_call))
-                    _exit(2);
-                for (int i = 0; i < TURNS; i++)
-                    if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
-                        _exit(1);
-                _exit(0);
-            }
-            close(fd);
+            pid_t child = answer_all_sandboxed(fd, by_system_call);
             tell(child);
             finish(child);
         }
