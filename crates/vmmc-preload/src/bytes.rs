@@ -200,7 +200,7 @@ unsafe fn tell_left(message: &mut msghdr, room: usize, left: c_int) {
     let header = libc::cmsghdr {
         cmsg_len: len as _,
         cmsg_level: libc::IPPROTO_TCP,
-        cmsg_type: crate::sockets::TCP_INQ,
+        cmsg_type: vmmc_socket::TCP_INQ,
     };
     message.msg_control.cast::<libc::cmsghdr>().write_unaligned(header);
     let data = message.msg_control.cast::<u8>().add(empty);

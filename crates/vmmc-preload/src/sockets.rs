@@ -117,9 +117,6 @@ pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int 
 /// `asm-generic/sockios.h`; the libc crate does not have it.
 const SIOCATMARK: c_ulong = 0x8905;
 
-/// The option, and the kind of control message that it asks for: how many bytes are left to read.
-pub(crate) const TCP_INQ: c_int = 36;
-
 /// Options that change what is received or how in a way that the ring does not follow.
 fn not_carried(level: c_int, name: c_int) -> bool {
     const TCP_ULP: c_int = 31;
@@ -151,7 +148,7 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
         catch((), || vmmc_socket::lower_descriptor(fd));
     }
     let done = native(fd, level, name, value, len);
-    if done == 0 && level == libc::IPPROTO_TCP && name == TCP_INQ {
+    if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {
         catch((), || keep_errno(|| vmmc_socket::left_is_told_or_not(fd)));
     }
     done

@@ -73,7 +73,7 @@ pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_uring, lower_passed,
 };
 pub use receive::{
-    Receiving, at_mark, left, left_is_told_or_not, only_error_left, receive, unread,
+    Receiving, TCP_INQ, at_mark, left, left_is_told_or_not, only_error_left, receive, unread,
 };
 pub use route::{InFlight, Route, Sleep, Transfer};
 pub use transmit::{Sending, complete_info, deafen, finish, is_over, send, send_file, unsent};

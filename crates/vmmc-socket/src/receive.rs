@@ -445,8 +445,8 @@ pub fn unread(fd: i32) -> Option<usize> {
     Some(ring + kernel::unread(fd).saturating_sub(twice))
 }
 
-/// Not in the libc crate.
-const TCP_INQ: i32 = 36;
+/// The option, and the kind of control message that it asks for: how many bytes are left to read. Not in the libc crate.
+pub const TCP_INQ: i32 = 36;
 
 pub(crate) fn learn_whether_left_is_told(fd: i32, slot: &Slot) {
     let on = kernel::option::<i32>(fd, libc::IPPROTO_TCP, TCP_INQ);
