@@ -115,12 +115,22 @@ struct Compete {
     since: Time,
 }
 
-/// The smallest round trip of late: of this epoch and the one before.
+/// What the path has shown of late that is its own: in this epoch and the one before.
 #[derive(Debug)]
 struct Base {
-    now: Duration,
-    before: Duration,
+    now: Shown,
+    before: Shown,
     since: Time,
+    /// Bytes that got through since a rate was last taken, and when that was.
+    passed: (u64, Time),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// The smallest round trip.
+    round_trip: Duration,
+    /// The greatest rate over an [`INTERVAL`], in bytes a second.
+    rate: u64,
 }
 
 #[derive(Debug)]
@@ -165,7 +175,12 @@ impl Congestion {
             packet,
             target,
             mode: Mode::Startup,
-            base: Base { now: Duration::MAX, before: Duration::MAX, since: Time::ZERO },
+            base: Base {
+                now: Shown::NOTHING,
+                before: Shown::NOTHING,
+                since: Time::ZERO,
+                passed: (0, Time::ZERO),
+            },
             round: Round::new(0),
             interval: Interval { delay: Duration::MAX, since: Time::ZERO },
             settling: false,
@@ -184,6 +199,11 @@ impl Congestion {
 
     pub(crate) fn least_round_trip(&self) -> Option<Duration> {
         Some(self.base.smallest()).filter(|least| *least != Duration::MAX)
+    }
+
+    /// The most that got through of late, in bytes a second; 0: not known yet.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.base.now.rate.max(self.base.before.rate)
     }
 
     pub(crate) fn is_competing(&self) -> bool {
@@ -220,7 +240,7 @@ impl Congestion {
 
     /// Takes the acknowledgement of `bytes`, of which `largest` is the newest packet; `next` will be sent next.
     pub(crate) fn acked(&mut self, now: Time, bytes: u64, rtt: Duration, largest: u64, next: u64) {
-        self.base.sample(now, rtt, !self.is_competing());
+        self.base.sample(now, rtt, bytes, !self.is_competing());
         self.round.delay = self.round.delay.min(rtt);
         self.round.acked += bytes as f64;
         if matches!(self.mode, Mode::Startup) && self.round.limited {
@@ -438,17 +458,27 @@ impl Round {
     }
 }
 
+impl Shown {
+    const NOTHING: Self = Self { round_trip: Duration::MAX, rate: 0 };
+}
+
 impl Base {
     /// `aging`: what was seen long ago no longer counts.
-    fn sample(&mut self, now: Time, rtt: Duration, aging: bool) {
+    fn sample(&mut self, now: Time, rtt: Duration, bytes: u64, aging: bool) {
         if aging && now - self.since > BASE_EPOCH {
-            self.before = std::mem::replace(&mut self.now, Duration::MAX);
+            self.before = std::mem::replace(&mut self.now, Shown::NOTHING);
             self.since = now;
         }
-        self.now = self.now.min(rtt);
+        self.now.round_trip = self.now.round_trip.min(rtt);
+        self.passed.0 += bytes;
+        let took = now - self.passed.1;
+        if took >= INTERVAL {
+            let (passed, _) = std::mem::replace(&mut self.passed, (0, now));
+            self.now.rate = self.now.rate.max((passed as f64 / took.as_secs_f64()) as u64);
+        }
     }
 
     fn smallest(&self) -> Duration {
-        self.now.min(self.before)
+        self.now.round_trip.min(self.before.round_trip)
     }
 }

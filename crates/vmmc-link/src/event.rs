@@ -151,6 +151,8 @@ pub struct PathState {
     pub round_trip: Duration,
     /// The smallest round trip of late: the path's own, without queueing.
     pub least_round_trip: Option<Duration>,
+    /// The most that got through of late over some milliseconds, in bytes a second; 0: not known yet.
+    pub capacity: u64,
     /// Bytes that may be in flight.
     pub window: u64,
     /// Bytes that are.

@@ -110,6 +110,7 @@ impl Path {
             up: self.up,
             round_trip: self.rtt.smoothed(),
             least_round_trip: self.congestion.least_round_trip(),
+            capacity: self.congestion.capacity(),
             window: self.congestion.window(),
             in_flight: self.in_flight,
             mtu: self.mtu.current(),

@@ -17,6 +17,11 @@ pub trait Fabric {
     /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent;
 
+    /// Says how many bytes this host's own queues shall hold for it at most. Whether that is more than before: then there may be room again.
+    fn allow(&mut self, _bytes: u64) -> bool {
+        false
+    }
+
     /// Says that there is one peer only, whose datagrams all come from this address; or that there are others again. What others send meanwhile may be lost.
     fn only(&mut self, _peer: Option<SocketAddr>) {}
 

@@ -10,6 +10,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use vmmc_link::wire::Header;
 use vmmc_link::{Config, Event, KeyError, Keys, Link, Memory, Time};
@@ -22,6 +23,12 @@ const BUFFER: usize = 64 << 10;
 const MANY: usize = 8;
 /// Batches received from one fabric before the others have their turn.
 const TURNS: usize = 4;
+
+/// So much of what a path carries may lie in this host's own queues: what takes it so long. Kernel TCP keeps to about as much ("small queues"), and starves
+/// beside whoever fills them.
+const LOCAL_QUEUE: Duration = Duration::from_micros(640);
+/// How soon to try again what there was no room for: some of it will have gone.
+const SOON: Duration = Duration::from_micros(100);
 
 /// Bytes of fetch replies that may be on their way to this node at a time, over all links that fetch: what a switch can hold for it.
 const FETCH_CREDIT: u64 = 512 << 10;
@@ -99,6 +106,7 @@ struct Peer {
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
+    place: usize,
     fabric: usize,
     to: SocketAddr,
     len: usize,
@@ -109,6 +117,13 @@ impl Peer {
     /// Whether it has something to send, now or when pacing, the window or the fabric lets it go.
     fn is_restless(&self) -> bool {
         self.touched || self.link.is_sending()
+    }
+
+    /// Bytes that may lie in this host's own queues for a path, if that is known.
+    fn allowance(&self, path: usize) -> Option<u64> {
+        // At most 64 paths.
+        let capacity = self.link.path(path as u8)?.capacity;
+        (capacity > 0).then(|| (capacity as f64 * LOCAL_QUEUE.as_secs_f64()) as u64)
     }
 }
 
@@ -312,10 +327,11 @@ impl<F: Fabric> Port<F> {
 
     /// When [`Port::poll`] should be called next, if nothing comes before. With something held back for want of room: soon.
     pub fn deadline(&self, now: Time) -> Option<Time> {
-        if self.held.is_some() || self.answers_later {
+        if self.answers_later {
             return Some(now);
         }
-        self.peers().filter_map(|(_, peer)| peer.link.poll_timeout()).min()
+        let room = self.held.map(|_| now + SOON);
+        self.peers().filter_map(|(_, peer)| peer.link.poll_timeout()).chain(room).min()
     }
 
     /// What happened on any link; per link the oldest first.
@@ -387,16 +403,23 @@ impl<F: Fabric> Port<F> {
             };
             let fabric = usize::from(sent.path);
             let to = peer.addresses[fabric];
-            self.held = Some(Held { fabric, to, len: sent.len, segment: sent.segment });
+            self.held =
+                Some(Held { place: index, fabric, to, len: sent.len, segment: sent.segment });
         }
     }
 
     /// Sends what was built; `false` if there is still no room for it.
     fn flush(&mut self) -> bool {
         let Some(held) = self.held else { return true };
-        let bytes = &self.buffer[..held.len];
-        if self.fabrics[held.fabric].send(held.to, bytes, held.segment) == Sent::Full {
-            return false;
+        let (fabric, bytes) = (&mut self.fabrics[held.fabric], &self.buffer[..held.len]);
+        while fabric.send(held.to, bytes, held.segment) == Sent::Full {
+            let peer = self.places[held.place].peer.as_ref();
+            if !peer
+                .and_then(|peer| peer.allowance(held.fabric))
+                .is_some_and(|due| fabric.allow(due))
+            {
+                return false;
+            }
         }
         self.held = None;
         true

@@ -115,6 +115,32 @@ impl Fabric for Faulty {
     }
 }
 
+/// A host whose queues are full every other time.
+struct Narrow {
+    wire: UdpFabric,
+    full: bool,
+    allowed: u64,
+}
+
+impl Fabric for Narrow {
+    fn batch(&self, segment: usize) -> usize {
+        self.wire.batch(segment)
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
+        self.full = !self.full;
+        if self.full { Sent::Full } else { self.wire.send(to, bytes, segment) }
+    }
+
+    fn allow(&mut self, bytes: u64) -> bool {
+        std::mem::replace(&mut self.allowed, bytes) < bytes
+    }
+
+    fn receive(&mut self, take: impl FnMut(&mut [u8])) -> usize {
+        self.wire.receive(take)
+    }
+}
+
 /// Two ports with a link between them, both polled by the test.
 struct Pair<F> {
     ports: [Port<F>; 2],
@@ -188,7 +214,7 @@ impl<F: Fabric> Pair<F> {
         let mut expected = sent;
         expected[64..72].copy_from_slice(&0x0123_4567_89ab_cdef_u64.to_le_bytes());
         assert!(self.hosts[1].exported == expected);
-        assert_eq!(self.hosts[1].notes, [(5, 6, 7)]);
+        assert_eq!(std::mem::take(&mut self.hosts[1].notes), [(5, 6, 7)]);
 
         self.hosts[0].local.fill(0);
         let link = self.ports[0].link(self.links[0]).unwrap();
@@ -219,6 +245,22 @@ fn a_wire_that_loses_repeats_swaps_and_damages_harms_nothing() {
         Pair::new("127.0.0.1:0", 1, |wire| Faulty { wire, random: seed, late: None })
             .carry_everything();
     }
+}
+
+/// What takes the path 640 us may lie in the queues of the host that sends.
+#[test]
+fn a_full_host_is_told_how_much_it_may_hold() {
+    let mut pair = Pair::new("127.0.0.1:0", 1, |wire| Narrow { wire, full: false, allowed: 0 });
+    // A rate is known when something got through for some milliseconds.
+    let (mut carried, mut allowed) = (0, 0);
+    while allowed == 0 {
+        pair.carry_everything();
+        carried += LEN as u64;
+        allowed = pair.ports[0].fabrics()[0].allowed;
+    }
+    let capacity = pair.ports[0].look(pair.links[0]).unwrap().path(0).unwrap().capacity;
+    assert!(allowed <= capacity / 1000, "{allowed} bytes at {capacity} a second");
+    assert!(capacity / 100 <= 2 * carried, "{capacity} a second, {carried} in all");
 }
 
 #[test]

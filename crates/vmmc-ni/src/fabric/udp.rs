@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Socket, Type};
-use vmmc_os::{Inlet, enlarge_socket_buffers};
+use vmmc_os::{Inlet, enlarge_receive_buffer, set_send_buffer};
 
 use super::datagrams::{disconnect, quiet_datagrams, receive_datagrams, send_datagrams};
 use super::{Fabric, Sent};
@@ -16,8 +16,11 @@ use super::{Fabric, Sent};
 const SUPER_PACKET: usize = 65_535;
 /// Most bytes of a super-packet's payload: IPv4's length field counts two headers too.
 const MOST_SENT: usize = SUPER_PACKET - 20 - 8;
-/// What the kernel may hold for us in either direction: some windows of a fast link.
+/// What the kernel may hold for us: some windows of a fast link.
 const KERNEL_BUFFER: usize = 4 << 20;
+/// What it may hold on the way out at first, and always.
+const FIRST_ALLOWED: u64 = 64 << 10;
+const LEAST_ALLOWED: u64 = 16 << 10;
 /// With an inlet that is open the socket is looked at each time for so long after something came there, and else at every so manieth look only: it
 /// costs a system call.
 const NEAR: u32 = 16;
@@ -29,6 +32,8 @@ pub struct UdpFabric {
     state: UdpSocketState,
     /// Whom the socket is connected to: the kernel knows the way then.
     peer: Option<SocketAddr>,
+    /// Bytes that the kernel may hold on the way out.
+    allowed: usize,
     /// One super-packet, which stays in the second-level cache.
     buffer: Vec<u8>,
     /// Where small datagrams come while somebody looks.
@@ -60,7 +65,7 @@ impl UdpFabric {
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
             }
-            enlarge_socket_buffers(&socket, KERNEL_BUFFER);
+            enlarge_receive_buffer(&socket, KERNEL_BUFFER);
             socket.bind(&address.into())?;
             Self::over(socket.into())
         };
@@ -92,7 +97,10 @@ impl UdpFabric {
         // Nobody asks for it, and it costs a tenth of a microsecond each time.
         quiet_datagrams(&socket);
         let buffer = vec![0; SUPER_PACKET];
-        Ok(Self { socket, state, peer: None, buffer, inlet: None, looks: 0 })
+        let mut fabric =
+            Self { socket, state, peer: None, allowed: 0, buffer, inlet: None, looks: 0 };
+        fabric.allow(FIRST_ALLOWED);
+        Ok(fabric)
     }
 
     /// Gives it a short way in for what comes to its socket.
@@ -135,6 +143,16 @@ impl Fabric for UdpFabric {
             src_ip: None,
         };
         sent(self.state.try_send(UdpSockRef::from(&self.socket), &transmit))
+    }
+
+    fn allow(&mut self, bytes: u64) -> bool {
+        let bytes = bytes.clamp(LEAST_ALLOWED, KERNEL_BUFFER as u64) as usize;
+        // It costs a system call, and need not be exact.
+        if bytes.abs_diff(self.allowed) <= self.allowed / 8 {
+            return false;
+        }
+        set_send_buffer(&self.socket, bytes);
+        std::mem::replace(&mut self.allowed, bytes) < bytes
     }
 
     fn only(&mut self, peer: Option<SocketAddr>) {

@@ -35,7 +35,7 @@ pub use credentials::{
     Credentials, is_ours_to_write, peer_credentials, peer_process, process_descriptor,
     user_by_name, user_id,
 };
-pub use datagram::enlarge_socket_buffers;
+pub use datagram::{enlarge_receive_buffer, set_send_buffer};
 pub use descriptor::Descriptor;
 pub use event::{Event, Signals, is_event, wait_readable, wait_writable};
 pub use futex::{futex_wait, futex_wake};
