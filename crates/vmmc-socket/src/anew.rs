@@ -83,7 +83,7 @@ pub(crate) fn may_come_back(fd: i32, slot: &Slot, local: &Local) -> bool {
     };
     let flags = [&slot.finished, &slot.mute, &slot.deaf];
     slot.why().passes()
-        && slot.holders.load(Ordering::Acquire) == 1
+        && slot.tenure.holders() == 1
         && !flags.iter().any(|flag| flag.load(Ordering::SeqCst))
         && !slot.inward.loan.stands()
         && !slot.outward.loan.stands()

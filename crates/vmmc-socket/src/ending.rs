@@ -29,7 +29,7 @@ pub(crate) fn close(fd: i32, index: u32) {
     let goodbye = {
         let _inward = slot.inward.lock.hold();
         let _outward = slot.outward.lock.hold();
-        let ends = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1);
+        let ends = local.ends().filter(|_| slot.tenure.holders() == 1);
         ends.map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
     };
     let_go(index, goodbye, lent);
@@ -99,13 +99,13 @@ pub(crate) fn end_at_exit(fd: i32, index: u32) {
     if slot.phase() == Phase::Attached {
         let _inward = slot.inward.lock.hold();
         let _outward = slot.outward.lock.hold();
-        if let Some(ends) = local.ends().filter(|_| slot.holders.load(Ordering::Acquire) == 1)
+        if let Some(ends) = local.ends().filter(|_| slot.tenure.holders() == 1)
             && say_goodbye(fd, slot, local, ends) == Goodbye::Linger
         {
             drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
         }
     }
-    slot.holders.fetch_sub(1, Ordering::AcqRel);
+    slot::release(index);
 }
 
 /// Whether the kernel resets the connection when its last descriptor is closed, instead of ending it.

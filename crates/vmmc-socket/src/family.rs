@@ -36,10 +36,7 @@ pub fn before_fork() {
     STRUCTURE.hold_for_fork(lift::before_fork);
     ARRIVALS
         .store(slot::arrivals().map_or(0, |word| word.load(Ordering::Relaxed)), Ordering::Relaxed);
-    // Counted before the child exists: the parent may close its own before the child first runs.
-    for index in distinct_connections() {
-        slot::get(index).holders.fetch_add(1, Ordering::AcqRel);
-    }
+    slot::before_fork(distinct_connections());
 }
 
 /// After a fork, in the parent. A child that inherits lifted connections tells the node service first that it holds them:
@@ -48,6 +45,7 @@ pub fn after_fork_in_parent() {
     if !layer::enabled() {
         return;
     }
+    slot::after_fork_in_parent();
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(false);
     let before = ARRIVALS.load(Ordering::Relaxed);
@@ -73,6 +71,7 @@ pub fn after_fork_in_child() {
     }
     thread::forked();
     layer::moved();
+    slot::after_fork_in_child();
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(true);
     layer::forget_process();
@@ -107,9 +106,7 @@ pub fn after_fork_in_child() {
 /// The fork that [`before_fork`] prepared has failed.
 pub fn fork_failed() {
     if layer::enabled() {
-        for index in distinct_connections() {
-            slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
-        }
+        slot::fork_failed();
     }
 }
 

@@ -218,6 +218,11 @@ pub fn process_id() -> u32 {
     call!(SYS_getpid).unwrap_or(1) as u32
 }
 
+/// The id of this process's parent; 0 if that is in another namespace.
+pub fn parent_id() -> u32 {
+    call!(SYS_getppid).unwrap_or(0) as u32
+}
+
 /// Whether a thread or process of this id exists.
 pub fn exists(id: u32) -> bool {
     call!(SYS_kill, id, 0) != Err(Errno(libc::ESRCH))

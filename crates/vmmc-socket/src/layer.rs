@@ -11,6 +11,7 @@ use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
 use crate::slot::{self, Why};
+use crate::tenure::Seen;
 use crate::{
     board, ending, epoll, explain, handing, kernel, lift, local, park, policy, service, spin,
 };
@@ -41,8 +42,7 @@ pub(crate) struct Structure {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inquiry {
     pub(crate) index: u32,
-    pub(crate) serial: u32,
-    pub(crate) holders: u32,
+    pub(crate) tenure: Seen,
     pub(crate) handed: u32,
 }
 
@@ -272,7 +272,7 @@ fn track_as(fd: i32, nonblocking: Option<bool>, connected: bool) {
     match (entered, connected) {
         (true, true) => board::open(index, fd),
         (true, false) => {}
-        (false, _) => slot::get(index).holders.store(0, Ordering::Release),
+        (false, _) => slot::release(index),
     }
 }
 
@@ -297,7 +297,7 @@ pub fn leave(fd: i32) {
     if last {
         ending::forget(index);
         board::close(index);
-        slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
+        slot::release(index);
     }
 }
 
@@ -368,7 +368,7 @@ fn close_connection(fd: i32, index: u32) {
     if last {
         ending::close(fd, index);
         board::close(index);
-        slot::get(index).holders.fetch_sub(1, Ordering::AcqRel);
+        slot::release(index);
     }
 }
 

@@ -23,7 +23,8 @@ use crate::{anew, board, epoll, kernel, park, policy, receive, service, tcp, tra
 
 mod later;
 
-use later::{await_room, fail, hindrance, seconds, stay, take_back, try_later, wait_longer};
+pub(crate) use later::seconds;
+use later::{await_room, fail, hindrance, stay, take_back, try_later, wait_longer};
 
 /// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
 static CALLS: AtomicU32 = AtomicU32::new(4);
@@ -144,7 +145,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         // another socket, or none, and refuses.
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
             Ok(offer) => {
-                structure.offers.insert(offer.0, (index, slot.serial.load(Ordering::Relaxed)));
+                structure.offers.insert(offer.0, (index, slot.tenure.serial()));
                 if slot.returned.load(Ordering::Relaxed) == 0 {
                     slot.set_why(Why::PeerNotLifted);
                 }
@@ -166,12 +167,8 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
     if handing::mark_of(fd) != Mark::None {
         return try_later(index, slot, Why::Shared);
     }
-    let inquiry = Inquiry {
-        index,
-        serial: slot.serial.load(Ordering::Relaxed),
-        holders: slot.holders.load(Ordering::Acquire),
-        handed: slot.handed.load(Ordering::Acquire),
-    };
+    let inquiry =
+        Inquiry { index, tenure: slot.tenure.see(), handed: slot.handed.load(Ordering::Acquire) };
     // SAFETY: as for an offer.
     match process.pair_holders(unsafe { BorrowedFd::borrow_raw(fd) }) {
         Ok(id) => {
@@ -186,16 +183,15 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
 
 /// The service has looked who has a connection. If it is this process alone, and nobody can have got it since, it may be offered.
 fn inquired(inquiry: Inquiry, alone: bool) {
-    let Inquiry { index, serial, holders, handed } = inquiry;
-    let Some((slot, _)) = current(index, serial) else { return };
+    let Inquiry { index, tenure, handed } = inquiry;
+    let Some((slot, _)) = current(index, tenure.serial()) else { return };
     if !matches!(slot.phase(), Phase::Tcp | Phase::Retired) {
         return;
     }
-    let still = |word: &AtomicU32, was, now| {
-        word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    };
     // Of those that have it no longer, some may have ended without a word.
-    if alone && still(&slot.holders, holders, 1) && still(&slot.handed, handed, 0) {
+    let given =
+        || slot.handed.compare_exchange(handed, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    if alone && slot.tenure.correct(tenure, 1) && given() {
         slot.put_off.store(0, Ordering::Relaxed);
         slot.put_off_until.store(0, Ordering::Relaxed);
         wait_longer(index, slot, Why::Young);
@@ -278,7 +274,7 @@ fn take_mail(structure: &mut Structure) {
 
 fn current(index: u32, serial: u32) -> Option<(&'static Slot, &'static Local)> {
     let slot = slot::get(index);
-    (slot.serial.load(Ordering::Relaxed) == serial).then(|| (slot, local::get(index)))
+    (slot.tenure.serial() == serial).then(|| (slot, local::get(index)))
 }
 
 fn exchange(

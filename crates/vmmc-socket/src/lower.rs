@@ -386,7 +386,7 @@ pub(crate) fn retire(fd: i32, index: u32) {
         let bell = local.bell.load(Ordering::Acquire);
         // SAFETY: the structure's lock is held.
         epoll::release(index, bell, unsafe { local.parts() });
-        let shared = slot.holders.load(Ordering::Acquire) != 1;
+        let shared = slot.tenure.holders() != 1;
         let may_pass = shared && slot.why().passes();
         slot.set_phase(if may_pass { Phase::Retired } else { Phase::Stay });
         board::update(index, slot);

@@ -92,7 +92,7 @@ impl Drop for InFlight {
 #[inline]
 pub(crate) fn count(slot: &Slot, direction: Direction, change: u32) {
     let calls = direction.in_flight(slot);
-    if thread::alone() && slot.holders.load(Ordering::Relaxed) == 1 {
+    if thread::alone() && slot.tenure.holders() == 1 {
         calls.store(calls.load(Ordering::Relaxed).wrapping_add(change), Ordering::Relaxed);
     } else {
         calls.fetch_add(change, Ordering::SeqCst);

@@ -9,6 +9,8 @@ use vmmc::stream::{Receiver, Transmitter};
 use crate::kernel;
 use crate::loan::Loan;
 use crate::lock::Lock;
+use crate::members::Members;
+use crate::tenure::Tenure;
 
 /// Connections a fork family can track; more stay on TCP.
 pub(crate) const SLOTS: usize = 32 * 1024;
@@ -118,10 +120,8 @@ impl Why {
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Slot {
-    /// Processes that have it open; none: the slot is free.
-    pub(crate) holders: AtomicU32,
-    /// Changes with every use of the slot.
-    pub(crate) serial: AtomicU32,
+    /// The processes that have it open; none: the slot is free.
+    pub(crate) tenure: Tenure,
     phase: AtomicU32,
     why: AtomicU32,
     /// The open file's `O_NONBLOCK`.
@@ -267,7 +267,7 @@ impl Slot {
 
     /// Whether nobody has it but one process, as far as this family knows.
     pub(crate) fn is_alone(&self) -> bool {
-        self.holders.load(Ordering::Acquire) == 1 && self.handed.load(Ordering::Acquire) == 0
+        self.tenure.holders() == 1 && self.handed.load(Ordering::Acquire) == 0
     }
 
     /// Leaves the connection on TCP.
@@ -277,7 +277,6 @@ impl Slot {
     }
 
     fn renew(&self) {
-        self.serial.fetch_add(1, Ordering::Relaxed);
         self.set_phase(Phase::Tcp);
         self.set_why(Why::Young);
         let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
@@ -340,6 +339,7 @@ struct Table {
     /// Children of fork that have told the node service what they hold.
     arrivals: AtomicU32,
     slots: [Slot; SLOTS],
+    members: Members,
 }
 
 static TABLE: OnceLock<Option<&'static Table>> = OnceLock::new();
@@ -364,7 +364,7 @@ fn table() -> Option<&'static Table> {
 
 /// Makes the table; before the first fork of a family that shall share it.
 pub(crate) fn prepare() -> bool {
-    table().is_some()
+    table().inspect(|table| table.members.found()).is_some()
 }
 
 /// Children of fork in this family that have announced themselves, counted; processes wait for it to change.
@@ -382,13 +382,68 @@ pub(crate) fn get(index: u32) -> &'static Slot {
 /// A free slot, now held by this process.
 pub(crate) fn allocate() -> Option<u32> {
     let table = table()?;
-    for _ in 0..SLOTS {
-        let index = table.next.fetch_add(1, Ordering::Relaxed) as usize % SLOTS;
-        let slot = &table.slots[index];
-        if slot.holders.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            slot.renew();
-            return Some(index as u32);
-        }
+    table.take().or_else(|| if table.members.sweep(&table.slots) { table.take() } else { None })
+}
+
+/// This process holds the slot no more.
+pub(crate) fn release(index: u32) {
+    // Read while it cannot be in another use yet.
+    let serial = get(index).tenure.serial();
+    if let Some(table) = table() {
+        table.members.forget(index);
     }
-    None
+    get(index).tenure.leave(serial);
+}
+
+/// Before a fork: the child will hold these too. Counted before it exists, as the parent may close its own before the child first runs.
+pub(crate) fn before_fork(held: impl IntoIterator<Item = u32>) {
+    let Some(table) = table() else { return };
+    table.members.expect(&table.slots);
+    for index in held {
+        table.members.note_for_child(index);
+        get(index).tenure.join();
+    }
+}
+
+/// After a fork, in the parent.
+pub(crate) fn after_fork_in_parent() {
+    if let Some(table) = table() {
+        table.members.parted();
+    }
+}
+
+/// After a fork, in the child.
+pub(crate) fn after_fork_in_child() {
+    if let Some(table) = table() {
+        table.members.born();
+    }
+}
+
+/// The fork has failed.
+pub(crate) fn fork_failed() {
+    if let Some(table) = table() {
+        table.members.no_child(|index| {
+            let tenure = &get(index).tenure;
+            tenure.leave(tenure.serial());
+        });
+    }
+}
+
+impl Table {
+    fn take(&self) -> Option<u32> {
+        for _ in 0..SLOTS {
+            let index = self.next.fetch_add(1, Ordering::Relaxed) % SLOTS as u32;
+            let slot = &self.slots[index as usize];
+            // Noted before it is taken, or another process would free it.
+            if slot.tenure.holders() > 0 || !self.members.note(index) {
+                continue;
+            }
+            if slot.tenure.begin() {
+                slot.renew();
+                return Some(index);
+            }
+            self.members.forget(index);
+        }
+        None
+    }
 }

@@ -55,7 +55,7 @@ pub(super) fn try_later(index: u32, slot: &Slot, why: Why) {
 }
 
 /// The real time, which is the same in all containers, in seconds.
-pub(super) fn seconds() -> u32 {
+pub(crate) fn seconds() -> u32 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |time| time.as_secs() as u32)
 }
