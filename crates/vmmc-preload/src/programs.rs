@@ -1,4 +1,4 @@
-//! Starting other programs: what they inherit must be whole in the kernel.
+//! Starting other programs, whose inheritance must be whole in the kernel; and ending.
 //!
 //! The C library's own calls among these functions do not come through the hooks, so each is hooked by itself.
 
@@ -38,6 +38,17 @@ fn going_over<R>(
         keep_errno(|| catch((), || handing.take_back()));
     }
     started
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn _exit(status: c_int) -> ! {
+    catch((), vmmc_socket::family::at_bare_exit);
+    next!(_exit: fn(c_int) -> !)(status)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn _Exit(status: c_int) -> ! {
+    _exit(status)
 }
 
 #[unsafe(no_mangle)]

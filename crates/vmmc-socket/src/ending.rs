@@ -12,27 +12,25 @@ use crate::{bells, epoll, kernel, loan, repeat};
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
-    let pair = slot.pair.load(Ordering::Relaxed);
+    let (pair, phase) = (slot.pair.load(Ordering::Relaxed), slot.phase());
     // The program may still look at what it has on loan.
     let lent = loan::abandon(slot);
     // The service may have the socket too, a moment longer than the pair.
     let returned = slot.returned.load(Ordering::Relaxed) > 0;
+    // From here on the slot is another's, unless this is the last.
+    let last = slot::set_out(index);
     epoll::leave(index, local, pair != 0 || returned);
-    if matches!(slot.phase(), Phase::Offered | Phase::Exchanged)
-        || slot.phase() == Phase::Tcp && returned
-    {
+    let offered = matches!(phase, Phase::Offered | Phase::Exchanged);
+    if last && (offered || phase == Phase::Tcp && returned) {
         end_on_tcp(fd, slot);
     }
-    if pair == 0 {
-        return;
+    if pair != 0 {
+        let goodbye = if last { part(fd, slot, local) } else { Goodbye::Plain };
+        let_go(index, pair, goodbye, lent);
     }
-    let goodbye = {
-        let _inward = slot.inward.lock.hold();
-        let _outward = slot.outward.lock.hold();
-        let ends = local.ends().filter(|_| slot.tenure.holders() == 1);
-        ends.map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
-    };
-    let_go(index, goodbye, lent);
+    if last {
+        slot::release(index);
+    }
 }
 
 /// What remains to be done for the peer of a connection that was closed.
@@ -45,16 +43,16 @@ enum Goodbye {
 
 /// Lets go of the pair and its memory.
 pub(crate) fn forget(index: u32) {
-    let lent = loan::abandon(slot::get(index));
-    let_go(index, Goodbye::Plain, lent);
+    let slot = slot::get(index);
+    let lent = loan::abandon(slot);
+    match slot.pair.load(Ordering::Relaxed) {
+        0 => {}
+        pair => let_go(index, pair, Goodbye::Plain, lent),
+    }
 }
 
-fn let_go(index: u32, goodbye: Goodbye, lent: bool) {
+fn let_go(index: u32, pair: u64, goodbye: Goodbye, lent: bool) {
     let (slot, local) = (slot::get(index), local::get(index));
-    let pair = slot.pair.load(Ordering::Relaxed);
-    if pair == 0 {
-        return;
-    }
     // Threads of this process that wait on it find that it is gone.
     local.ring_own();
     let numbers = local.bells();
@@ -93,19 +91,35 @@ pub(crate) fn settle_peer(slot: &Slot, ends: local::Ends) {
     }
 }
 
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtExit {
+    /// The service may be told.
+    Whole,
+    /// It may not: a call in a signal handler, with locks held below it.
+    Bare,
+}
+
 /// The process ends without having closed the connection.
-pub(crate) fn end_at_exit(fd: i32, index: u32) {
+pub(crate) fn end_at_exit(fd: i32, index: u32, how: AtExit) {
+    if !slot::set_out(index) {
+        return;
+    }
     let (slot, local) = (slot::get(index), local::get(index));
-    if slot.phase() == Phase::Attached {
-        let _inward = slot.inward.lock.hold();
-        let _outward = slot.outward.lock.hold();
-        if let Some(ends) = local.ends().filter(|_| slot.tenure.holders() == 1)
-            && say_goodbye(fd, slot, local, ends) == Goodbye::Linger
-        {
-            drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
-        }
+    if slot.phase() == Phase::Attached
+        && part(fd, slot, local) == Goodbye::Linger
+        && how == AtExit::Whole
+    {
+        drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
     }
     slot::release(index);
+}
+
+/// The last process of the family that has the connection is about to be without it.
+fn part(fd: i32, slot: &Slot, local: &Local) -> Goodbye {
+    let _inward = slot.inward.lock.hold();
+    let _outward = slot.outward.lock.hold();
+    local.ends().map_or(Goodbye::Plain, |ends| say_goodbye(fd, slot, local, ends))
 }
 
 /// Whether the kernel resets the connection when its last descriptor is closed, instead of ending it.

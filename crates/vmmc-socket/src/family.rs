@@ -1,6 +1,6 @@
 //! Fork, exec and exit: how connections go on when processes multiply, change and end.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::descriptor::{self, Kind};
@@ -72,6 +72,7 @@ pub fn after_fork_in_child() {
     thread::forked();
     layer::moved();
     slot::after_fork_in_child();
+    ENDED.store(false, Ordering::Relaxed);
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(true);
     layer::forget_process();
@@ -222,15 +223,31 @@ fn cookie(fd: i32) -> Option<u64> {
 
 /// The process ends by `exit`: the peers shall not wait for the kernel to tell them.
 pub fn at_exit() {
-    if !layer::enabled() || !layer::at_home() {
-        return;
+    if end(ending::AtExit::Whole) {
+        explain::tell();
     }
-    let mut left = Vec::new();
+}
+
+/// The process ends by `_exit`, which a handler of a signal may do: no memory is taken, and nobody is sent a message.
+pub fn at_bare_exit() {
+    end(ending::AtExit::Bare);
+}
+
+/// Whether it had not ended before.
+fn end(how: ending::AtExit) -> bool {
+    if !layer::enabled() || !layer::at_home() || ENDED.swap(true, Ordering::Relaxed) {
+        return false;
+    }
+    let mut ended = [0u64; slot::SLOTS / 64];
     for (fd, index) in connections() {
-        if !left.contains(&index) {
-            left.push(index);
-            ending::end_at_exit(fd, index);
+        let (word, bit) = (&mut ended[index as usize / 64], 1 << (index % 64));
+        if *word & bit == 0 {
+            *word |= bit;
+            ending::end_at_exit(fd, index, how);
         }
     }
-    explain::tell();
+    true
 }
+
+/// All connections were ended, as the process is about to.
+static ENDED: AtomicBool = AtomicBool::new(false);

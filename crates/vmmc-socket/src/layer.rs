@@ -368,7 +368,6 @@ fn close_connection(fd: i32, index: u32) {
     if last {
         ending::close(fd, index);
         board::close(index);
-        slot::release(index);
     }
 }
 

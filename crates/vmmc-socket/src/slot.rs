@@ -385,6 +385,15 @@ pub(crate) fn allocate() -> Option<u32> {
     table.take().or_else(|| if table.members.sweep(&table.slots) { table.take() } else { None })
 }
 
+/// This process is about to let go of the slot. If it is the last it has to end the connection, and then [`release`] the slot; if not, it holds it no more.
+pub(crate) fn set_out(index: u32) -> bool {
+    let last = get(index).tenure.set_out();
+    if let Some(table) = table().filter(|_| !last) {
+        table.members.forget(index);
+    }
+    last
+}
+
 /// This process holds the slot no more.
 pub(crate) fn release(index: u32) {
     // Read while it cannot be in another use yet.

@@ -50,6 +50,16 @@ impl Tenure {
         self.0.fetch_add(JOINED + 1, Ordering::AcqRel);
     }
 
+    /// One process less, unless it is the last; whether it is. Of several that go at the same time exactly one is.
+    pub(crate) fn set_out(&self) -> bool {
+        loop {
+            let seen = self.see();
+            if seen.holders() <= 1 || self.exchange(seen, seen.0 - 1) {
+                return seen.holders() <= 1;
+            }
+        }
+    }
+
     /// One process less; nothing if this use is over.
     pub(crate) fn leave(&self, serial: u32) {
         loop {
@@ -104,6 +114,10 @@ mod tests {
         tenure.leave(tenure.serial());
         assert_eq!(tenure.holders(), 1);
         assert!(!tenure.end(seen), "another may have it now");
+        tenure.join();
+        assert!(!tenure.set_out());
+        assert!(tenure.set_out(), "the last stays until it leaves");
+        assert_eq!(tenure.holders(), 1);
         tenure.join();
         assert!(tenure.correct(tenure.see(), 1));
         assert_eq!(tenure.holders(), 1);

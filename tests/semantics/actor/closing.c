@@ -322,6 +322,50 @@ void scenario_exit_right_after_writing(void) {
     expect_end(fd);
 }
 
+static void see_a_reset(int fd) {
+    char buffer[32];
+    put_text(fd, "unread");
+    say_poll("reset", await_bits(fd, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+}
+
+/* A child that ends by _exit() has closed its descriptors: the parent's close with unread bytes is the last, and resets. */
+void scenario_bare_exit_of_a_relative(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        see_a_reset(fd);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    waitpid(child, NULL, 0);
+    meet();
+    await_readable(fd, 6);
+    T(close(fd));
+    meet();
+}
+
+/* The last process that has the connection ends by _exit() with unread bytes. */
+void scenario_bare_exit_with_unread_bytes(void) {
+    int fd = connection();
+    if (me.client) {
+        see_a_reset(fd);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        await_readable(fd, 6);
+        _exit(0);
+    }
+    T(close(fd));
+    waitpid(child, NULL, 0);
+    meet();
+}
+
 /* The peer has written and closed; what was not read is read by stdio, which needs it in the kernel. */
 void scenario_close_then_lower_unread(void) {
     int fd = connection();

@@ -127,6 +127,8 @@ macro_rules! for_every_scenario {
             linger_waits: Warm;
             close_right_after_writing: Warm;
             exit_right_after_writing: Warm;
+            bare_exit_of_a_relative: Warm;
+            bare_exit_with_unread_bytes: Warm;
             close_then_lower_unread: Warm;
             close_then_write_before_reading: Warm;
             // death.c
