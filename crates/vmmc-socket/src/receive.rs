@@ -270,15 +270,20 @@ unsafe fn step(
                     let owed = owed_before_ring(fd, index, slot, offset)?;
                     if owed > 0 {
                         let step = from_kernel(fd, pieces, flags, owed as usize)?;
-                        return Ok(match step {
-                            Step::Bytes(len, _)
-                                if len as u64 == owed
-                                    && slot.inward.stream.unread(ends.mine) > 0 =>
-                            {
-                                Step::Bytes(len, Beyond::Ring)
-                            }
-                            other => other,
-                        });
+                        let Step::Bytes(len, _) = step else { return Ok(step) };
+                        if (len as u64) < owed || slot.inward.stream.unread(ends.mine) == 0 {
+                            return Ok(step);
+                        }
+                        if flags & libc::MSG_PEEK == 0 {
+                            return Ok(Step::Bytes(len, Beyond::Ring));
+                        }
+                        let mut rest = *pieces;
+                        rest.skip(len);
+                        // SAFETY: as promised by the caller of `receive`.
+                        match unsafe { peek(fd, slot, local, ends, &rest, flags) }? {
+                            None => continue,
+                            Some(more) => return Ok(Step::Bytes(len + more, Beyond::Unknown)),
+                        }
                     }
                 }
             },

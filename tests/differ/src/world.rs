@@ -275,12 +275,7 @@ impl World {
             Action::Exec | Action::Spawn => (0..PLACES)
                 .filter_map(|place| self.end_at(by, place))
                 .all(|end| self.can_go_to_others(end)),
-            // Documented: of `_exit` the layer learns as of a death.
-            Action::Leave { how } => {
-                by >= 2
-                    && self.can_leave(by)
-                    && (*how == "exit" || (0..PLACES).all(|place| self.end_at(by, place).is_none()))
-            }
+            Action::Leave { .. } => by >= 2 && self.can_leave(by),
             Action::Signal { .. } => false,
             Action::Sleep { call, wakers } => self.can_be_woken(by, call, wakers),
         }

@@ -113,6 +113,29 @@ void scenario_reset_while_lifted(void) {
     meet();
 }
 
+/* Who only looks sees all that has come, though some of it lies in TCP and the rest in a ring. */
+void scenario_peek_while_lifted(void) {
+    char bytes[4096], expected[sizeof bytes];
+    int ends[2], on = 1;
+    if (me.client) {
+        cold_ends(ends);
+        setsockopt(ends[0], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        for (size_t written = PIECE; written < sizeof bytes; written += PIECE) {
+            put_pattern(ends[0], written - PIECE, PIECE, 1);
+            ssize_t n = recv(ends[1], bytes, sizeof bytes, MSG_PEEK);
+            fill_pattern(expected, 0, written, 1);
+            if (n != (ssize_t)written || memcmp(bytes, expected, written) != 0)
+                return say("! %zd of %zu bytes are seen", n, written);
+            put(ends[1], "a", 1);
+            get(ends[0], bytes, 1);
+        }
+        get_pattern(ends[1], 0, sizeof bytes / PIECE * PIECE, 1);
+        close(ends[0]);
+        close(ends[1]);
+    }
+    meet();
+}
+
 /* A shell's way to start a program on a connection, however far lifting has come: the program has it alone. */
 void scenario_vfork_while_lifted(void) {
     for (int turn = 0; turn < 16; turn++) {

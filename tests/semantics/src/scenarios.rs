@@ -303,6 +303,7 @@ macro_rules! for_every_scenario {
             readable_while_lifted: Cold;
             closed_while_lifted: Cold;
             reset_while_lifted: Cold;
+            peek_while_lifted: Cold;
             vfork_while_lifted: Cold;
             // loans.c
             loan_round_trips: Warm;
