@@ -441,6 +441,36 @@ void scenario_epoll_shared_by_fork(void) {
     meet();
 }
 
+/* A child brings the connection back to the kernel: the parent is told of its bytes together with what else there is. */
+void scenario_epoll_lowered_by_a_child(void) {
+    int fd = connection();
+    if (me.client) {
+        await_asleep(told());
+        put_text(fd, "for parent and child");
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        char bytes[20];
+        recv(fd, bytes, sizeof bytes, MSG_PEEK | MSG_WAITALL);
+        _exit(0);
+    }
+    int set = epoll_create1(0), other = eventfd(1, 0);
+    T(add(set, fd, EPOLLIN, 1));
+    T(add(set, other, EPOLLIN, 2));
+    tell(child);
+    waitpid(child, NULL, 0);
+    struct epoll_event found[4];
+    int count = T(epoll_wait(set, found, 4, 0));
+    unsigned long all = 0;
+    for (int i = 0; i < count; i++)
+        all |= found[i].data.u64;
+    say("told of %lu", all);
+    expect_text(fd, "for parent and child");
+    meet();
+}
+
 /* The child's copy keeps the entry alive after the parent closed its descriptor. */
 void scenario_epoll_entry_outlives_close(void) {
     int fd = connection();

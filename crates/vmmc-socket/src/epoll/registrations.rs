@@ -33,8 +33,16 @@ pub(super) struct Registrations {
     eager: bool,
     /// Bells that several of the connections share.
     bells: SetBells,
-    /// Descriptors and slots of connections whose peers went back to TCP without a byte that would lead after them.
-    left: Vec<(i32, u32)>,
+    left: Vec<Left>,
+}
+
+/// A connection that was brought back to TCP without a byte that would lead after who did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    pub(super) fd: i32,
+    pub(super) slot: u32,
+    /// It was passed over, so nothing was told of it.
+    untold: bool,
 }
 
 /// Waits after which a set is taken to be looked at by waiting only.

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::registrations::Left;
 use super::{Marked, Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
@@ -56,7 +57,10 @@ impl Waiting {
             if self.set.with(|registrations| registrations.lifted > 0) {
                 let at_once = timeout == Some(Duration::ZERO);
                 let mut found = self.look(masked, at_once)?;
-                if found == 0 && self.follow_peers() {
+                let left = self.follow_peers();
+                if found > 0 {
+                    found += self.tell_of(&left, found);
+                } else if !left.is_empty() {
                     found = self.look(true, at_once)?;
                 }
                 if found > 0 || at_once {
@@ -173,11 +177,27 @@ impl Waiting {
         })
     }
 
-    /// Goes back to TCP where peers or relatives did; true if any did.
-    fn follow_peers(&self) -> bool {
+    /// Goes back to TCP where peers or relatives did: which ones.
+    fn follow_peers(&self) -> Vec<Left> {
         let left = self.set.with(Registrations::take_left);
-        left.iter().for_each(|&(fd, index)| lower::follow(fd, index));
-        !left.is_empty()
+        left.iter().for_each(|left| lower::follow(left.fd, left.slot));
+        left
+    }
+
+    /// Beside `found` others tells of those that have just gone back to TCP: the kernel's object would say it at the next call.
+    fn tell_of(&self, left: &[Left], found: usize) -> usize {
+        let mut told = 0;
+        for left in left {
+            if found + told == self.most {
+                break;
+            }
+            if let Some(event) = self.set.with(|registrations| registrations.on_tcp(left)) {
+                // SAFETY: the program's array has room for `most` events, of which so many are taken. It may be unaligned.
+                unsafe { self.out.add(found + told).write_unaligned(event) };
+                told += 1;
+            }
+        }
+        told
     }
 
     fn ask_kernel(

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Registrations;
+use super::{Left, Registrations};
 use crate::epoll::bells::Rung;
-use crate::epoll::registration::{IN, ONE_SHOT, OUT};
+use crate::epoll::registration::{ALWAYS, EDGE, IN, ONE_SHOT, OUT};
 use crate::slot::{self, Phase};
-use crate::{local, repeat};
+use crate::{kernel, local, repeat};
 
 impl Registrations {
     /// A bell or the TCP socket of the registration has something to say.
@@ -30,8 +30,8 @@ impl Registrations {
                 || entry.has_ended(events, slot, ends)
         });
         entry.fresh |= tcp && !old;
-        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
-            self.left.push((entry.fd, entry.slot));
+        if entry.peer_has_left() {
+            self.left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
         }
         self.heat(number);
     }
@@ -49,8 +49,8 @@ impl Registrations {
     /// The registration may have news.
     fn look_at(&mut self, number: u32) {
         let Some(Some(entry)) = self.entries.get(number as usize) else { return };
-        if entry.peer_has_left() && !self.left.contains(&(entry.fd, entry.slot)) {
-            self.left.push((entry.fd, entry.slot));
+        if entry.peer_has_left() {
+            self.left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
         }
         self.heat(number);
     }
@@ -106,7 +106,7 @@ impl Registrations {
             }
             // A relative has brought it back to TCP: the kernel tells of it.
             if slot::get(entry.slot).phase() != Phase::Attached {
-                self.left.push((entry.fd, entry.slot));
+                self.left.push(Left { fd: entry.fd, slot: entry.slot, untold: true });
                 (entry.hot, cooled) = (false, true);
                 continue;
             }
@@ -145,8 +145,24 @@ impl Registrations {
     }
 
     /// Connections that have to go after their peers, once.
-    pub(in crate::epoll) fn take_left(&mut self) -> Vec<(i32, u32)> {
-        std::mem::take(&mut self.left)
+    pub(in crate::epoll) fn take_left(&mut self) -> Vec<Left> {
+        let mut left = std::mem::take(&mut self.left);
+        left.sort_unstable_by_key(|left| (left.fd, left.slot, !left.untold));
+        left.dedup_by_key(|left| (left.fd, left.slot));
+        left
+    }
+
+    /// What is true of a connection whose registration was given back to the kernel. Of an edge, and of what is told once, the kernel tells by itself.
+    pub(in crate::epoll) fn on_tcp(&mut self, left: &Left) -> Option<libc::epoll_event> {
+        let &Left { fd, slot, untold } = left;
+        let number = self.by_fd.get(fd)?;
+        let entry = self.own(number, slot)?;
+        if !untold || entry.lifted || !entry.active || entry.events & (EDGE | ONE_SHOT) != 0 {
+            return None;
+        }
+        let now = kernel::pending(fd, entry.events as i16) as u16;
+        let events = u32::from(now) & (entry.events | ALWAYS);
+        (events != 0).then_some(libc::epoll_event { events, u64: entry.data })
     }
 
     /// Others sleep on the set, and this thread will not look at it: everything is made cold, so that the peers wake them, and they
@@ -168,7 +184,7 @@ impl Registrations {
             Some(entry) if entry.active && !entry.spent => {
                 entry.hot = !entry.cool();
                 if entry.peer_has_left() {
-                    left.push((entry.fd, entry.slot));
+                    left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
                 }
                 entry.hot
             }
