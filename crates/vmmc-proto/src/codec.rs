@@ -30,6 +30,17 @@ pub fn encode_request(request: &Request) -> Result<Vec<u8>, EncodeError> {
     encode(request)
 }
 
+/// Encodes a request without taking memory, into `room`.
+///
+/// # Errors
+/// When there is not enough of it.
+pub fn encode_request_into<'a>(
+    request: &Request,
+    room: &'a mut [u8],
+) -> Result<&'a [u8], EncodeError> {
+    postcard::to_slice(request, room).map(|packet| &*packet).map_err(|_| EncodeError::TooLong)
+}
+
 /// Decodes a request.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ mod status;
 pub use answer::{Answer, BrokenReason, ExportEntry, Grant, ProcessEntry, Refusal, Welcome};
 pub use codec::{
     DecodeError, EncodeError, decode_answer, decode_request, encode_answer, encode_request,
+    encode_request_into,
 };
 pub use id::{ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId};
 pub use lane::Lane;

@@ -7,7 +7,7 @@ use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, repeat};
+use crate::{bells, epoll, kernel, loan, repeat, wait};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -94,9 +94,8 @@ pub(crate) fn settle_peer(slot: &Slot, ends: local::Ends) {
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtExit {
-    /// The service may be told.
     Whole,
-    /// It may not: a call in a signal handler, with locks held below it.
+    /// Perhaps in the handler of a signal: no memory can be taken, and no lock that may be held.
     Bare,
 }
 
@@ -106,11 +105,14 @@ pub(crate) fn end_at_exit(fd: i32, index: u32, how: AtExit) {
         return;
     }
     let (slot, local) = (slot::get(index), local::get(index));
-    if slot.phase() == Phase::Attached
-        && part(fd, slot, local) == Goodbye::Linger
-        && how == AtExit::Whole
-    {
-        drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), Goodbye::Linger);
+    if slot.phase() == Phase::Attached && part(fd, slot, local) == Goodbye::Linger {
+        let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
+        match how {
+            AtExit::Whole => drop_pair(pair, Goodbye::Linger),
+            AtExit::Bare => {
+                layer::process().map(|process| process.pair_linger_at_end(pair));
+            }
+        }
     }
     slot::release(index);
 }
@@ -155,6 +157,13 @@ fn reset(fd: i32) {
     let _ = kernel::call!(SYS_connect, fd, &raw const nobody, size_of::<libc::sockaddr>());
 }
 
+/// Whether the peer went back to TCP and has all that was sent; and nobody but this process, and a moment longer the service, has the socket.
+fn is_handed_over(slot: &Slot, outward: Way, ends: local::Ends) -> bool {
+    outward == Way::Handover
+        && slot.handed.load(Ordering::Relaxed) == 0
+        && wait::handover_answered(ends)
+}
+
 /// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
 /// so. A reset is an error to the peer, not an end, so the peer learns of it from TCP. What is lowered ends there too.
 fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
@@ -197,7 +206,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
         slot.outward.stream.finish(ends.theirs);
-    } else if outward == Way::Tcp && inward != Way::Lowered {
+    } else if outward == Way::Tcp && inward != Way::Lowered || is_handed_over(slot, outward, ends) {
         let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
     }
     if inward != Way::Lowered {

@@ -228,9 +228,11 @@ pub fn at_exit() {
     }
 }
 
-/// The process ends by `_exit`, which a handler of a signal may do: no memory is taken, and nobody is sent a message.
+/// The process ends by `_exit`, which a handler of a signal may do: no memory is taken, and nothing is waited for.
 pub fn at_bare_exit() {
-    end(ending::AtExit::Bare);
+    if !layer::confined() {
+        end(ending::AtExit::Bare);
+    }
 }
 
 /// Whether it had not ended before.

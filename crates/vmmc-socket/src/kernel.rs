@@ -218,9 +218,14 @@ pub fn process_id() -> u32 {
     call!(SYS_getpid).unwrap_or(1) as u32
 }
 
-/// The id of this process's parent; 0 if that is in another namespace.
-pub fn parent_id() -> u32 {
-    call!(SYS_getppid).unwrap_or(0) as u32
+/// The namespace of this process's id; 0: it cannot be known.
+pub(crate) fn process_namespace() -> u64 {
+    // "pid:[4026531836]"
+    let mut name = [0u8; 32];
+    let path = c"/proc/self/ns/pid".as_ptr();
+    let read = call!(SYS_readlinkat, libc::AT_FDCWD, path, name.as_mut_ptr(), name.len());
+    let digits = name[..read.unwrap_or(0)].iter().filter(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
 /// Whether a thread or process of this id exists.

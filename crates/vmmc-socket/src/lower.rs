@@ -40,6 +40,9 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     if !local.held.load(Ordering::Relaxed) {
         lift::hold(fd, slot, local);
     }
+    if would_lose_bytes(fd, slot, local) {
+        return;
+    }
     // Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service. Waits
     // for that, but not for ever.
     for left in (0..HANDOVER).rev() {
@@ -77,6 +80,14 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         await_arrival(fd, slot, arrival);
     }
     retire(fd, index);
+}
+
+/// Whether there is something to read that could not come back, because the peer's socket is gone after a reset: those who have it in their ring keep it, and
+/// whoever gets the connection otherwise finds its end.
+fn would_lose_bytes(fd: i32, slot: &Slot, local: &Local) -> bool {
+    let _inward = slot.inward.lock.hold();
+    let unread = local.ends().is_some_and(|ends| slot.inward.stream.unread(ends.mine) > 0);
+    unread && kernel::pending(fd, 0) & (libc::POLLERR | libc::POLLHUP) != 0
 }
 
 /// Milliseconds that a peer's unread bytes may take to TCP.

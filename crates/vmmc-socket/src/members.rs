@@ -23,6 +23,8 @@ pub(crate) struct Members {
     crowded: AtomicBool,
     /// The second of the last sweep.
     swept: AtomicU32,
+    /// The namespace of process numbers in which the family began.
+    namespace: AtomicU64,
     lives: [AtomicU64; MEMBERS],
     /// Whether there is any bit in the page: one that was never looked at takes no memory.
     holding: [AtomicBool; MEMBERS],
@@ -37,7 +39,7 @@ enum State {
     /// Taken by this process for a child that is not born yet.
     Unborn = 1,
     Living = 2,
-    /// In a namespace where its number means nothing to others.
+    /// In a namespace where its number means nothing to others, or a child of one there.
     Afar = 3,
 }
 
@@ -63,6 +65,7 @@ fn is(life: u64, state: State) -> bool {
 impl Members {
     /// The first of the family.
     pub(crate) fn found(&self) {
+        self.namespace.store(kernel::process_namespace(), Ordering::Relaxed);
         self.lives[0].store(life(State::Living, kernel::process_id()), Ordering::Release);
         self.top.store(1, Ordering::Release);
         PLACE.store(0, Ordering::Relaxed);
@@ -97,7 +100,10 @@ impl Members {
 
     /// Before a fork: takes a place for the child.
     pub(crate) fn expect(&self, slots: &[Slot; SLOTS]) {
-        let mine = life(State::Unborn, kernel::process_id());
+        let mine = match self.is_known() {
+            true => life(State::Unborn, kernel::process_id()),
+            false => life(State::Afar, 0),
+        };
         let take = || {
             let free = |life: &AtomicU64| {
                 life.load(Ordering::Relaxed) == 0
@@ -147,10 +153,16 @@ impl Members {
         let place = CHILD.swap(NOWHERE, Ordering::Relaxed);
         PLACE.store(place, Ordering::Relaxed);
         let Some(own) = self.lives.get(place as usize) else { return };
-        // Elsewhere the parent's number is another, or none.
-        let parent = u64::from(kernel::parent_id()) == own.load(Ordering::Relaxed) & 0xffff_ffff;
-        let state = if parent { State::Living } else { State::Afar };
+        let here = kernel::process_namespace();
+        let known = here != 0 && here == self.namespace.load(Ordering::Relaxed);
+        let state = if known { State::Living } else { State::Afar };
         own.store(life(state, kernel::process_id()), Ordering::Release);
+    }
+
+    /// Whether this process has a place, and a number that means the same to the others.
+    fn is_known(&self) -> bool {
+        let own = self.lives.get(PLACE.load(Ordering::Relaxed) as usize);
+        own.is_some_and(|own| is(own.load(Ordering::Acquire), State::Living))
     }
 
     /// Frees the places of those that are gone, and the slots that nobody holds. Whether that may have freed any slot.
@@ -160,9 +172,7 @@ impl Members {
         if self.swept.swap(now, Ordering::Relaxed) == now {
             return false;
         }
-        // Whose numbers mean something here.
-        let own = self.lives.get(PLACE.load(Ordering::Relaxed) as usize);
-        if own.is_none_or(|own| !is(own.load(Ordering::Acquire), State::Living)) {
+        if !self.is_known() {
             return false;
         }
         let Some(table) = Mapping::of(std::ptr::from_ref(self).addr()) else { return false };

@@ -13,7 +13,7 @@ use vmmc_os::{
 };
 use vmmc_proto::{
     Answer, Hello, MAX_MESSAGE, ProcessId, Refusal, Request, Resume, VERSION, Welcome,
-    decode_answer, encode_request,
+    decode_answer, encode_request, encode_request_into,
 };
 use vmmc_shm::table::StatusTable;
 
@@ -217,6 +217,13 @@ impl Connection {
     ) -> Result<(), OsError> {
         let packet = encode_request(request).map_err(|_| OsError::MSGSIZE)?;
         self.send_now(&packet, descriptors)
+    }
+
+    /// As `post`, for a short message, without taking memory.
+    pub(crate) fn post_in_place(&self, request: &Request) -> Result<(), OsError> {
+        let mut room = [0; 64];
+        let packet = encode_request_into(request, &mut room).map_err(|_| OsError::MSGSIZE)?;
+        self.send_now(packet, &[])
     }
 
     /// A number for a request whose answer nobody waits for.

@@ -324,6 +324,19 @@ impl Process {
         self.tell(&Request::PairDrop { pair, linger: true }, &[])
     }
 
+    /// As [`Process::pair_linger`], for a process that is just ending, perhaps in the handler of a signal: takes no memory and waits for
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`PairError::WouldBlock`] where it would have to wait; then the service finds the process gone, and lets go of the pair.
+    pub fn pair_linger_at_end(&self, pair: PairId) -> Result<(), PairError> {
+        if self.inner.is_forked() {
+            return Err(PairError::Forked);
+        }
+        let connection = self.inner.connection_unless_locked().ok_or(PairError::WouldBlock)?;
+        connection.post_in_place(&Request::PairDrop { pair, linger: true }).map_err(pair_error)
+    }
+
     /// Ends the lingering of the *peer's* end: its socket is closed now, and the kernel says so to this side's. Does nothing if
     /// the peer's end does not linger.
     ///

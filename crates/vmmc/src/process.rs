@@ -366,6 +366,11 @@ impl Inner {
         Arc::clone(&lock(&self.link).connection)
     }
 
+    /// As [`Inner::connection`]; none if this thread, or another, is just at it.
+    pub(crate) fn connection_unless_locked(&self) -> Option<Arc<Connection>> {
+        Some(Arc::clone(&self.link.try_lock().ok()?.connection))
+    }
+
     pub(crate) fn id(&self) -> ProcessId {
         lock(&self.link).id
     }

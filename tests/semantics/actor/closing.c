@@ -322,6 +322,31 @@ void scenario_exit_right_after_writing(void) {
     expect_end(fd);
 }
 
+/* What had come before a reset is still read, though a child has started another program on the connection meanwhile. */
+void scenario_read_after_reset_and_exec(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "before the reset");
+        await_readable(fd, 6);
+        T(close(fd));
+        meet();
+        return;
+    }
+    put_text(fd, "unread");
+    await_bits(fd, POLLHUP);
+    pid_t child = fork();
+    if (child == 0) {
+        execlp("true", "true", NULL);
+        _exit(127);
+    }
+    waitpid(child, NULL, 0);
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+}
+
 static void see_a_reset(int fd) {
     char buffer[32];
     put_text(fd, "unread");
@@ -366,6 +391,36 @@ void scenario_bare_exit_with_unread_bytes(void) {
     meet();
 }
 
+static void lower_unread(int fd) {
+    meet();
+    char buffer[16] = {0};
+    T(read(fd, buffer, 6));
+    say("read %s", buffer);
+    FILE *in = fdopen(fd, "r");
+    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "nothing");
+    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "the end");
+    meet();
+    fclose(in);
+}
+
+/* The last process that has the connection has written, and ends by _exit(): stdio needs the rest in the kernel. */
+void scenario_bare_exit_then_lower_unread(void) {
+    int fd = connection();
+    if (me.client) {
+        lower_unread(fd);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        put_text(fd, "first,second\n");
+        _exit(0);
+    }
+    close(fd);
+    waitpid(child, NULL, 0);
+    meet();
+    meet();
+}
+
 /* The peer has written and closed; what was not read is read by stdio, which needs it in the kernel. */
 void scenario_close_then_lower_unread(void) {
     int fd = connection();
@@ -376,15 +431,7 @@ void scenario_close_then_lower_unread(void) {
         meet();
         return;
     }
-    meet();
-    char buffer[16] = {0};
-    T(read(fd, buffer, 6));
-    say("read %s", buffer);
-    FILE *in = fdopen(fd, "r");
-    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "nothing");
-    say("%s", fgets(buffer, sizeof buffer, in) ? buffer : "the end");
-    meet();
-    fclose(in);
+    lower_unread(fd);
 }
 
 /* The peer has written and closed; this end reads some, writes, and reads the rest. */

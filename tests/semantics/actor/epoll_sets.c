@@ -442,7 +442,7 @@ void scenario_epoll_shared_by_fork(void) {
 }
 
 /* A child brings the connection back to the kernel: the parent is told of its bytes together with what else there is. */
-void scenario_epoll_lowered_by_a_child(void) {
+void scenario_epoll_lowered_beside_others(void) {
     int fd = connection();
     if (me.client) {
         await_asleep(told());

@@ -111,7 +111,7 @@ macro_rules! for_every_scenario {
             epoll_add_while_waiting: Warm;
             epoll_armed_while_waiting: Warm;
             epoll_shared_by_fork: Warm;
-            epoll_lowered_by_a_child: Warm;
+            epoll_lowered_beside_others: Warm;
             epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
             // closing.c
             half_close: Warm;
@@ -128,8 +128,10 @@ macro_rules! for_every_scenario {
             linger_waits: Warm;
             close_right_after_writing: Warm;
             exit_right_after_writing: Warm;
+            read_after_reset_and_exec: Warm;
             bare_exit_of_a_relative: Warm;
             bare_exit_with_unread_bytes: Warm;
+            bare_exit_then_lower_unread: Warm;
             close_then_lower_unread: Warm;
             close_then_write_before_reading: Warm;
             // death.c
