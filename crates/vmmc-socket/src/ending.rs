@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, FROZEN, LINGERS, take_announcement};
+use vmmc::stream::{CLOSED, FROZEN, HANDED, LINGERS, take_announcement};
 
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, repeat, wait};
+use crate::{bells, epoll, kernel, loan, repeat};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -159,9 +159,7 @@ fn reset(fd: i32) {
 
 /// Whether the peer went back to TCP and has all that was sent; and nobody but this process, and a moment longer the service, has the socket.
 fn is_handed_over(slot: &Slot, outward: Way, ends: local::Ends) -> bool {
-    outward == Way::Handover
-        && slot.handed.load(Ordering::Relaxed) == 0
-        && wait::handover_answered(ends)
+    outward == Way::Handover && slot.handed.load(Ordering::Relaxed) == 0 && ends.mine.told(HANDED)
 }
 
 /// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
