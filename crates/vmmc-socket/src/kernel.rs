@@ -220,10 +220,18 @@ pub fn process_id() -> u32 {
 
 /// The namespace of this process's id; 0: it cannot be known.
 pub(crate) fn process_namespace() -> u64 {
-    // "pid:[4026531836]"
+    number_in(c"/proc/self/ns/pid")
+}
+
+/// Whether `/proc` shows the processes by the ids that this one knows.
+pub(crate) fn shows_processes() -> bool {
+    number_in(c"/proc/self") == u64::from(process_id())
+}
+
+/// The number in what a symbolic link says, such as `pid:[4026531836]`; 0 if there is none.
+fn number_in(link: &std::ffi::CStr) -> u64 {
     let mut name = [0u8; 32];
-    let path = c"/proc/self/ns/pid".as_ptr();
-    let read = call!(SYS_readlinkat, libc::AT_FDCWD, path, name.as_mut_ptr(), name.len());
+    let read = call!(SYS_readlinkat, libc::AT_FDCWD, link.as_ptr(), name.as_mut_ptr(), name.len());
     let digits = name[..read.unwrap_or(0)].iter().filter(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }

@@ -172,7 +172,7 @@ impl Members {
         if self.swept.swap(now, Ordering::Relaxed) == now {
             return false;
         }
-        if !self.is_known() {
+        if !self.is_known() || !kernel::shows_processes() {
             return false;
         }
         let Some(table) = Mapping::of(std::ptr::from_ref(self).addr()) else { return false };
