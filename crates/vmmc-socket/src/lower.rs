@@ -87,7 +87,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
 fn would_lose_bytes(fd: i32, slot: &Slot, local: &Local) -> bool {
     let _inward = slot.inward.lock.hold();
     let unread = local.ends().is_some_and(|ends| slot.inward.stream.unread(ends.mine) > 0);
-    unread && kernel::pending(fd, 0) & (libc::POLLERR | libc::POLLHUP) != 0
+    unread && kernel::pending(fd, 0) & libc::POLLERR != 0
 }
 
 /// Milliseconds that a peer's unread bytes may take to TCP.
