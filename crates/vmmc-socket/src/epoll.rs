@@ -213,14 +213,20 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
     let slot = slot::get(index);
     let exclusive = event.is_some_and(|(events, _)| events & libc::EPOLLEXCLUSIVE as u32 != 0);
     // By far the most frequent on TCP: the program changes what it wants of a connection that it had registered before.
-    if slot.phase() != Phase::Attached
-        && !exclusive
-        && let Some(outcome) = set.with(|registrations| {
+    if slot.phase() != Phase::Attached && !exclusive {
+        let pass = |registrations: &mut Registrations| {
             let sleeps = set.sleepers.load(Ordering::Relaxed) != 0;
             registrations.pass(epfd, operation, fd, index, event, sleeps)
-        })
-    {
-        return crate::Route::Done(outcome);
+        };
+        let mut outcome = set.with(pass);
+        if outcome.is_none() && set.with(|registrations| registrations.has_lifted(fd, index)) {
+            // A relative has brought it back to TCP, and so to the kernel's object where that is shared.
+            crate::lower::follow(fd, index);
+            outcome = set.with(pass);
+        }
+        if let Some(outcome) = outcome {
+            return crate::Route::Done(outcome);
+        }
     }
     if operation == libc::EPOLL_CTL_ADD {
         // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.

@@ -121,6 +121,33 @@ void scenario_epoll_lowered_by_child(void) {
     meet();
 }
 
+/* The same, and the parent changes its mind: what it has deleted is told of no more. */
+void scenario_epoll_deleted_after_child_lowered(void) {
+    int fd = connection(), one = 1;
+    if (me.client) {
+        put_text(fd, "told of once");
+        meet();
+        return;
+    }
+    int set = epoll_create1(0), status;
+    struct epoll_event event = {.events = EPOLLOUT, .data.u64 = 2};
+    add(set, fd, EPOLLIN | EPOLLOUT, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    await_readable(fd, 12);
+    T(epoll_ctl(set, EPOLL_CTL_MOD, fd, &event));
+    look("changed", set, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    look("deleted", set, 0);
+    T(epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    expect_text(fd, "told of once");
+    meet();
+}
+
 /* Exclusive wake-ups: what may be asked for with them, and that nothing is missed. */
 void scenario_epoll_exclusive(void) {
     int fd = connection();

@@ -102,6 +102,7 @@ macro_rules! for_every_scenario {
             epoll_dup: Warm;
             epoll_set_renumbered: Warm;
             epoll_lowered_by_child: Warm;
+            epoll_deleted_after_child_lowered: Warm;
             epoll_exclusive: Warm;
             epoll_number_reused: Warm;
             epoll_nested: Warm;
