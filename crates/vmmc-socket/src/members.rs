@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::kernel;
+use crate::layer;
 use crate::lift::seconds;
 use crate::slot::{SLOTS, Slot};
 
@@ -153,7 +154,8 @@ impl Members {
         let place = CHILD.swap(NOWHERE, Ordering::Relaxed);
         PLACE.store(place, Ordering::Relaxed);
         let Some(own) = self.lives.get(place as usize) else { return };
-        let here = kernel::process_namespace();
+        // Not by a call that the program would not make, where that could end it.
+        let here = if layer::confined() { 0 } else { kernel::process_namespace() };
         let known = here != 0 && here == self.namespace.load(Ordering::Relaxed);
         let state = if known { State::Living } else { State::Afar };
         own.store(life(state, kernel::process_id()), Ordering::Release);
@@ -168,6 +170,9 @@ impl Members {
     /// Frees the places of those that are gone, and the slots that nobody holds. Whether that may have freed any slot.
     #[cold]
     pub(crate) fn sweep(&self, slots: &[Slot; SLOTS]) -> bool {
+        if layer::confined() {
+            return false;
+        }
         let now = seconds();
         if self.swept.swap(now, Ordering::Relaxed) == now {
             return false;

@@ -241,11 +241,14 @@ impl<B: Send> Job for Operation<B> {
             }
         };
         drop(state);
-        let (stage, ran) = match catch_unwind(AssertUnwindSafe(|| work(&mut buffer, &self.stop))) {
+        let stepped = catch_unwind(AssertUnwindSafe(|| work(&mut buffer, &self.stop)));
+        let mut state = lock(&self.state);
+        let (stage, ran) = match stepped {
             Ok(Step::Posted) => (Stage::Begun(work, buffer), Ran::Posted),
             Ok(Step::Posting) => (Stage::Begun(work, buffer), Ran::Posting),
             Ok(Step::Alone) => (Stage::Queued(work, buffer), Ran::Alone),
-            // What `work` holds must be free when somebody learns of the end.
+            // What `work` holds must be free when somebody learns of the end; and who learns that it is free (nothing is pending any more) must
+            // find the end. So it is dropped under the lock, which nothing of it takes: it is the library's code.
             Ok(Step::Over(result)) => {
                 drop(work);
                 (Stage::Over(buffer, result), Ran::Over)
@@ -255,7 +258,6 @@ impl<B: Send> Job for Operation<B> {
                 (Stage::Panicked(cause), Ran::Over)
             }
         };
-        let mut state = lock(&self.state);
         state.stage = stage;
         if ran == Ran::Over {
             let waker = state.waker.take();

@@ -371,8 +371,7 @@ fn asynchronous_operations_take_effect_in_their_order(open: Open) {
                 let words = import.send_signal_async(700_008, [round as u8; 8], 0, round);
                 let last = import.signal_async(8, round);
                 assert_eq!(last.wait().result, Ok(()));
-                // They have taken effect; that they are over is noted a moment later.
-                until("over", || large.is_over() && small.is_over() && words.is_over());
+                assert!(large.is_over() && small.is_over() && words.is_over());
                 until("acknowledged", || content(&export, 16, 8) == round.to_le_bytes());
             }
         });
