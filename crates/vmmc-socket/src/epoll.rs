@@ -197,16 +197,18 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         crate::lower::lower_for(fd, Why::Set);
         return not_ours;
     };
+    let Some(set) = set(number) else { return not_ours };
     let index = match descriptor::kind(fd) {
         Kind::Connection(index) => index,
-        Kind::Set(inner) => {
-            // A nested object: whoever waits on the outer one must see the inner one's true state.
-            lower_all(inner);
+        other => {
+            if let Kind::Set(inner) = other {
+                // A nested object: whoever waits on the outer one must see the inner one's true state.
+                lower_all(inner);
+            }
+            set.with(Registrations::look_soon);
             return not_ours;
         }
-        _ => return not_ours,
     };
-    let Some(set) = set(number) else { return not_ours };
     if set.inherited.load(Ordering::Relaxed) {
         lower_all(number);
     }
@@ -245,15 +247,20 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
     }
     let is_lifted = || slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
     let lifted = is_lifted();
-    let outcome = set.with(|registrations| match (operation, event) {
-        (libc::EPOLL_CTL_ADD, Some((events, data))) => {
-            registrations.add(epfd, fd, index, lifted, events, data)
+    let outcome = set.with(|registrations| {
+        if !lifted {
+            registrations.look_soon();
         }
-        (libc::EPOLL_CTL_MOD, Some((events, data))) => {
-            registrations.modify(epfd, fd, lifted, events, data)
+        match (operation, event) {
+            (libc::EPOLL_CTL_ADD, Some((events, data))) => {
+                registrations.add(epfd, fd, index, lifted, events, data)
+            }
+            (libc::EPOLL_CTL_MOD, Some((events, data))) => {
+                registrations.modify(epfd, fd, lifted, events, data)
+            }
+            (libc::EPOLL_CTL_DEL, _) => registrations.delete(epfd, fd),
+            _ => Err(None),
         }
-        (libc::EPOLL_CTL_DEL, _) => registrations.delete(epfd, fd),
-        _ => Err(None),
     });
     if outcome.is_ok() && set.sleepers.load(Ordering::SeqCst) > 0 {
         set.with(Registrations::leave_to_others);

@@ -498,6 +498,41 @@ void scenario_epoll_lowered_beside_others(void) {
     meet();
 }
 
+/* A connection and a descriptor of the kernel's are ready in one set: each call tells of both, the next one too. */
+void scenario_epoll_tells_of_all_kinds(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "there");
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    int set = epoll_create1(0), other = eventfd(1, 0), late = eventfd(1, 0);
+    await_readable(fd, 5);
+    T(add(set, fd, EPOLLIN, 1));
+    T(add(set, other, EPOLLIN, 2));
+    struct epoll_event found[4];
+    for (int i = 0; i < 4; i++)
+        T(epoll_wait(set, found, 4, i < 2 ? 0 : 1000));
+    T(add(set, late, EPOLLIN, 3));
+    T(epoll_wait(set, found, 4, 1000));
+    /* Room for one: everything gets its turn, however much time lies between the calls. */
+    for (int pause = 0; pause < 2; pause++) {
+        unsigned long all = 0;
+        for (int i = 0; i < 12; i++) {
+            poll(NULL, 0, pause);
+            if (epoll_wait(set, found, 1, i & 1 ? 1000 : 0) != 1)
+                say("! nothing");
+            all |= 1ul << found[0].data.u64;
+        }
+        say("one at a time: %lx", all);
+    }
+    expect_text(fd, "there");
+    T(epoll_wait(set, found, 4, 0));
+    meet();
+}
+
 /* The child's copy keeps the entry alive after the parent closed its descriptor. */
 void scenario_epoll_entry_outlives_close(void) {
     int fd = connection();

@@ -113,6 +113,7 @@ macro_rules! for_every_scenario {
             epoll_armed_while_waiting: Warm;
             epoll_shared_by_fork: Warm;
             epoll_lowered_beside_others: Warm;
+            epoll_tells_of_all_kinds: Warm;
             epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
             // closing.c
             half_close: Warm;

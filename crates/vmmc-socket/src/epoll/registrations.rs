@@ -22,7 +22,10 @@ pub(super) struct Registrations {
     hot: Vec<u32>,
     cursor: usize,
     pub(super) lifted: usize,
+    /// When the kernel was asked; long ago if it had something or may have.
     pub(super) last_kernel_look: u64,
+    /// What it said has filled all the room that there was.
+    pub(super) kernel_filled: bool,
     /// Somebody looks at the kernel object without the layer: nothing in it is lifted.
     pub(super) refuse_lifting: bool,
     /// Numbers of the registrations that may be pending.
@@ -85,6 +88,11 @@ impl Registrations {
         self.epfd
     }
 
+    /// The kernel has something to tell, or may have: the next call asks it, whatever the rings have.
+    pub(super) fn look_soon(&mut self) {
+        self.last_kernel_look = 0;
+    }
+
     /// Whether `fd` is registered as the connection `slot`.
     pub(super) fn knows(&self, fd: i32, slot: u32) -> bool {
         let entry = self.by_fd.get(fd).and_then(|number| self.entries[number as usize].as_ref());
@@ -138,6 +146,7 @@ impl Registrations {
             return Some(Ok(0));
         }
         self.tell(epfd, number);
+        self.look_soon();
         if let Err(error) = kernel::epoll_ctl(epfd, operation, fd, events, data) {
             return Some(Err(error));
         }
@@ -387,6 +396,7 @@ impl Registrations {
         }
         let entry = *entry;
         self.silence(epfd, number, bell);
+        self.look_soon();
         if entry.active {
             let events = if entry.spent { 0 } else { entry.events };
             let _ = kernel::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, entry.fd, events, entry.data);

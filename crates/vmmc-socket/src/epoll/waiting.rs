@@ -56,12 +56,12 @@ impl Waiting {
             // With nothing lifted in the set the kernel is asked once, as the program would.
             if self.set.with(|registrations| registrations.lifted > 0) {
                 let at_once = timeout == Some(Duration::ZERO);
-                let mut found = self.look(masked, at_once)?;
+                let mut found = self.look(masked || at_once)?;
                 let left = self.follow_peers();
                 if found > 0 {
                     found += self.tell_of(&left, found);
                 } else if !left.is_empty() {
-                    found = self.look(true, at_once)?;
+                    found = self.look(true)?;
                 }
                 if found > 0 || at_once {
                     return Ok(found);
@@ -83,25 +83,24 @@ impl Waiting {
         }
     }
 
-    /// What is ready now, in the rings and, once in a while, in the kernel; and always there if the call is over `at_once` and
-    /// the rings have nothing.
-    fn look(&self, ask_kernel: bool, at_once: bool) -> Outcome {
+    /// What is ready now, in the rings and, at times, in the kernel.
+    fn look(&self, ask_kernel: bool) -> Outcome {
         self.set.with(|registrations| {
-            let mut found = 0;
             let now = thread::ticks();
             let due = now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK;
-            let mut asks = due || ask_kernel || !registrations.hot();
-            loop {
-                if asks {
-                    registrations.last_kernel_look = now;
-                    found = self.ask_kernel(registrations, Some(Duration::ZERO), self.mask)?;
-                }
-                // SAFETY: `found` is at most `most`.
-                found += registrations.collect(unsafe { self.out.add(found) }, self.most - found);
-                if found > 0 || asks || !at_once {
-                    break;
-                }
-                asks = true;
+            let asks = ask_kernel || due || !registrations.hot();
+            // Who filled all the room last time comes last now: there may be room for one only, at every call.
+            let kernel_last = asks && std::mem::take(&mut registrations.kernel_filled);
+            let mut found = 0;
+            if asks && !kernel_last {
+                found = self.ask_kernel(registrations, 0)?;
+                registrations.kernel_filled = found == self.most;
+            }
+            // SAFETY: `found` is at most `most`.
+            found += registrations.collect(unsafe { self.out.add(found) }, self.most - found);
+            if kernel_last && found < self.most {
+                // What the rings have told stands, whatever the kernel says.
+                found += self.ask_kernel(registrations, found).unwrap_or(0);
             }
             self.on_return(registrations, found);
             Ok(found)
@@ -126,7 +125,7 @@ impl Waiting {
                         let pending = kernel::pending(self.epfd, libc::POLLIN) != 0;
                         kernel_spoke = Ok(pending);
                         if pending {
-                            registrations.last_kernel_look = 0;
+                            registrations.look_soon();
                             return true;
                         }
                     }
@@ -162,7 +161,7 @@ impl Waiting {
         if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
             lift::progress();
         }
-        let found = self.set.with(|registrations| self.sort_out(registrations, count));
+        let found = self.set.with(|registrations| sort_out(registrations, self.out, count));
         self.follow_peers();
         self.set.with(|registrations| {
             let mut found = found;
@@ -208,39 +207,19 @@ impl Waiting {
         (0..count).any(|n| unsafe { self.out.add(n).read_unaligned() }.u64 == data)
     }
 
-    fn ask_kernel(
-        &self,
-        registrations: &mut Registrations,
-        time: Option<Duration>,
-        mask: *const libc::sigset_t,
-    ) -> Outcome {
+    /// Asks the kernel, without waiting, what else there is to tell beside the `found` first events.
+    fn ask_kernel(&self, registrations: &mut Registrations, found: usize) -> Outcome {
+        // SAFETY: `found` is less than `most`, for which the program's array has room.
+        let (out, room) = (unsafe { self.out.add(found) }, self.most - found);
+        registrations.last_kernel_look = thread::ticks();
         loop {
-            let count = kernel::epoll_wait(self.epfd, self.out, self.most, time, mask)?;
-            let kept = self.sort_out(registrations, count);
+            let count = kernel::epoll_wait(self.epfd, out, room, Some(Duration::ZERO), self.mask)?;
+            let kept = sort_out(registrations, out, count);
             // The layer's own events, each told once, may have taken the room of the program's.
-            if kept > 0 || count < self.most {
+            if kept > 0 || count < room {
                 return Ok(kept);
             }
         }
-    }
-
-    /// Of `count` events from the kernel keeps those that are the program's, and notes those that are the layer's.
-    fn sort_out(&self, registrations: &mut Registrations, count: usize) -> usize {
-        let mut kept = 0;
-        for n in 0..count {
-            // SAFETY: the kernel has written `count` events, at most `most`.
-            let event = unsafe { self.out.add(n).read_unaligned() };
-            match unmark(event.u64) {
-                Some(Marked::Registration(number)) => registrations.stir(number, event.events),
-                Some(Marked::Bell(number)) => registrations.hear(number),
-                None => {
-                    // SAFETY: `kept <= n`.
-                    unsafe { self.out.add(kept).write_unaligned(event) };
-                    kept += 1;
-                }
-            }
-        }
-        kept
     }
 
     /// This thread goes away to work: if another sleeps on the same set, the bells must ring for it.
@@ -249,4 +228,27 @@ impl Waiting {
             registrations.leave_to_others();
         }
     }
+}
+
+/// Of `count` events from the kernel at `out` keeps those that are the program's, and notes those that are the layer's.
+fn sort_out(registrations: &mut Registrations, out: *mut libc::epoll_event, count: usize) -> usize {
+    let mut kept = 0;
+    for n in 0..count {
+        // SAFETY: the kernel has written `count` events.
+        let event = unsafe { out.add(n).read_unaligned() };
+        match unmark(event.u64) {
+            Some(Marked::Registration(number)) => registrations.stir(number, event.events),
+            Some(Marked::Bell(number)) => registrations.hear(number),
+            None => {
+                // SAFETY: `kept <= n`.
+                unsafe { out.add(kept).write_unaligned(event) };
+                kept += 1;
+            }
+        }
+    }
+    if kept > 0 {
+        // What is there will be there at the next call too, unless the program sees to it.
+        registrations.look_soon();
+    }
+    kept
 }
