@@ -11,6 +11,9 @@ static TABLE: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 /// No number from here on was ever entered.
 static TOP: AtomicI32 = AtomicI32::new(0);
 
+/// Counts entries and removals.
+static CHANGES: AtomicU32 = AtomicU32::new(0);
+
 /// How many are the layer's own.
 static OWNED: AtomicUsize = AtomicUsize::new(0);
 
@@ -70,9 +73,16 @@ pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
 }
 
 fn count(word: u32, change: isize) {
+    CHANGES.fetch_add(1, Ordering::Release);
     if word == OWN {
         OWNED.fetch_add(change as usize, Ordering::Relaxed);
     }
+}
+
+/// While it is the same, each number means what it did.
+#[inline]
+pub(crate) fn changes() -> u32 {
+    CHANGES.load(Ordering::Acquire)
 }
 
 /// How many are the layer's own.

@@ -7,7 +7,9 @@ use crate::descriptor::{self, Kind};
 use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
-use crate::{board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, thread};
+use crate::{
+    board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, standing, thread,
+};
 
 /// Numbers that this process has as connections.
 fn connections() -> impl Iterator<Item = (i32, u32)> {
@@ -71,6 +73,7 @@ pub fn after_fork_in_child() {
     }
     thread::forked();
     layer::moved();
+    standing::forked();
     slot::after_fork_in_child();
     ENDED.store(false, Ordering::Relaxed);
     STRUCTURE.release_after_fork();

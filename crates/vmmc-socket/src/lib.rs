@@ -20,7 +20,7 @@
 //! | `rest` | what is looked after before a sleep |
 //! | `policy` | what may be lifted |
 //! | `wait`, `spin` | sleeping and not sleeping |
-//! | [`epoll`], [`readiness`] | waiting for many |
+//! | [`epoll`], [`readiness`], `standing` | waiting for many; what is asked of the kernel without a call |
 //! | [`family`] | fork, exec, exit |
 //! | [`handing`](Handing) | connections that go to other programs, and come from them |
 //! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
@@ -53,6 +53,7 @@ mod service;
 mod shrink;
 mod slot;
 mod spin;
+mod standing;
 mod tcp;
 mod tenure;
 mod thread;

@@ -89,7 +89,7 @@ pub(crate) fn be_filtered() {
 }
 
 /// Whether this process is under a filter now.
-fn is_filtered() -> bool {
+pub(crate) fn is_filtered() -> bool {
     let mut status = [0u8; 4096];
     let flags = libc::O_RDONLY | libc::O_CLOEXEC;
     let opened = kernel::call!(SYS_openat, libc::AT_FDCWD, c"/proc/self/status".as_ptr(), flags, 0);

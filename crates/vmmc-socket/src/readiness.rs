@@ -16,7 +16,7 @@ use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{explain, lift, lower, receive, rest, spin, transmit};
+use crate::{explain, lift, lower, receive, rest, spin, standing, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -361,10 +361,16 @@ impl Polling<'_> {
         let heard = |&fd: &i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         list.extend(bells.iter().chain(&ears).map(heard));
         let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
-        let outcome = match immediate > 0 && list.iter().all(|fd| fd.fd < 0) {
+        let asks_often = time == Some(Duration::ZERO) && self.mask.is_null() && !announced;
+        let known_as_silent = immediate > 0 && list.iter().all(|fd| fd.fd < 0)
+            || asks_often && standing::is_silent(&list);
+        let outcome = match known_as_silent {
             true => Ok(0),
             false => kernel::poll(&mut list, time, self.mask),
         };
+        if asks_often && !known_as_silent && outcome == Ok(0) {
+            standing::was_silent(&list);
+        }
         explain::slept_since(start);
         drop(asleep);
         let bells = &list[lifted_at..lifted_at + bells.len()];

@@ -122,6 +122,112 @@ void scenario_poll_mixed(void) {
     close(second);
 }
 
+/* The same question hundreds of times in a row: of a connection that has room, and of others that are silent. */
+static void ask_often(const char *label, struct pollfd *items, int count) {
+    int answers = 0;
+    for (int i = 0; i < 200; i++)
+        answers += poll(items, count, 0);
+    say("%s: %d answers", label, answers);
+}
+
+static void ask_after(const char *label, struct pollfd *items, int count) {
+    meet();
+    meet();
+    for (int i = 0; i < 2; i++) {
+        long found = poll(items, count, 0);
+        say("%s: %ld: %x %x %x", label, found, items[0].revents, items[1].revents, items[2].revents);
+    }
+}
+
+/* Whatever comes after it is told by the very next call. */
+void scenario_poll_asked_often(void) {
+    int fd = connection(), second = cold_connection();
+    if (me.client) {
+        meet();
+        put_text(second, "news");
+        meet();
+        meet();
+        int third = cold_connection();
+        meet();
+        meet();
+        put_text(second, "more");
+        meet();
+        meet();
+        put_text(second, "still more");
+        meet();
+        meet();
+        put_text(third, "by another number");
+        meet();
+        meet();
+        shutdown(third, SHUT_WR);
+        meet();
+        meet();
+        put_text(fd, "lifted");
+        meet();
+        meet();
+        struct linger none = {1, 0};
+        setsockopt(second, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+        close(second);
+        meet();
+        meet();
+        return;
+    }
+    struct pollfd items[] = {{fd, POLLOUT, 0}, {me.listener, POLLIN, 0}, {second, POLLIN, 0}};
+    ask_often("silent", items, 3);
+    ask_after("bytes", items, 3);
+    expect_text(second, "news");
+    ask_often("read", items, 3);
+    ask_after("a connection", items, 3);
+    int third = cold_connection();
+    ask_often("accepted", items, 3);
+    /* A child has them too, asks for itself, and reads what comes. */
+    pid_t child = fork();
+    if (child == 0) {
+        ask_often("in the child", items, 3);
+        ask_after("in the child", items, 3);
+        expect_text(second, "more");
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    ask_after("after the child", items, 3);
+    expect_text(second, "still more");
+    ask_often("read again", items, 3);
+    /* The number comes to mean another connection. */
+    int kept = dup(second);
+    T_OK(dup2(third, second));
+    T_OK(close(third));
+    ask_often("another", items, 3);
+    ask_after("another", items, 3);
+    expect_text(second, "by another number");
+    ask_often("read by another number", items, 3);
+    ask_after("its end", items, 3);
+    dup2(kept, second);
+    close(kept);
+    ask_often("the first again", items, 3);
+    items[0].events |= POLLIN;
+    ask_often("for reading too", items, 3);
+    ask_after("lifted bytes", items, 3);
+    expect_text(fd, "lifted");
+    int answers = 0;
+    for (int i = 0; i < 200; i++) {
+        fd_set read, write;
+        FD_ZERO(&read);
+        FD_ZERO(&write);
+        FD_SET(fd, &write);
+        FD_SET(second, &read);
+        struct timeval none = {0, 0};
+        answers += select(64, &read, &write, NULL, &none);
+    }
+    say("selected: %d answers", answers);
+    ask_often("lifted bytes read", items, 3);
+    ask_after("a reset", items, 3);
+    close(second);
+    T(poll(items, 3, 0));
+    say("closed: %x", items[2].revents);
+    meet();
+}
+
 /* Bytes are there when the program asks: of all the others it has to be told in the same answer. */
 void scenario_poll_bytes_and_others(void) {
     int fd = connection();

@@ -75,6 +75,7 @@ macro_rules! for_every_scenario {
             poll_bits: Warm;
             poll_timeouts: Warm;
             poll_mixed: Warm;
+            poll_asked_often: Warm;
             poll_bytes_and_others: Warm;
             select_mixed: Warm;
             poll_duplicates: Warm;
