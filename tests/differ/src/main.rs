@@ -102,9 +102,9 @@ fn work(
         count.played.fetch_add(1, Ordering::Relaxed);
         match trial.judge(&program, kept)? {
             Verdict::Equal => {}
-            Verdict::NotLifted => {
+            Verdict::NotLifted(why) => {
                 count.different.fetch_add(1, Ordering::Relaxed);
-                println!("seed {seed}: a connection was not lifted");
+                println!("seed {seed}: a connection was not lifted: {why}");
             }
             Verdict::Unsteady(report) => {
                 count.unsteady.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use vmmc_tests::{Running, RunningError, Site, Way};
+use vmmc_tests::{Connection, Running, RunningError, Site, StatError, Way};
 
 use crate::generate::Program;
 use crate::player::Player;
@@ -43,8 +43,8 @@ pub struct Stage<'a> {
 pub struct Played {
     /// For each step taken its number, the step as a text, and the answers of all that took part.
     pub lines: Vec<Line>,
-    /// Whether all connections that should be lifted were.
-    pub lifted: bool,
+    /// Why the connections were not made, or not all lifted that should be.
+    pub not_ready: Option<String>,
     /// Whether the stage can be used for another program.
     pub usable: bool,
 }
@@ -185,9 +185,14 @@ impl<'a> Stage<'a> {
 
     /// Plays those steps of the program.
     pub fn play(&mut self, program: &Program, steps: &[(usize, Step)]) -> Played {
-        let mut played = Played { lines: Vec::new(), lifted: false, usable: false };
-        let Ok(lifted) = self.set_up(program) else { return played };
-        played.lifted = lifted;
+        let mut played = Played { lines: Vec::new(), not_ready: None, usable: false };
+        match self.set_up(program) {
+            Ok(not_ready) => played.not_ready = not_ready,
+            Err(fault) => {
+                played.not_ready = Some(format!("{fault}"));
+                return played;
+            }
+        }
         let mut world = World::new(&program.warm, program.restarts);
         for (number, step) in steps {
             let mut answers = Vec::new();
@@ -206,8 +211,8 @@ impl<'a> Stage<'a> {
         played
     }
 
-    /// Makes the connections, and warms up those that shall be lifted; true if they are.
-    fn set_up(&mut self, program: &Program) -> Result<bool, Fault> {
+    /// Makes the connections, and warms up those that shall be lifted; those that are not then.
+    fn set_up(&mut self, program: &Program) -> Result<Option<String>, Fault> {
         let handlers = if program.restarts { "handlers restart" } else { "handlers interrupt" };
         let mut ports = Vec::new();
         for actor in 0..2 {
@@ -227,22 +232,26 @@ impl<'a> Stage<'a> {
                 self.ask(0, &format!("ping {place} {ROUNDS} 1"))?;
                 self.channel(1)?.hear()?;
             }
-            if self.way != Way::BothLifted || ports.iter().all(|(_, port)| self.is_lifted(port)) {
-                return Ok(true);
+            let lifted = |(_, port): &(_, String)| self.is_lifted(port);
+            if self.way != Way::BothLifted || ports.iter().all(lifted) {
+                return Ok(None);
             }
             if Instant::now() > end {
-                return Ok(false);
+                let ends = ports.iter().map(|(_, port)| self.ends(port));
+                return Ok(Some(format!("after {LIFTING:?}: {:#?}", ends.collect::<Vec<_>>())));
             }
         }
     }
 
     /// Whether `vmmc stat` shows both ends of the connection from this port lifted.
     fn is_lifted(&self, port: &str) -> bool {
-        let Ok(port) = port.parse() else { return false };
-        self.site.connections(port).is_ok_and(|ends| {
-            ends.iter().filter(|end| end.is_lifted() && end.sent > 0 && end.received > 0).count()
-                == 2
-        })
+        let carries = |end: &&Connection| end.is_lifted() && end.sent > 0 && end.received > 0;
+        self.ends(port).is_ok_and(|ends| ends.iter().filter(carries).count() == 2)
+    }
+
+    /// What `vmmc stat` tells of the connection from this port.
+    fn ends(&self, port: &str) -> Result<Vec<Connection>, StatError> {
+        self.site.connections(port.parse().unwrap_or(0))
     }
 
     /// Takes one step and collects the answers; what its answer depends on is waited for first.

@@ -30,8 +30,8 @@ pub enum Verdict {
     Unsteady(Report),
     /// The layer answers otherwise than the kernel.
     Differs(Report),
-    /// A connection was not lifted: there was nothing to compare.
-    NotLifted,
+    /// A connection was not made or not lifted: there was nothing to compare.
+    NotLifted(String),
 }
 
 /// A program that differs, as small as it could be made.
@@ -54,8 +54,8 @@ impl<'a> Trial<'a> {
     pub fn judge(&mut self, program: &Program, kept: &[usize]) -> Result<Verdict, StageError> {
         let oracle = self.play(Way::Plain, program, kept)?;
         let other = self.play(self.way, program, kept)?;
-        if !other.lifted {
-            return Ok(Verdict::NotLifted);
+        if let Some(why) = other.not_ready {
+            return Ok(Verdict::NotLifted(why));
         }
         let unsettled = |line: &Line| line.answer.contains("unsettled");
         if oracle.lines == other.lines && !oracle.lines.iter().any(unsettled) {

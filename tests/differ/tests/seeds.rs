@@ -38,7 +38,9 @@ fn random_programs_see_no_difference() {
                 Verdict::Unsteady(_) => {
                     unsteady.fetch_add(1, Ordering::Relaxed);
                 }
-                Verdict::NotLifted => panic!("seed {seed}: a connection was not lifted"),
+                Verdict::NotLifted(why) => {
+                    panic!("seed {seed}: a connection was not lifted: {why}")
+                }
                 Verdict::Differs(met) => {
                     // No other worker begins a program while this one makes its own small.
                     next.store(SEEDS, Ordering::Relaxed);
