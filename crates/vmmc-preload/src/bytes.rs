@@ -489,6 +489,9 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
     let plain = |value: isize| value as libc::c_long;
     match number {
         libc::SYS_close => return crate::descriptors::close(fd).into(),
+        libc::SYS_close_range => {
+            return crate::descriptors::close_range(a as c_uint, b as c_uint, c as c_int).into();
+        }
         libc::SYS_poll => {
             return crate::waiting::poll(a as *mut libc::pollfd, b as libc::nfds_t, c as c_int)
                 .into();
@@ -503,6 +506,19 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
                 e as *mut libc::timeval,
             )
             .into();
+        }
+        libc::SYS_ppoll | libc::SYS_pselect6 => {
+            let carried = crate::waiting::wait_by_system_call(number, [a, b, c, d, e, f]);
+            return carried.unwrap_or_else(|| native(number, a, b, c, d, e, f));
+        }
+        libc::SYS_epoll_pwait2 => {
+            let (events, time) = (b as *mut libc::epoll_event, d as *const libc::timespec);
+            let mask = e as *const libc::sigset_t;
+            return crate::waiting::epoll_pwait2(fd, events, c as c_int, time, mask).into();
+        }
+        libc::SYS_splice => {
+            let offset = |pointer: usize| pointer as *mut libc::loff_t;
+            return plain(splice(fd, offset(b), c as c_int, offset(d), e, f as c_uint));
         }
         libc::SYS_epoll_create => return crate::waiting::epoll_create(a as c_int).into(),
         libc::SYS_epoll_create1 => return crate::waiting::epoll_create1(a as c_int).into(),

@@ -31,7 +31,8 @@ pub(crate) unsafe extern "C-unwind" fn poll(
     timeout: c_int,
 ) -> c_int {
     let native = next!(poll: fn(*mut pollfd, nfds_t, c_int) -> c_int);
-    match layer_poll(fds, count, milliseconds(timeout), std::ptr::null()) {
+    let mut limit = Limit::new(milliseconds(timeout));
+    match layer_poll(fds, count, &mut limit, std::ptr::null()) {
         Some(outcome) => result(outcome) as c_int,
         None => native(fds, count, timeout),
     }
@@ -45,7 +46,7 @@ pub(crate) unsafe extern "C-unwind" fn ppoll(
     mask: *const sigset_t,
 ) -> c_int {
     let native = next!(ppoll: fn(*mut pollfd, nfds_t, *const timespec, *const sigset_t) -> c_int);
-    match time(timeout).and_then(|limit| layer_poll(fds, count, limit, mask)) {
+    match time(timeout).and_then(|time| layer_poll(fds, count, &mut Limit::new(time), mask)) {
         Some(outcome) => result(outcome) as c_int,
         None => native(fds, count, timeout, mask),
     }
@@ -54,14 +55,14 @@ pub(crate) unsafe extern "C-unwind" fn ppoll(
 unsafe fn layer_poll(
     fds: *mut pollfd,
     count: nfds_t,
-    timeout: Option<Duration>,
+    limit: &mut Limit,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
     if fds.is_null() || count == 0 || count > 1 << 20 {
         return None;
     }
     let fds = std::slice::from_raw_parts_mut(fds, count as usize);
-    catch(None, || keep_errno(|| readiness::poll(fds, &mut Limit::new(timeout), mask)))
+    catch(None, || keep_errno(|| readiness::poll(fds, limit, mask)))
 }
 
 #[unsafe(no_mangle)]
@@ -193,21 +194,14 @@ pub(crate) unsafe extern "C-unwind" fn select(
 ) -> c_int {
     let native =
         next!(select: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int);
-    let valid =
-        timeout.is_null() || (*timeout).tv_sec >= 0 && (0..1_000_000).contains(&(*timeout).tv_usec);
-    if !valid || !(0..=1 << 20).contains(&count) {
-        return native(count, read, write, except, timeout);
-    }
-    let mut selection = Selection::new(count, [read, write, except]);
-    if !selection.concerns_layer() {
-        drop(selection);
-        return native(count, read, write, except, timeout);
-    }
-    let mut limit = Limit::new(
-        (!timeout.is_null())
-            .then(|| Duration::new((*timeout).tv_sec as u64, (*timeout).tv_usec as u32 * 1000)),
-    );
-    match selection.wait(&mut limit, std::ptr::null()) {
+    // More than a second's microseconds are seconds; only what is negative is wrong.
+    let valid = timeout.is_null() || (*timeout).tv_sec >= 0 && (*timeout).tv_usec >= 0;
+    let time = (valid && !timeout.is_null()).then(|| {
+        let seconds = Duration::from_secs((*timeout).tv_sec as u64);
+        seconds.saturating_add(Duration::from_micros((*timeout).tv_usec as u64))
+    });
+    let mut limit = Limit::new(time);
+    match layer_select(valid, count, [read, write, except], &mut limit, std::ptr::null()) {
         Some(outcome) => {
             if let Some(left) = limit.left() {
                 *timeout =
@@ -215,11 +209,22 @@ pub(crate) unsafe extern "C-unwind" fn select(
             }
             result(outcome) as c_int
         }
-        None => {
-            drop(selection);
-            native(count, read, write, except, timeout)
-        }
+        None => native(count, read, write, except, timeout),
     }
+}
+
+unsafe fn layer_select(
+    valid: bool,
+    count: c_int,
+    sets: [*mut fd_set; 3],
+    limit: &mut Limit,
+    mask: *const sigset_t,
+) -> Option<Outcome> {
+    if !valid || !(0..=1 << 20).contains(&count) {
+        return None;
+    }
+    let mut selection = Selection::new(count, sets);
+    if selection.concerns_layer() { selection.wait(limit, mask) } else { None }
 }
 
 #[unsafe(no_mangle)]
@@ -232,20 +237,35 @@ pub(crate) unsafe extern "C-unwind" fn pselect(
     mask: *const sigset_t,
 ) -> c_int {
     let native = next!(pselect: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *const timespec, *const sigset_t) -> c_int);
-    let Some(limit) = time(timeout).filter(|_| (0..=1 << 20).contains(&count)) else {
-        return native(count, read, write, except, timeout, mask);
-    };
-    let mut selection = Selection::new(count, [read, write, except]);
-    let outcome = if selection.concerns_layer() {
-        selection.wait(&mut Limit::new(limit), mask)
-    } else {
-        None
-    };
-    drop(selection);
-    match outcome {
+    let limit = time(timeout);
+    let mut time = Limit::new(limit.flatten());
+    match layer_select(limit.is_some(), count, [read, write, except], &mut time, mask) {
         Some(outcome) => result(outcome) as c_int,
         None => native(count, read, write, except, timeout, mask),
     }
+}
+
+/// The system calls behind `ppoll` and `pselect`: they say in `timeout` what is left of it. `None`: the kernel shall do it.
+pub(crate) unsafe fn wait_by_system_call(
+    number: libc::c_long,
+    [a, b, c, d, e, f]: [usize; 6],
+) -> Option<libc::c_long> {
+    let polls = number == libc::SYS_ppoll;
+    let timeout = (if polls { c } else { e }) as *mut timespec;
+    let valid = time(timeout);
+    let mut limit = Limit::new(valid?);
+    let outcome = if polls {
+        layer_poll(a as *mut pollfd, b as nfds_t, &mut limit, d as *const sigset_t)
+    } else {
+        // The last argument points to the mask and its size.
+        let mask = if f == 0 { std::ptr::null() } else { *(f as *const *const sigset_t) };
+        let sets = [b, c, d].map(|set| set as *mut fd_set);
+        layer_select(true, a as c_int, sets, &mut limit, mask)
+    }?;
+    if let Some(left) = limit.left() {
+        *timeout = timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+    }
+    Some(result(outcome) as libc::c_long)
 }
 
 #[unsafe(no_mangle)]

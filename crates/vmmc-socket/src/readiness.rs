@@ -276,6 +276,10 @@ impl Polling<'_> {
                 _ => OUT,
             };
         }
+        // Over both ways, there is room for whatever will be refused.
+        if now & libc::POLLHUP != 0 {
+            now |= OUT;
+        }
         now & self.wanted(n)
     }
 
@@ -366,7 +370,7 @@ impl Polling<'_> {
             || asks_often && standing::is_silent(&list);
         let outcome = match known_as_silent {
             true => Ok(0),
-            false => kernel::poll(&mut list, time, self.mask),
+            false => poll_list(&mut list, self.fds.len(), time, self.mask),
         };
         if asks_often && !known_as_silent && outcome == Ok(0) {
             standing::was_silent(&list);
@@ -430,6 +434,28 @@ impl Polling<'_> {
         }
         transmit::say_where(pin.ends());
     }
+}
+
+/// Polls a list whose first `given` entries are the program's. What the layer put behind them may have made it longer than a process
+/// may have descriptors: then without the entries that ask for nothing, of which programs with one for each number have many.
+fn poll_list(
+    list: &mut List<libc::pollfd>,
+    given: usize,
+    time: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Outcome {
+    let outcome = kernel::poll(list, time, mask);
+    let too_long = Err(Errno(libc::EINVAL));
+    let at_once = Some(Duration::ZERO);
+    if outcome != too_long || kernel::poll(&mut list[..given], at_once, mask) == too_long {
+        return outcome;
+    }
+    let mut asked: List<_> = list.iter().copied().filter(|one| one.fd >= 0).collect();
+    let outcome = kernel::poll(&mut asked, time, mask);
+    for (one, answer) in list.iter_mut().filter(|one| one.fd >= 0).zip(asked) {
+        *one = answer;
+    }
+    outcome
 }
 
 /// `select` by `poll`: what of `fds` (with wanted events) is ready, as [`poll`] says it.

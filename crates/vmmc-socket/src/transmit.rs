@@ -399,7 +399,7 @@ pub(crate) fn say_where(ends: Ends) {
     }
 }
 
-/// The peer froze the stream: goes over to TCP if its unread bytes are there.
+/// The peer froze the stream: goes over to TCP if its unread bytes are there, or never will be.
 pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     if ends.mine.told(HANDED) {
         leave_ring(slot, ends);
@@ -410,6 +410,9 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
         if lower::hand_over_myself(fd, slot, local, ends) {
             slot.outward.set_way(Way::Lowered);
         }
+    } else if kernel::pending(fd, 0) != 0 {
+        // After a reset nobody says any more that they are.
+        slot.outward.set_way(Way::Lowered);
     } else {
         slot.set_why(Why::Peer);
     }

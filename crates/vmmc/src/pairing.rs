@@ -368,8 +368,9 @@ impl Process {
         self.reachable()?.post_surely(request, descriptors, limit).map_err(pair_error)
     }
 
+    /// A child of vfork is this process still, until it becomes another program: only who has a copy of the memory is not.
     fn reachable(&self) -> Result<Arc<Connection>, PairError> {
-        if self.inner.is_forked() {
+        if self.inner.is_copy() {
             return Err(PairError::Forked);
         }
         let connection = self.inner.connection();

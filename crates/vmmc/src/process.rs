@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
-use vmmc_os::{Descriptor, Event, OsError, page_size, process_id};
+use vmmc_os::{Descriptor, Event, ForkMark, OsError, page_size, process_id};
 use vmmc_proto::{
     Answer, ExportId, MAX_EXPORT_LEN, NodeId, ProcessId, Refusal, Request, Rights, VERSION,
 };
@@ -280,6 +280,8 @@ impl From<RequestError> for QueryError {
 pub(crate) struct Inner {
     /// Whose address space this was made in: a forked child has another.
     pid: u32,
+    /// None if there was no memory for it.
+    mark: Option<ForkMark>,
     pub(crate) options: OpenOptions,
     pub(crate) mail: Mail,
     link: Mutex<Link>,
@@ -333,6 +335,7 @@ impl Inner {
     ) -> Self {
         Self {
             pid: process_id(),
+            mark: ForkMark::new().ok(),
             options,
             mail,
             link: Mutex::new(Link { id: connection.welcome.process, connection, next_export: 1 }),
@@ -354,6 +357,11 @@ impl Inner {
     /// Whether this is a forked child of the process that opened VMMC.
     pub(crate) fn is_forked(&self) -> bool {
         process_id() != self.pid
+    }
+
+    /// As [`Self::is_forked`], but not of a child of vfork, which has this memory and this connection to the service.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.mark.as_ref().map_or_else(|| self.is_forked(), ForkMark::is_forked)
     }
 
     /// The thread of such operations; `None` in it when none could be started.

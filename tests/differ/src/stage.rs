@@ -249,9 +249,12 @@ impl<'a> Stage<'a> {
         self.ends(port).is_ok_and(|ends| ends.iter().filter(carries).count() == 2)
     }
 
-    /// What `vmmc stat` tells of the connection from this port.
+    /// What `vmmc stat` tells of the connection from this port to the stage's own: another stage may have one from the same.
     fn ends(&self, port: &str) -> Result<Vec<Connection>, StatError> {
-        self.site.connections(port.parse().unwrap_or(0))
+        let mut ends = self.site.connections(port.parse().unwrap_or(0))?;
+        let own = format!(":{}", self.port);
+        ends.retain(|end| end.local.ends_with(&own) || end.peer.ends_with(&own));
+        Ok(ends)
     }
 
     /// Takes one step and collects the answers; what its answer depends on is waited for first.

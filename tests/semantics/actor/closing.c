@@ -347,6 +347,67 @@ void scenario_read_after_reset_and_exec(void) {
     meet();
 }
 
+/* The server becomes another program, which resets the connection with what it has not read. */
+static void reset_after_exec(int fd, int flags) {
+    if (me.server) {
+        char number[16];
+        snprintf(number, sizeof number, "%d", fd);
+        await_readable(fd, 17);
+        execl(me.program, "actor", "resume", "drop", number, NULL);
+        say("! exec failed");
+    }
+    put_text(fd, "that nobody reads");
+    char byte;
+    meet();
+    T(recv(fd, &byte, 1, flags));
+    meet();
+    meet();
+}
+
+/* A child, which the node service has told nothing, finds that there is nobody to send to. */
+void scenario_send_after_reset_of_the_lowered(void) {
+    int fd = connection();
+    if (me.client)
+        shutdown(fd, SHUT_RD);
+    reset_after_exec(fd, MSG_PEEK);
+    pid_t child = fork();
+    if (child == 0) {
+        T(send(fd, "to nobody", 9, MSG_NOSIGNAL));
+        T(send(fd, "to nobody", 9, MSG_NOSIGNAL));
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    T(send(fd, "to nobody", 9, MSG_NOSIGNAL));
+}
+
+/* There is room for whatever one would send then. */
+void scenario_room_after_reset_of_the_lowered(void) {
+    int fd = connection();
+    reset_after_exec(fd, MSG_DONTWAIT);
+    for (int i = 0; i < 2; i++) {
+        pid_t child = i == 0 ? fork() : -1;
+        if (child > 0) {
+            waitpid(child, NULL, 0);
+            continue;
+        }
+        struct pollfd one = {fd, POLLIN | POLLOUT | POLLPRI, 0};
+        long count = poll(&one, 1, 0);
+        say("poll: %ld", count);
+        say_poll("now", one.revents);
+        int set = epoll_create1(0);
+        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT}, found = {0, {0}};
+        epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+        epoll_wait(set, &found, 1, 0);
+        say_epoll("epoll", found.events);
+        close(set);
+        if (child == 0) {
+            fflush(stdout);
+            _exit(0);
+        }
+    }
+}
+
 static void see_a_reset(int fd) {
     char buffer[32];
     put_text(fd, "unread");

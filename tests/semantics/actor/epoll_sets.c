@@ -1,6 +1,8 @@
 /* epoll: several sets, descriptors, connections, threads and processes. */
 #include "actor.h"
 
+#include <sys/eventfd.h>
+
 #include <pthread.h>
 
 static int add(int set, int fd, uint32_t events, uint64_t data) {

@@ -338,10 +338,22 @@ void scenario_exec_inherits_epoll_set(void) {
     say("! exec failed");
 }
 
-/* `actor resume talk FD`: exec_self; `actor resume receive UNIX_FD`: passing.c; others: handing.c. */
+/* In a new image: closes the connection with what was not read. */
+static int drop(int fd) {
+    me.server = true;
+    meet();
+    meet();
+    T(close(fd));
+    meet();
+    return 0;
+}
+
+/* `actor resume talk FD`: exec_self; `actor resume drop FD`: closing.c; `actor resume receive UNIX_FD`: passing.c; others: handing.c. */
 int resume(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[0], "talk") == 0)
         return talk(atoi(argv[1]));
+    if (argc == 2 && strcmp(argv[0], "drop") == 0)
+        return drop(atoi(argv[1]));
     if (argc == 2 && strcmp(argv[0], "receive") == 0)
         return receive_in_new_image(atoi(argv[1]));
     return argc == 2 ? resume_handed(argv[0], atoi(argv[1])) : 2;

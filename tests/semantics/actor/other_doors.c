@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <dlfcn.h>
+#include <sys/select.h>
 #include <sys/syscall.h>
 
 void scenario_syscall_function(void) {
@@ -42,6 +43,52 @@ void scenario_syscall_function(void) {
     expect_end(twin);
     close(fd);
     close(twin);
+    meet();
+}
+
+/* Waiting, closing many and moving bytes between descriptors, by their numbers. */
+void scenario_syscall_function_for_many(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "AA");
+        int ends[2];
+        if (pipe(ends) != 0)
+            return;
+        put_text(ends[1], "BB");
+        T(syscall(SYS_splice, ends[0], NULL, fd, NULL, 2, 0));
+        put_text(fd, "CC");
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    struct timespec wait = {5, 0};
+    T(syscall(SYS_ppoll, &item, 1, &wait, NULL, 8));
+    say_poll("ppoll", item.revents);
+    say("left %d", wait.tv_sec > 0);
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    T(syscall(SYS_pselect6, fd + 1, &reading, NULL, NULL, &wait, NULL));
+    say("selected %d, left %d", FD_ISSET(fd, &reading) != 0, wait.tv_sec > 0);
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = 1234};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    event.data.u64 = 0;
+    T(syscall(SYS_epoll_pwait2, set, &event, 1, &wait, NULL, 8));
+    say("data %lu", (unsigned long)event.data.u64);
+    expect_text(fd, "AABBCC");
+    /* The library's own descriptors, if there are any, are not the program's to close. */
+    int high = fcntl(fd, F_DUPFD, 100);
+    T(syscall(SYS_close_range, 32, ~0u, 0));
+    T(poll(&(struct pollfd){high, POLLIN, 0}, 1, 0));
+    struct timespec start = now();
+    clock_t worked = clock();
+    wait = (struct timespec){0, 100000000};
+    T(ppoll(&(struct pollfd){fd, POLLIN, 0}, 1, &wait, NULL));
+    say("waited %d, asleep %d", elapsed_ms(&start) >= 100, clock() - worked < CLOCKS_PER_SEC / 20);
     meet();
 }
 

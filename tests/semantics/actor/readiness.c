@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 
 void scenario_poll_bits(void) {
@@ -120,6 +121,43 @@ void scenario_poll_mixed(void) {
     T(poll(items, 4, 0));
     meet();
     close(second);
+}
+
+/* Lists as long as a process may have descriptors, times in many microseconds: what the kernel takes. */
+void scenario_poll_at_the_limits(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "news");
+        meet();
+        return;
+    }
+    enum { LIMIT = 256 };
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = LIMIT;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    struct pollfd items[LIMIT + 1];
+    for (int i = 0; i <= LIMIT; i++)
+        items[i] = (struct pollfd){i == LIMIT - 1 ? fd : -1, POLLIN, 0};
+    T(poll(items, LIMIT, 0));
+    T(poll(items, LIMIT, 20));
+    T(poll(items, LIMIT + 1, 0));
+    meet();
+    T(poll(items, LIMIT, 5000));
+    say_poll("the last", items[LIMIT - 1].revents);
+    limit.rlim_cur = before;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    struct timeval span = {0, 2500000}, wrong = {0, -1};
+    T(select(fd + 1, &reading, NULL, NULL, &span));
+    say("left %d", span.tv_sec > 0);
+    T(select(fd + 1, &reading, NULL, NULL, &wrong));
+    expect_text(fd, "news");
+    meet();
 }
 
 /* The same question hundreds of times in a row: of a connection that has room, and of others that are silent. */

@@ -137,6 +137,36 @@ void scenario_peek_while_lifted(void) {
 }
 
 /* A shell's way to start a program on a connection, however far lifting has come: the program has it alone. */
+/* What nobody has read yet goes to the program that a child of vfork becomes, though the sender makes no call any more. */
+void scenario_vfork_with_unread_bytes(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "for another program");
+        meet();
+        meet();
+        return;
+    }
+    await_readable(fd, 19);
+    meet();
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    pid_t child = vfork();
+    if (child == 0) {
+        dup2(fd, 0);
+        dup2(ends[1], 1);
+        execlp("timeout", "timeout", "5", "head", "-c19", NULL);
+        _exit(127);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    say_status("head", status);
+    close(ends[1]);
+    char text[32];
+    say_bytes("it read", text, read(ends[0], text, sizeof text));
+    meet();
+}
+
 void scenario_vfork_while_lifted(void) {
     for (int turn = 0; turn < 16; turn++) {
         int fd = cold_connection();

@@ -75,6 +75,7 @@ macro_rules! for_every_scenario {
             poll_bits: Warm;
             poll_timeouts: Warm;
             poll_mixed: Warm;
+            poll_at_the_limits: Warm;
             poll_asked_often: Warm;
             poll_bytes_and_others: Warm;
             select_mixed: Warm;
@@ -132,6 +133,8 @@ macro_rules! for_every_scenario {
             close_right_after_writing: Warm;
             exit_right_after_writing: Warm;
             read_after_reset_and_exec: Warm;
+            send_after_reset_of_the_lowered: Warm;
+            room_after_reset_of_the_lowered: Warm;
             bare_exit_of_a_relative: Warm;
             bare_exit_with_unread_bytes: Warm;
             bare_exit_then_lower_unread: Warm;
@@ -240,6 +243,7 @@ macro_rules! for_every_scenario {
             stdio_broken_pipe: Warm;
             stdio_as_standard_output: Warm;
             // other_doors.c
+            syscall_function_for_many: Warm;
             syscall_function: Warm, "after lowering, the end of the stream comes to TCP a moment later";
             dlsym_default: Warm;
             dlsym_next: Warm;
@@ -311,6 +315,7 @@ macro_rules! for_every_scenario {
             reset_while_lifted: Cold;
             peek_while_lifted: Cold;
             vfork_while_lifted: Cold;
+            vfork_with_unread_bytes: Warm;
             // loans.c
             loan_round_trips: Warm;
             loan_bulk: Warm;

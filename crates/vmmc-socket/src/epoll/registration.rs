@@ -108,7 +108,8 @@ impl Registration {
                     kernel::pending(self.fd, libc::POLLOUT) & libc::POLLOUT != 0
                 }
             };
-            if out {
+            // Over both ways, there is room for whatever will be refused.
+            if out || now & libc::EPOLLHUP as u32 != 0 {
                 now |= OUT;
             }
         }
