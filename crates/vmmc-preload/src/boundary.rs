@@ -78,10 +78,45 @@ fn doze(sleep: &mut Sleep) -> Outcome {
     // SAFETY: the arguments live on this frame; `errno` is this thread's own.
     unsafe {
         let errno = *libc::__errno_location();
-        let found = native(sleep.fds.as_mut_ptr(), 2, limit, std::ptr::null());
+        let mut found = native(sleep.fds.as_mut_ptr(), 2, limit, std::ptr::null());
+        if found < 0 && *libc::__errno_location() == libc::EINVAL {
+            found = doze_by_select(sleep, limit);
+        }
         let error = std::mem::replace(&mut *libc::__errno_location(), errno);
         if found < 0 { Err(Errno(error)) } else { Ok(found as usize) }
     }
+}
+
+/// Sleeps where a process may not poll two descriptors, because it may have fewer (`RLIMIT_NOFILE`): `pselect` does not ask for that.
+///
+/// # Safety
+/// `limit` is null or points to a time.
+#[cold]
+unsafe fn doze_by_select(sleep: &mut Sleep, limit: *const libc::timespec) -> libc::c_int {
+    /// Numbers beyond are not waited for so: the call fails.
+    const NUMBERS: usize = 1 << 16;
+    let native = next!(pselect: fn(libc::c_int, *mut libc::fd_set, *mut libc::fd_set, *mut libc::fd_set, *const libc::timespec, *const libc::sigset_t) -> libc::c_int);
+    let place = |fd: libc::c_int| usize::try_from(fd).ok().map(|fd| (fd / 64, 1u64 << (fd % 64)));
+    let top = sleep.fds.iter().map(|one| one.fd).max().unwrap_or(-1);
+    if top >= NUMBERS as libc::c_int {
+        return -1;
+    }
+    let (mut read, mut write) = ([0u64; NUMBERS / 64], [0u64; NUMBERS / 64]);
+    for one in &sleep.fds {
+        if let Some((word, bit)) = place(one.fd) {
+            read[word] |= if one.events & !libc::POLLOUT != 0 { bit } else { 0 };
+            write[word] |= if one.events & libc::POLLOUT != 0 { bit } else { 0 };
+        }
+    }
+    let sets = [&mut read, &mut write].map(|set| set.as_mut_ptr().cast::<libc::fd_set>());
+    let none = std::ptr::null_mut();
+    let found = native(top + 1, sets[0], sets[1], none, limit, std::ptr::null());
+    for one in &mut sleep.fds {
+        let Some((word, bit)) = place(one.fd).filter(|_| found > 0) else { continue };
+        one.revents |= if read[word] & bit != 0 { libc::POLLIN } else { 0 };
+        one.revents |= if write[word] & bit != 0 { libc::POLLOUT } else { 0 };
+    }
+    found
 }
 
 /// Does what the layer says: its own outcome, or `kernel`'s.

@@ -488,6 +488,8 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
     let fd = a as c_int;
     let plain = |value: isize| value as libc::c_long;
     match number {
+        libc::SYS_exit_group => catch((), vmmc_socket::family::at_bare_exit),
+        libc::SYS_exit => catch((), vmmc_socket::family::at_thread_exit),
         libc::SYS_close => return crate::descriptors::close(fd).into(),
         libc::SYS_close_range => {
             return crate::descriptors::close_range(a as c_uint, b as c_uint, c as c_int).into();

@@ -26,6 +26,8 @@ mod stdio;
 mod uring;
 mod waiting;
 
+use std::ffi::{c_int, c_void};
+
 /// Runs when the library is loaded, before the program's own constructors and `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -41,8 +43,22 @@ extern "C" fn start() {
         std::panic::set_hook(Box::new(|_| {}));
         vmmc_socket::start();
     });
-    // SAFETY: the three functions stay loaded as long as the process lives.
-    unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+    unsafe extern "C" {
+        fn __cxa_at_quick_exit(
+            function: extern "C" fn(*mut c_void),
+            library: *const c_void,
+        ) -> c_int;
+    }
+    // SAFETY: the functions stay loaded as long as the process lives. What is registered first runs last.
+    unsafe {
+        libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
+        __cxa_at_quick_exit(at_quick_exit, std::ptr::null());
+    }
+}
+
+/// Runs when the program ends by `quick_exit`, whose last step no hook sees.
+extern "C" fn at_quick_exit(_: *mut c_void) {
+    boundary::catch((), vmmc_socket::family::at_bare_exit);
 }
 
 extern "C" fn end() {

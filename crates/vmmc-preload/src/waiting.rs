@@ -6,7 +6,7 @@ use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timev
 use smallvec::SmallVec;
 use vmmc_socket::Route;
 use vmmc_socket::epoll;
-use vmmc_socket::kernel::Outcome;
+use vmmc_socket::kernel::{Errno, Outcome};
 use vmmc_socket::readiness::{self, Limit};
 
 use crate::boundary::{catch, follow, keep_errno, next, result};
@@ -143,6 +143,10 @@ impl Selection {
         }))
     }
 
+    fn lower(&self) {
+        self.list.iter().for_each(|fd| vmmc_socket::lower_descriptor(fd.fd));
+    }
+
     unsafe fn answer(&self) -> usize {
         let mut found = 0;
         for (set, (asked, counts)) in self.sets.iter().zip(ASKED.into_iter().zip(COUNTS)) {
@@ -224,7 +228,16 @@ unsafe fn layer_select(
         return None;
     }
     let mut selection = Selection::new(count, sets);
-    if selection.concerns_layer() { selection.wait(limit, mask) } else { None }
+    if !selection.concerns_layer() {
+        return None;
+    }
+    let outcome = selection.wait(limit, mask)?;
+    if outcome == Err(Errno(libc::EINVAL)) {
+        // Of more descriptors than it may have a process may still ask `select`, but not the `poll` that stands for it here.
+        catch((), || selection.lower());
+        return None;
+    }
+    Some(outcome)
 }
 
 #[unsafe(no_mangle)]

@@ -355,7 +355,9 @@ impl Row {
 fn reason(why: u32) -> &'static str {
     match why {
         x if x == Why::Young as u32 => "too little traffic yet",
-        x if x == Why::PeerNotLifted as u32 => "the other end does not run under vmmc on this host",
+        x if x == Why::PeerNotLifted as u32 => {
+            "the other end has not been shown: it does not run under vmmc on this host, or moves too little"
+        }
         x if x == Why::NoService as u32 => "no node service",
         x if x == Why::Descriptors as u32 => "too few descriptors left (raise ulimit -n)",
         x if x == Why::Refused as u32 => "the node service refused, or memory is short",

@@ -238,6 +238,13 @@ pub fn at_bare_exit() {
     }
 }
 
+/// This thread ends by its system call: with it the process, if there is no other.
+pub fn at_thread_exit() {
+    if thread::alone() {
+        at_bare_exit();
+    }
+}
+
 /// Whether it had not ended before.
 fn end(how: ending::AtExit) -> bool {
     if !layer::enabled() || !layer::at_home() || ENDED.swap(true, Ordering::Relaxed) {

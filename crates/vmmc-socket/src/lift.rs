@@ -401,6 +401,10 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
     if import.len() < Tier::FIRST {
         return stay(index, slot, Why::Broken);
     }
+    // What the peer sends must be readable, however little address space is left when it comes.
+    if local.ring_in(Tier::Bulk).is_none() {
+        return stay(index, slot, Why::Refused);
+    }
     descriptor::enter(bell, Kind::Own);
     let mark = import.shared_bell().map(|(bell, place)| (bell.marks(), place));
     local.set_peer_bell(bell, mark);

@@ -229,6 +229,11 @@ impl Local {
         Some(unsafe { Ring::new(base.load(Ordering::Acquire), tier) })
     }
 
+    /// Whether there is address space for the larger rings that we write.
+    pub(crate) fn can_grow(&self) -> bool {
+        self.ring_out(Tier::Bulk).is_some()
+    }
+
     fn widen_mine(&self) -> Option<*mut u8> {
         // SAFETY: only the shared reference of an export that stays until `detach`, which needs the slot's locks; the
         // caller holds one of them, and `extend` locks for itself.

@@ -94,7 +94,7 @@ fn would_lose_bytes(fd: i32, slot: &Slot, local: &Local) -> bool {
 const HANDOVER: u32 = 500;
 
 /// Waits for what the service writes; `last` says whether that ends with bytes (`POLLIN`) or with the end (`POLLRDHUP`).
-fn await_arrival(fd: i32, slot: &Slot, last: i16) {
+pub(crate) fn await_arrival(fd: i32, slot: &Slot, last: i16) {
     if !slot.deaf.load(Ordering::Relaxed) {
         let mut arriving = [libc::pollfd { fd, events: last, revents: 0 }];
         let _ = kernel::poll(&mut arriving, Some(ARRIVAL), std::ptr::null());

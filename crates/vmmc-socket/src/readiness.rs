@@ -25,6 +25,9 @@ const TCP_ONLY: i16 = libc::POLLPRI | libc::POLLRDHUP;
 /// After how long, and then how often, a spinning poll asks the kernel about everything else.
 const KERNEL_LOOK: (u64, u64) = (MICROSECOND, 20 * MICROSECOND);
 
+/// What a list comes to that is longer than a process may have descriptors.
+const TOO_LONG: Outcome = Err(Errno(libc::EINVAL));
+
 /// On the stack, for as many descriptors as programs poll that have few.
 type List<T> = SmallVec<[T; 16]>;
 
@@ -379,7 +382,7 @@ impl Polling<'_> {
         drop(asleep);
         let bells = &list[lifted_at..lifted_at + bells.len()];
         self.rung |= bells.iter().any(|bell| bell.revents != 0);
-        if outcome.is_err() && immediate == 0 {
+        if outcome.is_err() && (immediate == 0 || outcome == TOO_LONG) {
             return outcome;
         }
         for (fd, answer) in self.fds.iter_mut().zip(&list) {
@@ -445,9 +448,8 @@ fn poll_list(
     mask: *const libc::sigset_t,
 ) -> Outcome {
     let outcome = kernel::poll(list, time, mask);
-    let too_long = Err(Errno(libc::EINVAL));
     let at_once = Some(Duration::ZERO);
-    if outcome != too_long || kernel::poll(&mut list[..given], at_once, mask) == too_long {
+    if outcome != TOO_LONG || kernel::poll(&mut list[..given], at_once, mask) == TOO_LONG {
         return outcome;
     }
     let mut asked: List<_> = list.iter().copied().filter(|one| one.fd >= 0).collect();

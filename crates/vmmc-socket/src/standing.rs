@@ -133,7 +133,7 @@ impl Question {
     /// Leaves the question with the kernel.
     #[cold]
     fn ask(&mut self) -> bool {
-        if layer::confined() || policy::was_filtered() {
+        if layer::confined() || policy::was_filtered() || !layer::at_home() {
             return false;
         }
         let followed = |&(fd, events): &(i32, i16)| {
@@ -143,11 +143,8 @@ impl Question {
             return false;
         }
         if self.kernels.is_none() {
-            self.impossible = policy::is_filtered() || !layer::at_home();
-            if !self.impossible {
-                self.kernels = Asker::new().ok();
-                self.impossible = self.kernels.is_none();
-            }
+            self.kernels = (!policy::is_filtered()).then(Asker::new).and_then(Result::ok);
+            self.impossible = self.kernels.is_none();
         }
         let Some(asker) = self.kernels.as_mut().filter(|asker| asker.is_mine()) else {
             self.kernels = None;
@@ -172,7 +169,7 @@ fn parts(asked: &[pollfd]) -> impl Iterator<Item = (i32, i16)> {
 /// The kernel's side of a question: an epoll object with the sockets in it, and a ring that waits for the object.
 #[derive(Debug)]
 struct Asker {
-    set: i32,
+    set: Own,
     ring: Ring,
     /// What stands in the object, and [`descriptor::changes`] when it was put there.
     members: SmallVec<[(i32, i16); MOST]>,
@@ -186,7 +183,7 @@ struct Asker {
 impl Asker {
     fn new() -> Result<Self, Errno> {
         let ring = Ring::new()?;
-        let set = own(kernel::call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC)?)?;
+        let set = Own::new(kernel::call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC)?)?;
         Ok(Self {
             set,
             ring,
@@ -209,10 +206,10 @@ impl Asker {
         if *self.members != *sockets || self.changes != changes {
             for (fd, _) in self.members.drain(..) {
                 // Not there: the number means another file by now, and the old one, if it lives, stays in the object.
-                kernel::epoll_ctl(self.set, libc::EPOLL_CTL_DEL, fd, 0, 0)?;
+                kernel::epoll_ctl(self.set.0, libc::EPOLL_CTL_DEL, fd, 0, 0)?;
             }
             for &(fd, events) in sockets {
-                kernel::epoll_ctl(self.set, libc::EPOLL_CTL_ADD, fd, events as u32, 0)?;
+                kernel::epoll_ctl(self.set.0, libc::EPOLL_CTL_ADD, fd, events as u32, 0)?;
             }
             self.members.extend_from_slice(sockets);
             self.changes = changes;
@@ -221,23 +218,17 @@ impl Asker {
             self.waits = !self.ring.take()?;
         }
         if !self.waits {
-            self.ring.wait_for(self.set)?;
+            self.ring.wait_for(self.set.0)?;
             self.waits = true;
         }
         Ok(self.ring.is_silent())
     }
 }
 
-impl Drop for Asker {
-    fn drop(&mut self) {
-        disown(self.set);
-    }
-}
-
 /// As much of io_uring as it takes to wait for one file: a queue of one entry, and its answers.
 #[derive(Debug)]
 struct Ring {
-    fd: i32,
+    fd: Own,
     queues: Mapping,
     entries: Mapping,
     offsets: Offsets,
@@ -297,21 +288,16 @@ impl Ring {
     fn new() -> Result<Self, Errno> {
         let flags = SINGLE_ISSUER | DEFER_TASKRUN | TASKRUN_FLAG;
         let mut parameters = Parameters { flags, ..Parameters::default() };
-        let fd = own(kernel::call!(SYS_io_uring_setup, 1, &raw mut parameters)?)?;
+        let fd = Own::new(kernel::call!(SYS_io_uring_setup, 1, &raw mut parameters)?)?;
         let Parameters { submission, completion, features, .. } = parameters;
+        if features & SINGLE_MAPPING == 0 {
+            return Err(Errno(libc::ENOSYS));
+        }
         let (array, answers) = (submission[6], completion[5]);
         // One entry of four bytes in the array, answers of 16 bytes.
         let size = (array as usize + 4).max(answers as usize + 16 * parameters.answers as usize);
-        let mapped = Mapping::new(fd, QUEUES, size)
-            .and_then(|queues| Ok((queues, Mapping::new(fd, ENTRIES, size_of::<Entry>())?)));
-        let (queues, entries) = match mapped {
-            Ok(mapped) if features & SINGLE_MAPPING != 0 => mapped,
-            Ok(_) => return Err(Errno(libc::ENOSYS)),
-            Err(error) => {
-                disown(fd);
-                return Err(error);
-            }
-        };
+        let queues = Mapping::new(fd.0, QUEUES, size)?;
+        let entries = Mapping::new(fd.0, ENTRIES, size_of::<Entry>())?;
         let offsets = Offsets {
             submitted: submission[1],
             flags: submission[4],
@@ -345,7 +331,7 @@ impl Ring {
         // SAFETY: the mapping is page-aligned, has room for one entry, and the kernel reads it only in the call below.
         unsafe { self.entries.start.cast::<Entry>().write_volatile(entry) };
         self.queues.word(self.offsets.submitted).fetch_add(1, Ordering::Release);
-        match kernel::call!(SYS_io_uring_enter, self.fd, 1, 0, 0, 0, 0)? {
+        match kernel::call!(SYS_io_uring_enter, self.fd.0, 1, 0, 0, 0, 0)? {
             1 => Ok(()),
             _ => Err(Errno::AGAIN),
         }
@@ -353,15 +339,9 @@ impl Ring {
 
     /// Takes the answer; whether there was one.
     fn take(&self) -> Result<bool, Errno> {
-        kernel::call!(SYS_io_uring_enter, self.fd, 0, 0, GET_EVENTS, 0, 0)?;
+        kernel::call!(SYS_io_uring_enter, self.fd.0, 0, 0, GET_EVENTS, 0, 0)?;
         let answered = self.queues.word(self.offsets.answered).load(Ordering::Acquire);
         Ok(self.queues.word(self.offsets.taken).swap(answered, Ordering::Release) != answered)
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        disown(self.fd);
     }
 }
 
@@ -395,18 +375,26 @@ impl Drop for Mapping {
     }
 }
 
-/// Moves a descriptor that the kernel has just made to where the layer keeps its own.
-fn own(low: usize) -> Result<i32, Errno> {
-    let high = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor());
-    let _ = kernel::call!(SYS_close, low);
-    let fd = high? as i32;
-    descriptor::enter(fd, Kind::Own);
-    Ok(fd)
+/// A descriptor of the layer's own.
+#[derive(Debug)]
+struct Own(i32);
+
+impl Own {
+    /// Moves what the kernel has just made to where the layer keeps its own.
+    fn new(low: usize) -> Result<Self, Errno> {
+        let high = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor());
+        let _ = kernel::call!(SYS_close, low);
+        let fd = high? as i32;
+        descriptor::enter(fd, Kind::Own);
+        Ok(Self(fd))
+    }
 }
 
-fn disown(fd: i32) {
-    descriptor::remove(fd, Kind::Own);
-    let _ = kernel::call!(SYS_close, fd);
+impl Drop for Own {
+    fn drop(&mut self) {
+        descriptor::remove(self.0, Kind::Own);
+        let _ = kernel::call!(SYS_close, self.0);
+    }
 }
 
 #[cfg(test)]

@@ -315,6 +315,10 @@ fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
     };
     if gone {
         ending::settle_peer(slot, ends);
+        // What follows on TCP must find the end there: a service that comes to it late would take it for unread bytes.
+        if ends.mine.told(CLOSED) && !slot.deaf.load(Ordering::Relaxed) {
+            lower::await_arrival(fd, slot, libc::POLLRDHUP);
+        }
         slot.outward.set_way(Way::Lowered);
     }
 }
@@ -342,6 +346,7 @@ fn put(
     while room < want
         && room < stream.tier().window() / 2
         && policy::may_grow(stream.tier())
+        && local.can_grow()
         && stream.grow(ends.theirs)
     {
         room = look();

@@ -1,6 +1,8 @@
 /* shutdown, close, reset, and what the other side then sees. */
 #include "actor.h"
 
+#include <sys/syscall.h>
+
 static volatile sig_atomic_t broken_pipes;
 
 static void count_broken_pipe(int number) {
@@ -406,6 +408,51 @@ void scenario_room_after_reset_of_the_lowered(void) {
             _exit(0);
         }
     }
+}
+
+static void see_a_reset(int fd);
+
+/* A process that ends with unread bytes resets the connection, by whichever door it leaves. */
+static void leave_with_unread_bytes(void (*leave)(void)) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        see_a_reset(fd);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        await_readable(fd, 6);
+        leave();
+    }
+    close(fd);
+    meet();
+    waitpid(child, NULL, 0);
+    meet();
+}
+
+static void leave_quickly(void) {
+    quick_exit(0);
+}
+
+static void leave_by_group(void) {
+    syscall(SYS_exit_group, 0);
+}
+
+static void leave_by_thread(void) {
+    syscall(SYS_exit, 0);
+}
+
+void scenario_quick_exit_with_unread_bytes(void) {
+    leave_with_unread_bytes(leave_quickly);
+}
+
+void scenario_system_call_exit_with_unread_bytes(void) {
+    leave_with_unread_bytes(leave_by_group);
+}
+
+void scenario_last_thread_ends_with_unread_bytes(void) {
+    leave_with_unread_bytes(leave_by_thread);
 }
 
 static void see_a_reset(int fd) {

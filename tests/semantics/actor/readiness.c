@@ -160,6 +160,127 @@ void scenario_poll_at_the_limits(void) {
     meet();
 }
 
+/* Of more descriptors than it may have from now on a process may still ask `select`; reading and writing need none. */
+void scenario_few_descriptors_allowed(void) {
+    int fd = connection(), second = cold_connection(), third = cold_connection();
+    if (me.client) {
+        put_text(third, "3");
+        meet();
+        put_text(second, "2");
+        put_text(fd, "1");
+        meet();
+        put_pattern(fd, 0, 100000, 1);
+        get_pattern(fd, 0, 3000000, 2);
+        meet();
+        return;
+    }
+    await_readable(third, 1);
+    int kept = dup(0);
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    rlim_t before = limit.rlim_cur;
+    meet();
+    await_readable(second, 1);
+    await_readable(fd, 1);
+    limit.rlim_cur = 2;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    struct timeval none = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        fd_set reading;
+        FD_ZERO(&reading);
+        FD_SET(fd, &reading);
+        FD_SET(second, &reading);
+        FD_SET(third, &reading);
+        T(select(64, &reading, NULL, NULL, &none));
+        limit.rlim_cur = i == 0 ? 0 : before;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    limit.rlim_cur = 0;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(second, &reading);
+    T(select(64, &reading, NULL, NULL, &none));
+    expect_text(fd, "1");
+    meet();
+    get_pattern(fd, 0, 100000, 1);
+    put_pattern(fd, 0, 3000000, 2);
+    limit.rlim_cur = before;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    close(kept);
+    meet();
+}
+
+/* Sleeping on a lifted connection needs no descriptors of the program's either. */
+void scenario_no_descriptors_allowed(void) {
+    int fd = connection();
+    if (me.client) {
+        await_asleep(told());
+        put_pattern(fd, 0, 100000, 1);
+        get_pattern(fd, 0, 3000000, 2);
+        meet();
+        return;
+    }
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    rlim_t before = limit.rlim_cur;
+    limit.rlim_cur = 0;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    tell(getpid());
+    get_pattern(fd, 0, 100000, 1);
+    put_pattern(fd, 0, 3000000, 2);
+    limit.rlim_cur = before;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    meet();
+}
+
+static rlim_t address_space(void) {
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (!file || fscanf(file, "%lu", &pages) != 1)
+        say("! no size");
+    if (file)
+        fclose(file);
+    return pages * 4096;
+}
+
+/* Bulk moves though there is no address space left for anything. */
+void scenario_no_address_space_left(void) {
+    int fd = connection();
+    char *bytes = malloc(1 << 20);
+    memset(bytes, 1, 1 << 20);
+    struct rlimit limit;
+    getrlimit(RLIMIT_AS, &limit);
+    rlim_t before = limit.rlim_cur;
+    meet();
+    limit.rlim_cur = address_space();
+    setrlimit(RLIMIT_AS, &limit);
+    for (int i = 0; i < 2; i++) {
+        long all = 0;
+        for (long count = 1; all < 1 << 20 && count > 0; all += count > 0 ? count : 0)
+            count = (i == 0) == me.client ? write(fd, bytes + all, (1 << 20) - all)
+                                          : read(fd, bytes + all, (1 << 20) - all);
+        say("moved %ld", all);
+    }
+    limit.rlim_cur = before;
+    setrlimit(RLIMIT_AS, &limit);
+    free(bytes);
+    meet();
+}
+
+/* Shared memory is no file of the program's that could be too large: no signal for that, either. */
+void scenario_small_files_only(void) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    limit.rlim_cur = 1 << 20;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    int fd = cold_connection();
+    for (int i = 0; i < 50; i++)
+        hello(fd);
+    say("both live");
+    meet();
+}
+
 /* The same question hundreds of times in a row: of a connection that has room, and of others that are silent. */
 static void ask_often(const char *label, struct pollfd *items, int count) {
     int answers = 0;

@@ -77,6 +77,10 @@ macro_rules! for_every_scenario {
             poll_mixed: Warm;
             poll_at_the_limits: Warm;
             poll_asked_often: Warm;
+            few_descriptors_allowed: Warm;
+            no_descriptors_allowed: Warm;
+            no_address_space_left: Warm;
+            small_files_only: Cold;
             poll_bytes_and_others: Warm;
             select_mixed: Warm;
             poll_duplicates: Warm;
@@ -133,6 +137,9 @@ macro_rules! for_every_scenario {
             close_right_after_writing: Warm;
             exit_right_after_writing: Warm;
             read_after_reset_and_exec: Warm;
+            quick_exit_with_unread_bytes: Warm;
+            system_call_exit_with_unread_bytes: Warm;
+            last_thread_ends_with_unread_bytes: Warm;
             send_after_reset_of_the_lowered: Warm;
             room_after_reset_of_the_lowered: Warm;
             bare_exit_of_a_relative: Warm;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::process::{Resource, getrlimit};
 
 use crate::{Descriptor, OsError};
 
@@ -11,8 +12,12 @@ use crate::{Descriptor, OsError};
 /// Nobody but this user can open it again through `/proc`.
 ///
 /// # Errors
-/// When descriptors or memory are exhausted, or `len` is larger than a file can be.
+/// When descriptors or memory are exhausted, or `len` is larger than a file can be or this process may make one (`RLIMIT_FSIZE`).
 pub fn create_memory(len: usize) -> Result<Descriptor, OsError> {
+    // Beyond that limit the kernel does not only refuse: its signal would end the program.
+    if getrlimit(Resource::Fsize).current.is_some_and(|most| len as u64 > most) {
+        return Err(OsError::FBIG);
+    }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = match fs::memfd_create("vmmc", flags | MemfdFlags::NOEXEC_SEAL) {
         // Before Linux 6.3 there is no such flag; the memory is the same otherwise.
