@@ -42,7 +42,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if matches!(command, Command::Stat(_) | Command::Doctor(_) | Command::Utlb(_) | Command::Sim(_))
+    {
+        end_with_the_reader();
+    }
+    match command {
         Command::Run(args) => run::run(args),
         Command::Stat(args) => stat::run(args),
         Command::Node(args) => node::run(args),
@@ -52,4 +57,10 @@ fn main() -> ExitCode {
         Command::Testbed(args) => testbed::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
+}
+
+/// A command that only prints ends quietly, as others do, when nobody reads any more what it prints.
+fn end_with_the_reader() {
+    // SAFETY: nothing of this process has a handler for the signal, and no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
