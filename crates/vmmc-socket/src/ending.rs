@@ -159,7 +159,9 @@ fn reset(fd: i32) {
 
 /// Whether the peer went back to TCP and has all that was sent; and nobody but this process, and a moment longer the service, has the socket.
 fn is_handed_over(slot: &Slot, outward: Way, ends: local::Ends) -> bool {
-    outward == Way::Handover && slot.handed.load(Ordering::Relaxed) == 0 && ends.mine.told(HANDED)
+    matches!(outward, Way::Handover | Way::Lowered)
+        && slot.handed.load(Ordering::Relaxed) == 0
+        && ends.mine.told(HANDED)
 }
 
 /// Ends the stream for the peer, as close does on TCP: with a reset if bytes were left unread, or if the program wants it
