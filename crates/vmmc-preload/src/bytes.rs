@@ -1,5 +1,7 @@
 //! Reading and writing.
 
+use std::time::Instant;
+
 use libc::{
     c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t,
     timespec,
@@ -295,6 +297,11 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
         }
         return got;
     }
+    let Some(limit) = crate::waiting::time(timeout) else {
+        *libc::__errno_location() = libc::EINVAL;
+        return -1;
+    };
+    let end = limit.and_then(|limit| Instant::now().checked_add(limit));
     // Unlike its single sister, the native call looks for an error before it looks for bytes.
     let (mut error, mut size): (c_int, socklen_t) = (0, size_of::<c_int>() as socklen_t);
     let asked = crate::sockets::getsockopt(
@@ -323,6 +330,14 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
         entry.msg_len = got as c_uint;
         if wait_for_one {
             flags |= libc::MSG_DONTWAIT;
+        }
+        // Only between messages does the native call look at the time.
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        if let Some(left) = left {
+            *timeout = timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+        }
+        if left.is_some_and(|left| left.is_zero()) || entry.msg_hdr.msg_flags & libc::MSG_OOB != 0 {
+            return n as c_int + 1;
         }
     }
     count as c_int

@@ -16,7 +16,7 @@ fn milliseconds(timeout: c_int) -> Option<Duration> {
 }
 
 /// `None`: no limit; the inner `None`: not a valid time, which the kernel shall refuse.
-unsafe fn time(time: *const timespec) -> Option<Option<Duration>> {
+pub(crate) unsafe fn time(time: *const timespec) -> Option<Option<Duration>> {
     if time.is_null() {
         return Some(None);
     }

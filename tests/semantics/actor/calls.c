@@ -276,6 +276,34 @@ void scenario_bytes_left(void) {
     meet();
 }
 
+/* The time limit of recvmmsg: it is looked at between messages, and says what is left. */
+void scenario_recvmmsg_time(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "12345678");
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 8);
+    char bytes[4][2];
+    struct iovec parts[4];
+    struct mmsghdr messages[4] = {0};
+    for (int i = 0; i < 4; i++) {
+        parts[i] = (struct iovec){bytes[i], 2};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
+    }
+    struct timespec negative = {-1, 0}, wrong = {0, 2000000000}, none = {0, 0}, long_time = {50, 0};
+    T(recvmmsg(fd, messages, 2, 0, &negative));
+    T(recvmmsg(fd, messages, 2, 0, &wrong));
+    T(recvmmsg(fd, messages, 2, 0, &none));
+    T(recvmmsg(fd, messages, 2, 0, &long_time));
+    say("less is left: %d", long_time.tv_sec < 50 && long_time.tv_sec >= 40);
+    expect_text(fd, "78");
+    meet();
+}
+
 void scenario_sendmmsg_recvmmsg(void) {
     int fd = connection();
     if (me.client) {

@@ -47,6 +47,7 @@ macro_rules! for_every_scenario {
             sendmsg_recvmsg: Warm;
             control_data: Warm;
             bytes_left: Warm;
+            recvmmsg_time: Warm;
             sendmmsg_recvmmsg: Warm;
             bad_arguments: Warm, "a bad pointer is a fault in the library's copy, not EFAULT";
             calls_for_other_files: Warm;
