@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, FROZEN, HAND_YOURSELF, HANDED, LINGERS, take_announcement};
+use vmmc::stream::{CLOSED, FROZEN, HANDED, LINGERS, take_announcement};
 
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, lower, repeat};
+use crate::{bells, epoll, kernel, loan, repeat};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -175,12 +175,6 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     if outward == Way::Ring && ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 {
         outward = Way::Handover;
     }
-    if outward == Way::Handover
-        && ends.mine.told(HAND_YOURSELF)
-        && lower::hand_over_myself(fd, slot, local, ends)
-    {
-        outward = Way::Lowered;
-    }
     let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)
@@ -214,9 +208,6 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         slot.outward.stream.finish(ends.theirs);
     } else if outward == Way::Tcp && inward != Way::Lowered || is_handed_over(slot, outward, ends) {
         let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
-    } else if outward == Way::Handover {
-        // The peer may be about to ask the service for its unread bytes: the socket stays until it lets go too.
-        goodbye = Goodbye::Linger;
     }
     if inward != Way::Lowered {
         ends.theirs.tell(CLOSED);
