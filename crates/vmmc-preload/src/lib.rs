@@ -16,6 +16,8 @@
 )]
 #![allow(missing_docs, reason = "the functions are documented in the C library's manual")]
 
+use std::ffi::{c_int, c_void};
+
 mod boundary;
 mod bytes;
 mod descriptors;
@@ -23,10 +25,9 @@ mod loans;
 mod programs;
 mod sockets;
 mod stdio;
+mod syscall;
 mod uring;
 mod waiting;
-
-use std::ffi::{c_int, c_void};
 
 /// Runs when the library is loaded, before the program's own constructors and `main`.
 #[used]

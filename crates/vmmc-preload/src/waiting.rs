@@ -199,13 +199,15 @@ pub(crate) unsafe extern "C-unwind" fn select(
     let native =
         next!(select: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int);
     // More than a second's microseconds are seconds; only what is negative is wrong.
-    let valid = timeout.is_null() || (*timeout).tv_sec >= 0 && (*timeout).tv_usec >= 0;
-    let time = (valid && !timeout.is_null()).then(|| {
+    if !timeout.is_null() && ((*timeout).tv_sec < 0 || (*timeout).tv_usec < 0) {
+        return native(count, read, write, except, timeout);
+    }
+    let time = (!timeout.is_null()).then(|| {
         let seconds = Duration::from_secs((*timeout).tv_sec as u64);
         seconds.saturating_add(Duration::from_micros((*timeout).tv_usec as u64))
     });
     let mut limit = Limit::new(time);
-    match layer_select(valid, count, [read, write, except], &mut limit, std::ptr::null()) {
+    match layer_select(count, [read, write, except], &mut limit, std::ptr::null()) {
         Some(outcome) => {
             if let Some(left) = limit.left() {
                 *timeout =
@@ -218,13 +220,12 @@ pub(crate) unsafe extern "C-unwind" fn select(
 }
 
 unsafe fn layer_select(
-    valid: bool,
     count: c_int,
     sets: [*mut fd_set; 3],
     limit: &mut Limit,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
-    if !valid || !(0..=1 << 20).contains(&count) {
+    if !(0..=1 << 20).contains(&count) {
         return None;
     }
     let mut selection = Selection::new(count, sets);
@@ -250,9 +251,8 @@ pub(crate) unsafe extern "C-unwind" fn pselect(
     mask: *const sigset_t,
 ) -> c_int {
     let native = next!(pselect: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *const timespec, *const sigset_t) -> c_int);
-    let limit = time(timeout);
-    let mut time = Limit::new(limit.flatten());
-    match layer_select(limit.is_some(), count, [read, write, except], &mut time, mask) {
+    let select = |limit| layer_select(count, [read, write, except], &mut Limit::new(limit), mask);
+    match time(timeout).and_then(select) {
         Some(outcome) => result(outcome) as c_int,
         None => native(count, read, write, except, timeout, mask),
     }
@@ -265,15 +265,14 @@ pub(crate) unsafe fn wait_by_system_call(
 ) -> Option<libc::c_long> {
     let polls = number == libc::SYS_ppoll;
     let timeout = (if polls { c } else { e }) as *mut timespec;
-    let valid = time(timeout);
-    let mut limit = Limit::new(valid?);
+    let mut limit = Limit::new(time(timeout)?);
     let outcome = if polls {
         layer_poll(a as *mut pollfd, b as nfds_t, &mut limit, d as *const sigset_t)
     } else {
         // The last argument points to the mask and its size.
         let mask = if f == 0 { std::ptr::null() } else { *(f as *const *const sigset_t) };
         let sets = [b, c, d].map(|set| set as *mut fd_set);
-        layer_select(true, a as c_int, sets, &mut limit, mask)
+        layer_select(a as c_int, sets, &mut limit, mask)
     }?;
     if let Some(left) = limit.left() {
         *timeout = timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vmmc::marks::Marks;
 use vmmc::{Import, PairBell, Process, ProcessId};
 
-use crate::descriptor::{self, Kind};
+use crate::descriptor::{self, Kind, Own};
 use crate::kernel;
 use crate::layer::{self, STRUCTURE, Structure};
 use crate::local::Parts;
@@ -41,7 +41,7 @@ const CROWD: usize = 4;
 pub(crate) struct SharedBell {
     bell: PairBell,
     /// Threads and their ears. Guarded by the structure's lock.
-    ears: UnsafeCell<Vec<(u32, i32)>>,
+    ears: UnsafeCell<Vec<(u32, Own)>>,
     crowded: AtomicBool,
 }
 
@@ -84,21 +84,17 @@ impl SharedBell {
             // SAFETY: the structure's lock is held.
             let ears = unsafe { &mut *self.ears.get() };
             let me = thread::id();
-            if let Some(&(_, ear)) = ears.iter().find(|&&(thread, _)| thread == me) {
-                return Some(ear);
+            if let Some((_, ear)) = ears.iter().find(|&&(thread, _)| thread == me) {
+                return Some(ear.number());
             }
-            ears.retain(|&(thread, ear)| {
-                let lives = kernel::exists(thread);
-                if !lives {
-                    close(ear);
-                }
-                lives
-            });
-            let ear = kernel::listener(self.fd(), layer::floor())?;
-            descriptor::enter(ear, Kind::Own);
+            ears.retain(|&(thread, _)| kernel::exists(thread));
+            let ear =
+                Own::raise(kernel::call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC).ok()?).ok()?;
+            let (number, events) = (ear.number(), (libc::EPOLLIN | libc::EPOLLET) as u32);
+            kernel::epoll_ctl(number, libc::EPOLL_CTL_ADD, self.fd(), events, 0).ok()?;
             ears.push((me, ear));
             self.crowded.store(ears.len() > CROWD, Ordering::Relaxed);
-            Some(ear)
+            Some(number)
         })
     }
 
@@ -110,16 +106,10 @@ impl SharedBell {
 
 impl Drop for SharedBell {
     fn drop(&mut self) {
-        self.ears.get_mut().iter().for_each(|&(_, ear)| close(ear));
         for fd in self.bell.owned_fds() {
             descriptor::remove(fd, Kind::Own);
         }
     }
-}
-
-fn close(ear: i32) {
-    descriptor::remove(ear, Kind::Own);
-    let _ = kernel::call!(SYS_close, ear);
 }
 
 /// A connection's place at a shared bell.

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
+use crate::kernel::{self, Errno};
+use crate::layer;
+
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
 const NUMBERS: usize = 1 << 20;
 
@@ -67,13 +70,13 @@ pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
     let Some(entry) = TABLE.get(fd as usize) else { return false };
     TOP.fetch_max(fd + 1, Ordering::Relaxed);
     let was = entry.swap(word, Ordering::AcqRel);
+    CHANGES.fetch_add(1, Ordering::Release);
     count(was, -1);
     count(word, 1);
     true
 }
 
 fn count(word: u32, change: isize) {
-    CHANGES.fetch_add(1, Ordering::Release);
     if word == OWN {
         OWNED.fetch_add(change as usize, Ordering::Relaxed);
     }
@@ -101,10 +104,40 @@ pub(crate) fn remove(fd: i32, was: Kind) -> bool {
     TABLE.get(fd as usize).is_some_and(|entry| {
         let removed = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if removed {
+            CHANGES.fetch_add(1, Ordering::Release);
             count(word, -1);
         }
         removed
     })
+}
+
+/// A descriptor that only the layer uses; closed when dropped.
+#[derive(Debug)]
+pub(crate) struct Own(i32);
+
+impl Own {
+    /// Moves what the kernel has just made to where the layer keeps its own.
+    ///
+    /// # Errors
+    /// If there is no number left there; `low` is closed.
+    pub(crate) fn raise(low: usize) -> Result<Self, Errno> {
+        let high = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor());
+        let _ = kernel::call!(SYS_close, low);
+        let fd = high? as i32;
+        enter(fd, Kind::Own);
+        Ok(Self(fd))
+    }
+
+    pub(crate) fn number(&self) -> i32 {
+        self.0
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        remove(self.0, Kind::Own);
+        let _ = kernel::call!(SYS_close, self.0);
+    }
 }
 
 /// All entered numbers from `first` to `last` with what they are.

@@ -8,7 +8,7 @@ use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
 use crate::{
-    board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, standing, thread,
+    armed_poll, board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, thread,
 };
 
 /// Numbers that this process has as connections.
@@ -73,7 +73,7 @@ pub fn after_fork_in_child() {
     }
     thread::forked();
     layer::moved();
-    standing::forked();
+    armed_poll::forked();
     slot::after_fork_in_child();
     ENDED.store(false, Ordering::Relaxed);
     STRUCTURE.release_after_fork();

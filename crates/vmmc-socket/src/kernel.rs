@@ -129,21 +129,7 @@ pub fn silence(event: i32) {
     let _ = call!(SYS_read, event, &raw mut count, 8);
 }
 
-/// An epoll object that becomes readable when the event is rung, by a number from `floor` on; none if there is none left.
-pub(crate) fn listener(event: i32, floor: i32) -> Option<i32> {
-    let low = call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC).ok()?;
-    let high = call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, floor);
-    let _ = call!(SYS_close, low);
-    let listener = high.ok()? as i32;
-    let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
-    if epoll_ctl(listener, libc::EPOLL_CTL_ADD, event, events, 0).is_err() {
-        let _ = call!(SYS_close, listener);
-        return None;
-    }
-    Some(listener)
-}
-
-/// Takes the rings out of what [`listener`] made.
+/// Takes what has come out of an epoll object with one descriptor.
 pub(crate) fn hush(listener: i32) {
     let mut event = libc::epoll_event { events: 0, u64: 0 };
     let _ = epoll_wait(listener, &raw mut event, 1, Some(Duration::ZERO), std::ptr::null());

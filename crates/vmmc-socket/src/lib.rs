@@ -20,7 +20,7 @@
 //! | `rest` | what is looked after before a sleep |
 //! | `policy` | what may be lifted |
 //! | `wait`, `spin` | sleeping and not sleeping |
-//! | [`epoll`], [`readiness`], `standing` | waiting for many; what is asked of the kernel without a call |
+//! | [`epoll`], [`readiness`], `armed_poll` | waiting for many; what is asked of the kernel without a call |
 //! | [`family`] | fork, exec, exit |
 //! | [`handing`](Handing) | connections that go to other programs, and come from them |
 //! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
@@ -29,6 +29,7 @@
 //! call or the kernel shall; none sets `errno`, panics on bad descriptors, or allocates on the way of bytes.
 
 mod anew;
+mod armed_poll;
 mod bells;
 mod descriptor;
 mod ending;
@@ -53,7 +54,6 @@ mod service;
 mod shrink;
 mod slot;
 mod spin;
-mod standing;
 mod tcp;
 mod tenure;
 mod thread;

@@ -16,7 +16,7 @@ use crate::route::InFlight;
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{explain, lift, lower, receive, rest, spin, standing, transmit};
+use crate::{armed_poll, explain, lift, lower, receive, rest, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -370,13 +370,13 @@ impl Polling<'_> {
         let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
         let asks_often = time == Some(Duration::ZERO) && self.mask.is_null() && !announced;
         let known_as_silent = immediate > 0 && list.iter().all(|fd| fd.fd < 0)
-            || asks_often && standing::is_silent(&list);
+            || asks_often && armed_poll::is_silent(&list);
         let outcome = match known_as_silent {
             true => Ok(0),
             false => poll_list(&mut list, self.fds.len(), time, self.mask),
         };
         if asks_often && !known_as_silent && outcome == Ok(0) {
-            standing::was_silent(&list);
+            armed_poll::was_silent(&list);
         }
         explain::slept_since(start);
         drop(asleep);

@@ -410,7 +410,14 @@ void scenario_room_after_reset_of_the_lowered(void) {
     }
 }
 
-static void see_a_reset(int fd);
+static void see_a_reset(int fd) {
+    char buffer[32];
+    put_text(fd, "unread");
+    say_poll("reset", await_bits(fd, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    meet();
+}
 
 /* A process that ends with unread bytes resets the connection, by whichever door it leaves. */
 static void leave_with_unread_bytes(void (*leave)(void)) {
@@ -425,10 +432,14 @@ static void leave_with_unread_bytes(void (*leave)(void)) {
         await_readable(fd, 6);
         leave();
     }
-    close(fd);
+    T(close(fd));
     meet();
     waitpid(child, NULL, 0);
     meet();
+}
+
+static void leave_barely(void) {
+    _exit(0);
 }
 
 static void leave_quickly(void) {
@@ -443,6 +454,10 @@ static void leave_by_thread(void) {
     syscall(SYS_exit, 0);
 }
 
+void scenario_bare_exit_with_unread_bytes(void) {
+    leave_with_unread_bytes(leave_barely);
+}
+
 void scenario_quick_exit_with_unread_bytes(void) {
     leave_with_unread_bytes(leave_quickly);
 }
@@ -453,15 +468,6 @@ void scenario_system_call_exit_with_unread_bytes(void) {
 
 void scenario_last_thread_ends_with_unread_bytes(void) {
     leave_with_unread_bytes(leave_by_thread);
-}
-
-static void see_a_reset(int fd) {
-    char buffer[32];
-    put_text(fd, "unread");
-    say_poll("reset", await_bits(fd, 0));
-    T(recv(fd, buffer, sizeof buffer, 0));
-    T(recv(fd, buffer, sizeof buffer, 0));
-    meet();
 }
 
 /* A child that ends by _exit() has closed its descriptors: the parent's close with unread bytes is the last, and resets. */
@@ -479,23 +485,6 @@ void scenario_bare_exit_of_a_relative(void) {
     meet();
     await_readable(fd, 6);
     T(close(fd));
-    meet();
-}
-
-/* The last process that has the connection ends by _exit() with unread bytes. */
-void scenario_bare_exit_with_unread_bytes(void) {
-    int fd = connection();
-    if (me.client) {
-        see_a_reset(fd);
-        return;
-    }
-    pid_t child = fork();
-    if (child == 0) {
-        await_readable(fd, 6);
-        _exit(0);
-    }
-    T(close(fd));
-    waitpid(child, NULL, 0);
     meet();
 }
 

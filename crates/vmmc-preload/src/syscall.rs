@@ -1,0 +1,146 @@
+//! `syscall`: the calls of the other files by their numbers.
+
+use std::ffi::{c_int, c_uint, c_void};
+
+use libc::{iovec, msghdr, sockaddr, socklen_t};
+
+use crate::boundary::{catch, next};
+use crate::bytes::{read, readv, recvfrom, recvmsg, sendmsg, sendto, splice, write, writev};
+
+/// The C library's door to any system call. Those that the layer carries go its way; the rest are the caller's own.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn syscall(
+    number: libc::c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> libc::c_long {
+    let native =
+        next!(syscall: fn(libc::c_long, usize, usize, usize, usize, usize, usize) -> libc::c_long);
+    let fd = a as c_int;
+    let plain = |value: isize| value as libc::c_long;
+    match number {
+        libc::SYS_exit_group => catch((), vmmc_socket::family::at_bare_exit),
+        libc::SYS_exit => catch((), vmmc_socket::family::at_thread_exit),
+        libc::SYS_close => return crate::descriptors::close(fd).into(),
+        libc::SYS_close_range => {
+            return crate::descriptors::close_range(a as c_uint, b as c_uint, c as c_int).into();
+        }
+        libc::SYS_poll => {
+            return crate::waiting::poll(a as *mut libc::pollfd, b as libc::nfds_t, c as c_int)
+                .into();
+        }
+        libc::SYS_select => {
+            let set = |pointer: usize| pointer as *mut libc::fd_set;
+            return crate::waiting::select(
+                a as c_int,
+                set(b),
+                set(c),
+                set(d),
+                e as *mut libc::timeval,
+            )
+            .into();
+        }
+        libc::SYS_ppoll | libc::SYS_pselect6 => {
+            let carried = crate::waiting::wait_by_system_call(number, [a, b, c, d, e, f]);
+            return carried.unwrap_or_else(|| native(number, a, b, c, d, e, f));
+        }
+        libc::SYS_epoll_pwait2 => {
+            let (events, time) = (b as *mut libc::epoll_event, d as *const libc::timespec);
+            let mask = e as *const libc::sigset_t;
+            return crate::waiting::epoll_pwait2(fd, events, c as c_int, time, mask).into();
+        }
+        libc::SYS_splice => {
+            let offset = |pointer: usize| pointer as *mut libc::loff_t;
+            return plain(splice(fd, offset(b), c as c_int, offset(d), e, f as c_uint));
+        }
+        libc::SYS_epoll_create => return crate::waiting::epoll_create(a as c_int).into(),
+        libc::SYS_epoll_create1 => return crate::waiting::epoll_create1(a as c_int).into(),
+        libc::SYS_epoll_pwait => {
+            let (events, mask) = (b as *mut libc::epoll_event, e as *const libc::sigset_t);
+            return crate::waiting::epoll_pwait(fd, events, c as c_int, d as c_int, mask).into();
+        }
+        libc::SYS_epoll_ctl => {
+            return crate::waiting::epoll_ctl(
+                fd,
+                b as c_int,
+                c as c_int,
+                d as *mut libc::epoll_event,
+            )
+            .into();
+        }
+        libc::SYS_epoll_wait => {
+            return crate::waiting::epoll_wait(
+                fd,
+                b as *mut libc::epoll_event,
+                c as c_int,
+                d as c_int,
+            )
+            .into();
+        }
+        libc::SYS_dup2 => return crate::descriptors::dup2(fd, b as c_int).into(),
+        libc::SYS_dup3 => return crate::descriptors::dup3(fd, b as c_int, c as c_int).into(),
+        libc::SYS_io_uring_setup => {
+            // Its queues carry any call past every hook.
+            catch((), vmmc_socket::lower_for_uring);
+            return native(number, a, b, c, d, e, f);
+        }
+        libc::SYS_prctl => {
+            return crate::programs::prctl(a as c_int, b, c, d, e).into();
+        }
+        libc::SYS_seccomp => {
+            crate::programs::before_filter();
+            let result = native(number, a, b, c, d, e, f);
+            let sets = [libc::SECCOMP_SET_MODE_STRICT, libc::SECCOMP_SET_MODE_FILTER];
+            if result == 0 && sets.contains(&(a as libc::c_uint)) {
+                vmmc_socket::family::after_sandboxing();
+            }
+            return result;
+        }
+        _ if crate::programs::may_fork(number) => {
+            let kernel = || native(number, a, b, c, d, e, f);
+            return crate::programs::fork_by_system_call(number, [a, b], kernel)
+                .unwrap_or_else(kernel);
+        }
+        _ if !vmmc_socket::is_connection(fd) => return native(number, a, b, c, d, e, f),
+        _ => {}
+    }
+    match number {
+        libc::SYS_read => plain(read(fd, b as *mut c_void, c)),
+        libc::SYS_write => plain(write(fd, b as *const c_void, c)),
+        libc::SYS_readv => plain(readv(fd, b as *const iovec, c as c_int)),
+        libc::SYS_writev => plain(writev(fd, b as *const iovec, c as c_int)),
+        libc::SYS_recvfrom => plain(recvfrom(
+            fd,
+            b as *mut c_void,
+            c,
+            d as c_int,
+            e as *mut sockaddr,
+            f as *mut socklen_t,
+        )),
+        libc::SYS_sendto => plain(sendto(
+            fd,
+            b as *const c_void,
+            c,
+            d as c_int,
+            e as *const sockaddr,
+            f as socklen_t,
+        )),
+        libc::SYS_recvmsg => plain(recvmsg(fd, b as *mut msghdr, c as c_int)),
+        libc::SYS_sendmsg => plain(sendmsg(fd, b as *const msghdr, c as c_int)),
+        libc::SYS_shutdown => crate::sockets::shutdown(fd, b as c_int).into(),
+        libc::SYS_dup => crate::descriptors::dup(fd).into(),
+        libc::SYS_fcntl => crate::sockets::fcntl(fd, b as c_int, c).into(),
+        libc::SYS_ioctl => crate::sockets::ioctl(fd, b as libc::c_ulong, c).into(),
+        libc::SYS_getsockname | libc::SYS_getpeername | libc::SYS_getsockopt | libc::SYS_fstat => {
+            native(number, a, b, c, d, e, f)
+        }
+        _ => {
+            catch((), || vmmc_socket::lower_descriptor(fd));
+            native(number, a, b, c, d, e, f)
+        }
+    }
+}
