@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 
 use libc::{iovec, msghdr, sockaddr, socklen_t};
+use vmmc_socket::family;
 
 use crate::boundary::{catch, next};
 use crate::bytes::{read, readv, recvfrom, recvmsg, sendmsg, sendto, splice, write, writev};
@@ -23,8 +24,13 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
     let fd = a as c_int;
     let plain = |value: isize| value as libc::c_long;
     match number {
-        libc::SYS_exit_group => catch((), vmmc_socket::family::at_bare_exit),
-        libc::SYS_exit => catch((), vmmc_socket::family::at_thread_exit),
+        // The first argument is no descriptor.
+        libc::SYS_exit_group | libc::SYS_exit => {
+            let all = number == libc::SYS_exit_group;
+            let goodbye = if all { family::at_bare_exit } else { family::at_thread_exit };
+            catch((), goodbye);
+            return native(number, a, b, c, d, e, f);
+        }
         libc::SYS_close => return crate::descriptors::close(fd).into(),
         libc::SYS_close_range => {
             return crate::descriptors::close_range(a as c_uint, b as c_uint, c as c_int).into();
@@ -96,7 +102,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             let result = native(number, a, b, c, d, e, f);
             let sets = [libc::SECCOMP_SET_MODE_STRICT, libc::SECCOMP_SET_MODE_FILTER];
             if result == 0 && sets.contains(&(a as libc::c_uint)) {
-                vmmc_socket::family::after_sandboxing();
+                family::after_sandboxing();
             }
             return result;
         }
