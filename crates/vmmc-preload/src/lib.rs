@@ -21,6 +21,7 @@ use std::ffi::{c_int, c_void};
 mod boundary;
 mod bytes;
 mod descriptors;
+mod limits;
 mod loans;
 mod programs;
 mod sockets;

@@ -97,6 +97,11 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_prctl => {
             return crate::programs::prctl(a as c_int, b, c, d, e).into();
         }
+        libc::SYS_setrlimit => return crate::limits::setrlimit(a as c_uint, b as *const _).into(),
+        libc::SYS_prlimit64 => {
+            let (new, old) = (c as *const _, d as *mut _);
+            return crate::limits::prlimit(a as libc::pid_t, b as c_uint, new, old).into();
+        }
         libc::SYS_seccomp => {
             crate::programs::before_filter();
             let result = native(number, a, b, c, d, e, f);

@@ -141,6 +141,18 @@ pub fn before_filter() {
     policy::be_filtered();
 }
 
+/// Before the program limits its address space: what its peers send must still be readable.
+pub fn before_limited_address_space() {
+    if !layer::enabled() || !layer::at_home() {
+        return;
+    }
+    layer::limit_address_space();
+    for (_, index) in attached() {
+        let _inward = slot::get(index).inward.lock.hold();
+        local::get(index).map_all_in();
+    }
+}
+
 /// The connection with this cookie, of those that were handed over and that this process has.
 pub(crate) fn handed_connection(cookie: u64) -> Option<u32> {
     let mut all = connections().map(|(_, index)| index);

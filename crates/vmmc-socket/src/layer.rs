@@ -18,6 +18,7 @@ use crate::{
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
+static CRAMPED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
 /// From this number on the layer keeps its own descriptors.
@@ -136,9 +137,17 @@ pub(crate) fn has_room(structure: &Structure) -> bool {
 }
 
 fn descriptor_limit() -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 1024, rlim_max: 1024 };
-    let _ = kernel::call!(SYS_prlimit64, 0, libc::RLIMIT_NOFILE, 0, &raw mut limit);
-    limit.rlim_cur
+    kernel::limit(libc::RLIMIT_NOFILE).unwrap_or(1024)
+}
+
+/// The larger rings of what the peers send are mapped when a connection is lifted: later there may be no address space for them.
+pub(crate) fn limit_address_space() {
+    CRAMPED.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process's address space is limited.
+pub(crate) fn has_limited_address_space() -> bool {
+    CRAMPED.load(Ordering::Relaxed)
 }
 
 fn program_name() -> String {
@@ -167,6 +176,8 @@ pub fn start() {
     {
         park::set_after(seconds);
     }
+    let unlimited = |limit| limit == libc::RLIM_INFINITY;
+    CRAMPED.store(!kernel::limit(libc::RLIMIT_AS).is_some_and(unlimited), Ordering::Relaxed);
     service::remember();
     policy::remember();
     explain::remember();

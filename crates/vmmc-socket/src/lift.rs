@@ -402,7 +402,7 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
         return stay(index, slot, Why::Broken);
     }
     // What the peer sends must be readable, however little address space is left when it comes.
-    if local.ring_in(Tier::Bulk).is_none() {
+    if layer::has_limited_address_space() && !local.map_all_in() {
         return stay(index, slot, Why::Refused);
     }
     descriptor::enter(bell, Kind::Own);

@@ -229,6 +229,11 @@ impl Local {
         Some(unsafe { Ring::new(base.load(Ordering::Acquire), tier) })
     }
 
+    /// Maps the larger rings that we read, before there is anything in them; whether there was address space for it.
+    pub(crate) fn map_all_in(&self) -> bool {
+        self.ring_in(Tier::Bulk).is_some()
+    }
+
     /// Whether there is address space for the larger rings that we write.
     pub(crate) fn can_grow(&self) -> bool {
         self.ring_out(Tier::Bulk).is_some()
