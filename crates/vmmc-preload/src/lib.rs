@@ -24,6 +24,7 @@ mod descriptors;
 mod limits;
 mod loans;
 mod programs;
+mod signals;
 mod sockets;
 mod stdio;
 mod syscall;

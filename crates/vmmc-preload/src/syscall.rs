@@ -102,6 +102,13 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             let (new, old) = (c as *const _, d as *mut _);
             return crate::limits::prlimit(a as libc::pid_t, b as c_uint, new, old).into();
         }
+        libc::SYS_rt_sigaction => {
+            let result = native(number, a, b, c, d, e, f);
+            if result == 0 {
+                crate::signals::reveal_after_system_call(a as c_int, c as *mut _);
+            }
+            return result;
+        }
         libc::SYS_seccomp => {
             crate::programs::before_filter();
             let result = native(number, a, b, c, d, e, f);

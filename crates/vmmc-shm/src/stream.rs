@@ -24,7 +24,7 @@ mod receiver;
 mod ring;
 mod transmitter;
 
-pub use receiver::{Arrived, Corrupt, Receiver, Repeat};
+pub use receiver::{Arrived, Corrupt, Place, Receiver, Repeat};
 pub use ring::{Ring, Tier};
 pub use transmitter::{Piece, Publish, Transmitter};
 

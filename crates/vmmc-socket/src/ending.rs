@@ -195,6 +195,10 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         }
         // Never lowered, so nobody has it but this process and, a moment longer, the service.
         if inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) {
+            // A peer that is just writing what it had sent to TCP, or begins to, would take the error that its program shall get.
+            if !slot.inward.stream.freeze(ends.mine) {
+                repeat::pass_over_all(fd, slot, ends);
+            }
             reset(fd);
         }
     } else if outward == Way::Ring {

@@ -408,7 +408,7 @@ fn sets() -> impl Iterator<Item = &'static Set> {
 /// Keeps all sets still while the process forks.
 pub(crate) fn hold_for_fork() {
     be_eager();
-    sets().for_each(|set| std::mem::forget(set.lock.hold()));
+    sets().for_each(|set| set.lock.keep());
 }
 
 /// After the fork, in parent and child.

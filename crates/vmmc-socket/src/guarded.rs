@@ -36,10 +36,9 @@ impl<T> Guarded<T> {
     /// Takes the lock until [`Guarded::release_after_fork`], and has the value prepared for that.
     pub(crate) fn hold_for_fork(&self, prepare: impl FnOnce(&mut T)) {
         let _signals = Blocked::all();
-        let held = self.lock.hold();
+        self.lock.keep();
         // SAFETY: as in `with`.
         prepare(unsafe { &mut *self.value.get() });
-        std::mem::forget(held);
     }
 
     /// Gives the lock back, in the parent or in the child.
@@ -54,20 +53,12 @@ struct Blocked(u64);
 
 impl Blocked {
     fn all() -> Self {
-        let (all, mut before) = (u64::MAX, 0u64);
-        let _ = kernel::call!(
-            SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const all,
-            &raw mut before,
-            8
-        );
-        Self(before)
+        Self(kernel::set_signal_mask(u64::MAX))
     }
 }
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        let _ = kernel::call!(SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const self.0, 0, 8);
+        kernel::set_signal_mask(self.0);
     }
 }

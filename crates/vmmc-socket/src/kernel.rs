@@ -200,6 +200,36 @@ pub(crate) fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     call!(SYS_prlimit64, 0, resource, 0, &raw mut limit).ok().map(|_| limit.rlim_cur)
 }
 
+/// What is done at a signal, as the kernel has it.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SignalAction {
+    /// The handler, or one of `SIG_DFL` and `SIG_IGN`.
+    pub handler: usize,
+    /// `SA_RESTART` and others.
+    pub flags: usize,
+    restorer: usize,
+    mask: u64,
+}
+
+/// What is done at `signal`.
+pub fn signal_action(signal: i32) -> Option<SignalAction> {
+    let mut action = SignalAction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    call!(SYS_rt_sigaction, signal, 0, &raw mut action, 8).ok().map(|_| action)
+}
+
+/// Changes what is done at `signal`, from what [`signal_action`] has given.
+pub fn set_signal_action(signal: i32, action: &SignalAction) {
+    let _ = call!(SYS_rt_sigaction, signal, std::ptr::from_ref(action), 0, 8);
+}
+
+/// Blocks the signals in `mask`, and no others, for this thread; what it was before.
+pub fn set_signal_mask(mask: u64) -> u64 {
+    let mut before = 0u64;
+    let _ = call!(SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, &raw mut before, 8);
+    before
+}
+
 /// This thread's id in its namespace.
 pub fn thread_id() -> u32 {
     call!(SYS_gettid).unwrap_or(1) as u32

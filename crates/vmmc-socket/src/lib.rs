@@ -20,6 +20,7 @@
 //! | `rest` | what is looked after before a sleep |
 //! | `policy` | what may be lifted |
 //! | `wait`, `spin` | sleeping and not sleeping |
+//! | [`signals`] | handlers, which wait while the layer is at work |
 //! | [`epoll`], [`readiness`], `armed_poll` | waiting for many; what is asked of the kernel without a call |
 //! | [`family`] | fork, exec, exit |
 //! | [`handing`](Handing) | connections that go to other programs, and come from them |
@@ -65,6 +66,7 @@ pub mod epoll;
 pub mod family;
 pub mod kernel;
 pub mod readiness;
+pub mod signals;
 
 pub use handing::{Handing, received};
 pub use layer::{

@@ -1,14 +1,15 @@
 //! The lock of one direction of one connection, in memory that the processes of one fork family share.
 //!
-//! It must survive what ordinary mutexes do not: its owner may be killed, may have left by `longjmp` out of a signal
-//! handler, or may be this very thread, interrupted by a handler that uses the same socket. The word holds the owner's
-//! thread id, so all three can be told apart. What the lock protects is transactional (indices are published last), so
-//! taking it over from an owner that is gone is harmless.
+//! It must survive what ordinary mutexes do not: its owner may be killed, or, where its signals could not be put off (see
+//! [`crate::signals`]), have left by `longjmp` out of a handler, or be this very thread, in a handler that uses the same socket. The
+//! word holds the owner's thread id, so all three can be told apart. What the lock protects is transactional (indices are
+//! published last), so taking it over from an owner that is gone is harmless.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::kernel;
+use crate::signals::Inside;
 use crate::thread;
 
 const SLEEPERS: u32 = 1 << 31;
@@ -18,9 +19,13 @@ const SLEEPERS: u32 = 1 << 31;
 #[repr(transparent)]
 pub(crate) struct Lock(AtomicU32);
 
-/// The lock is held until this is dropped.
+/// The lock is held until this is dropped, and handlers wait for that (see [`crate::signals`]).
 #[derive(Debug)]
-pub(crate) struct Held<'a>(&'a Lock);
+pub(crate) struct Held<'a> {
+    lock: &'a Lock,
+    /// Dropped after the lock is free.
+    _inside: Inside,
+}
 
 impl Lock {
     pub(crate) const fn new() -> Self {
@@ -35,14 +40,27 @@ impl Lock {
         }
     }
 
-    /// Takes the lock. A thread that holds it already (it left without unlocking, or is in a signal handler) gets it again.
+    /// Takes the lock. A thread that holds it already (it left without unlocking, or is in a signal handler that could not
+    /// wait) gets it again.
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
+        let inside = Inside::enter();
+        self.take();
+        Held { lock: self, _inside: inside }
+    }
+
+    /// Takes the lock until [`Lock::break_open`].
+    pub(crate) fn keep(&self) {
+        let _inside = Inside::enter();
+        self.take();
+    }
+
+    #[inline]
+    fn take(&self) {
         let me = thread::id();
         if self.0.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            self.hold_contended(me);
+            self.take_contended(me);
         }
-        Held(self)
     }
 
     /// As [`Lock::hold`], but not if this thread has it already, further up: what is in use there stays as it is.
@@ -56,7 +74,7 @@ impl Lock {
     }
 
     #[cold]
-    fn hold_contended(&self, me: u32) {
+    fn take_contended(&self, me: u32) {
         for round in 0u32.. {
             let word = self.0.load(Ordering::Relaxed);
             let owner = word & !SLEEPERS;
@@ -88,7 +106,7 @@ impl Lock {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.break_open();
+        self.lock.break_open();
     }
 }
 
@@ -130,7 +148,7 @@ mod tests {
     fn is_taken_over_from_a_thread_that_is_gone() {
         let lock = Lock::default();
         std::thread::scope(|scope| {
-            scope.spawn(|| std::mem::forget(lock.hold()));
+            scope.spawn(|| lock.keep());
         });
         drop(lock.hold());
     }
@@ -138,7 +156,7 @@ mod tests {
     #[test]
     fn can_be_taken_again_by_its_owner() {
         let lock = Lock::default();
-        std::mem::forget(lock.hold());
+        lock.keep();
         assert!(lock.hold_anew().is_none(), "it is this thread's");
         drop(lock.hold());
         assert!(lock.hold_anew().is_some());

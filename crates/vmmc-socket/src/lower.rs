@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, take_announcement};
+use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, Place, take_announcement};
 
 use crate::anew::Return;
 use crate::descriptor;
@@ -64,22 +64,63 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         lift::progress();
         std::thread::sleep(Duration::from_millis(1));
     }
-    let on_their_way = {
+    let came_to_nothing = {
         let _inward = slot.inward.lock.hold();
         let Some(ends) = local.ends() else { return };
         slot.set_why(why);
+        let before = Before::now(fd, slot);
         let on_their_way = lower_inward(fd, slot, local, ends);
         let reader = take_announcement(&ends.mine.reader_waiting);
         if take_announcement(&ends.mine.writer_waiting) || reader {
             local.ring_peer();
         }
-        on_their_way
+        on_their_way.is_some_and(|arrival| {
+            // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
+            await_arrival(fd, slot, arrival);
+            before.restore_if_lost(fd, slot)
+        })
     };
-    if let Some(arrival) = on_their_way {
-        // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
-        await_arrival(fd, slot, arrival);
+    if !came_to_nothing {
+        retire(fd, index);
     }
-    retire(fd, index);
+}
+
+/// The receiving direction before its unread bytes were taken out of the ring.
+struct Before {
+    way: Way,
+    place: Place,
+    taken_out: u64,
+    on_tcp: usize,
+}
+
+impl Before {
+    /// The inward lock is held, until after [`Before::restore_if_lost`].
+    fn now(fd: i32, slot: &Slot) -> Self {
+        Self {
+            way: slot.inward.way(),
+            place: slot.inward.stream.place(),
+            taken_out: slot.inward.taken_out.load(Ordering::Relaxed),
+            on_tcp: kernel::unread(fd),
+        }
+    }
+
+    /// The peer closed or reset the connection before the service could write to it: the bytes are still in the ring, and are
+    /// read there, before what TCP says of the end.
+    fn restore_if_lost(self, fd: i32, slot: &Slot) -> bool {
+        let events = kernel::pending(fd, libc::POLLRDHUP);
+        let own = slot.deaf.load(Ordering::Relaxed);
+        let ended = events & libc::POLLERR != 0 || events & libc::POLLRDHUP != 0 && !own;
+        let inward = &slot.inward;
+        let taken = inward.taken_out.load(Ordering::Relaxed) > self.taken_out;
+        if !ended || !taken || kernel::unread(fd) > self.on_tcp {
+            return false;
+        }
+        inward.stream.go_back(self.place);
+        inward.taken_out.store(self.taken_out, Ordering::Relaxed);
+        inward.set_way(self.way);
+        slot.look.store(true, Ordering::Release);
+        true
+    }
 }
 
 /// Whether there is something to read that could not come back, because the peer's socket is gone after a reset: those who have it in their ring keep it, and

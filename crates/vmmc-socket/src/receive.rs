@@ -53,17 +53,17 @@ pub unsafe fn receive<'a>(
     if flags & libc::MSG_OOB != 0 {
         return Err(None);
     }
-    let pieces = match Pieces::new(pieces) {
-        Some(pieces)
-            if flags & !CARRIED == 0 && !peeks_in_vain(fd, index, slot, &pieces, flags) =>
-        {
-            pieces
-        }
-        _ => {
-            lower::lower(fd, index, Why::Call);
+    let Some(pieces) = Pieces::new(pieces).filter(|_| flags & !CARRIED == 0) else {
+        lower::lower(fd, index, Why::Call);
+        return Err(None);
+    };
+    if peeks_in_vain(fd, index, slot, &pieces, flags) {
+        lower::lower(fd, index, Why::Call);
+        // Not if the peer has gone meanwhile: then everything that will ever come is here.
+        if slot.phase() != Phase::Attached || slot.inward.way() == Way::Lowered {
             return Err(None);
         }
-    };
+    }
     let local = local::get(index);
     if !local.held.load(Ordering::Relaxed) {
         lift::hold(fd, slot, local);
@@ -376,7 +376,9 @@ unsafe fn peek(
         rest.skip(len);
         got += len;
     }
-    if frozen && rest.left() > 0 && repeat::repeat(slot, ends).is_none() {
+    // Not for an error, which the next call shall find.
+    let follows = frozen && rest.left() > 0 && repeat::repeat(slot, ends).is_none();
+    if follows && kernel::unread(fd) > 0 {
         let flags = flags & !libc::MSG_WAITALL | libc::MSG_DONTWAIT;
         got += rest.limited(usize::MAX, |list| kernel::receive(fd, list, flags)).unwrap_or(0);
     }

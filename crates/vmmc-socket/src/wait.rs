@@ -10,7 +10,7 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Bed, Ends, Local, Pin};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, explain, lift, lower, policy, rest, route, spin, thread, transmit};
+use crate::{board, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +219,7 @@ impl Wait {
             events,
             revents: 0,
         });
+        signals::forget_handled();
         Ok(Sleep { fds, timeout: [self.limit()?, most].into_iter().flatten().min() })
     }
 
@@ -312,20 +313,16 @@ pub(crate) fn handover_answered(ends: Ends) -> bool {
     ends.mine.told(HANDED) || ends.mine.told(HAND_YOURSELF)
 }
 
-/// After a signal that interrupted a sleep: would the native call have gone on? The kernel knows, per handler; only if
-/// handlers of both kinds are installed one cannot tell which ran, and the call is interrupted, which programs with
-/// such a handler expect.
+/// After a signal that interrupted a sleep: would the native call have gone on? The kernel knows, per handler. Which of them ran is not
+/// known where they were installed past the C library: then the call is interrupted if there are handlers of both kinds, which programs
+/// with such a handler expect.
 fn handlers_restart() -> bool {
-    /// The kernel's own structure: handler, flags, restorer, mask.
-    #[repr(C)]
-    struct Action([usize; 4]);
-    let mut all_restart = true;
-    for signal in 1..=64 {
-        let mut action = Action([0; 4]);
-        let asked = kernel::call!(SYS_rt_sigaction, signal, 0, &raw mut action, 8);
-        if asked.is_ok() && action.0[0] > 1 {
-            all_restart &= action.0[1] & libc::SA_RESTART as usize != 0;
-        }
-    }
-    all_restart
+    let handled = signals::handled();
+    (1..=64).filter(|signal| handled == 0 || handled >> (signal - 1) & 1 != 0).all(|signal| {
+        kernel::signal_action(signal).is_none_or(|action| {
+            // One that is called once only is gone; its flags are not.
+            let is_handler = ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.handler);
+            handled == 0 && !is_handler || action.flags & libc::SA_RESTART as usize != 0
+        })
+    })
 }

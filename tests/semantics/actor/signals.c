@@ -2,7 +2,9 @@
 #include "actor.h"
 
 #include <setjmp.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
+#include <ucontext.h>
 
 static volatile sig_atomic_t handled;
 static sigjmp_buf way_out;
@@ -249,6 +251,218 @@ void scenario_send_in_handler(void) {
     meet();
 }
 
+static void count_and_tell(int number) {
+    (void)number;
+    handled++;
+    tell(getpid());
+}
+
+/* A handler with SA_RESTART and one without: each has its effect. */
+void scenario_signals_of_both_kinds(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        for (int round = 0; round < 3; round++) {
+            signal_sleeper(2, SIGUSR2);
+            await_asleep(told());
+            kill(me.peer, SIGUSR1);
+        }
+        signal_sleeper(1, SIGALRM);
+        put_text(fd, "fine");
+        meet();
+        return;
+    }
+    on_signal(SIGUSR1, count_signal, 0);
+    on_signal(SIGUSR2, count_and_tell, SA_RESTART);
+    on_signal(SIGALRM, count_signal, SA_RESTART | SA_RESETHAND);
+    tell(getpid());
+    T(recv(fd, buffer, sizeof buffer, 0));
+    tell(getpid());
+    T(read(fd, buffer, sizeof buffer));
+    tell(getpid());
+    T(recv(fd, buffer, sizeof buffer, MSG_WAITALL));
+    say("handled %d", (int)handled);
+    tell(getpid());
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    say("handled %d", (int)handled);
+    meet();
+}
+
+#if defined __x86_64__
+/* The processor's trap flag: a SIGTRAP after each instruction. The stack below the pointer may be in use. */
+static inline __attribute__((always_inline)) void trap_each_step(void) {
+    asm volatile("sub $128, %%rsp; pushf; orq $0x100, (%%rsp); popf; add $128, %%rsp" ::: "memory", "cc");
+}
+static inline __attribute__((always_inline)) void trap_no_more(void) {
+    asm volatile("sub $128, %%rsp; pushf; andq $~0x100, (%%rsp); popf; add $128, %%rsp" ::: "memory", "cc");
+}
+#else
+static void trap_each_step(void) {}
+static void trap_no_more(void) {}
+#endif
+
+/* The interrupted code goes on without steps. */
+static void step_no_more(ucontext_t *context) {
+#if defined __x86_64__
+    context->uc_mcontext.gregs[REG_EFL] &= ~0x100;
+#else
+    (void)context;
+#endif
+}
+
+static volatile sig_atomic_t steps, step_of_signal, in_handler;
+static char handler_got;
+
+static void count_step(int number, siginfo_t *info, void *context) {
+    (void)number;
+    (void)info;
+    if (++steps == step_of_signal) {
+        step_no_more(context);
+        raise(SIGUSR1);
+    }
+}
+
+static void at_each_step(void) {
+    struct sigaction action = {.sa_sigaction = count_step, .sa_flags = SA_SIGINFO};
+    sigaddset(&action.sa_mask, SIGUSR1); /* comes in when this handler is over */
+    sigaction(SIGTRAP, &action, NULL);
+}
+
+static void send_one_in_the_midst(int number) {
+    (void)number;
+    in_handler = send(handler_fd, "h", 1, MSG_DONTWAIT) == 1 ? 1 : 100;
+}
+
+static void receive_one_in_the_midst(int number) {
+    (void)number;
+    in_handler = recv(handler_fd, &handler_got, 1, MSG_DONTWAIT) == 1 ? 1 : 100;
+}
+
+/* A handler that sends on the connection on which the program is sending comes in after the first, the second, the third
+ * instruction of that call, and so on to its last: the peer gets both whole, one after the other. */
+void scenario_send_in_handler_of_send(void) {
+    int fd = connection(), bad = 0;
+    char got[7] = "";
+    if (me.client) {
+        while (get(fd, got, 6) == 6 && got[5] != 'E')
+            if (memcmp(got, "MAINh", 5) && memcmp(got, "hMAIN", 5) && bad++ < 3)
+                say("! got %s", got);
+        say("all came, the last with %c", got[5]);
+        meet();
+        return;
+    }
+    handler_fd = fd;
+    at_each_step();
+    on_signal(SIGUSR1, send_one_in_the_midst, 0);
+    for (step_of_signal = 1;; step_of_signal++) {
+        steps = in_handler = 0;
+        trap_each_step();
+        ssize_t sent = send(fd, "MAIN", 4, 0);
+        trap_no_more();
+        if (sent != 4 || in_handler > 1)
+            say("! step %d: sent %zd, in the handler %d", (int)step_of_signal, sent, (int)in_handler);
+        if (!in_handler)
+            break;
+        put_text(fd, ".");
+    }
+    put_text(fd, "hE");
+    meet();
+}
+
+/* The same for receiving: each gets bytes that follow one another, and none is lost. */
+void scenario_receive_in_handler_of_receive(void) {
+    int fd = connection(), bad = 0;
+    char go = '.', got[5] = "", rest[5] = "";
+    if (me.client) {
+        while (get(fd, &go, 1) == 1 && go != 'E') {
+            put_text(fd, "ABCDEFGH");
+            meet();
+        }
+        say("asked to end with %c", go);
+        meet();
+        return;
+    }
+    handler_fd = fd;
+    at_each_step();
+    on_signal(SIGUSR1, receive_one_in_the_midst, 0);
+    for (step_of_signal = 1; go != 'E'; step_of_signal++) {
+        put_text(fd, ".");
+        meet();
+        await_readable(fd, 8);
+        steps = in_handler = 0;
+        trap_each_step();
+        ssize_t n = recv(fd, got, 4, 0);
+        trap_no_more();
+        size_t left = in_handler ? 3 : 4;
+        get(fd, rest, left);
+        const char *first = in_handler && handler_got == 'A' ? "BCDE" : "ABCD";
+        bool whole = n == 4 && in_handler <= 1 && memcmp(got, first, 4) == 0 &&
+                     (!in_handler || handler_got == 'A' || handler_got == 'E') &&
+                     memcmp(rest, in_handler ? "FGH" : "EFGH", left) == 0;
+        if (!whole && bad++ < 3)
+            say("! step %d: got %.4s (%zd), then %.4s; in the handler %d, %c", (int)step_of_signal, got, n, rest,
+                (int)in_handler, handler_got);
+        if (!in_handler)
+            go = 'E';
+    }
+    put_text(fd, "E");
+    say("all came");
+    meet();
+}
+
+static void remember_origin(int number, siginfo_t *info, void *context) {
+    (void)context;
+    handled += info->si_signo == number && info->si_pid == getpid() ? 1 : 100;
+}
+
+/* What is installed is told as it was, and works, by whichever function it was installed. */
+void scenario_handlers_are_told(void) {
+    int fd = connection();
+    struct sigaction action = {.sa_sigaction = remember_origin, .sa_flags = SA_SIGINFO | SA_RESETHAND}, old;
+    sigaddset(&action.sa_mask, SIGUSR2);
+    T(sigaction(SIGUSR1, &action, NULL));
+    T(sigaction(SIGUSR1, NULL, &old));
+    say("the same %d, flags %#x, blocks %d %d", old.sa_sigaction == remember_origin, old.sa_flags & ~0x04000000,
+        sigismember(&old.sa_mask, SIGUSR2), sigismember(&old.sa_mask, SIGUSR1));
+    raise(SIGUSR1);
+    T(sigaction(SIGUSR1, NULL, &old));
+    say("handled %d, default %d", (int)handled, old.sa_handler == SIG_DFL);
+    say("signal %d", signal(SIGUSR1, count_signal) == SIG_DFL);
+    say("signal %d", signal(SIGUSR1, send_from_handler) == count_signal);
+    say("sigset %d", sigset(SIGUSR1, count_signal) == send_from_handler);
+    T(sigaction(SIGUSR1, NULL, &old));
+    say("the same %d, flags %#x", old.sa_handler == count_signal, old.sa_flags & ~0x04000000);
+    raise(SIGUSR1);
+    say("handled %d", (int)handled);
+    struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } bare;
+    T(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &bare, 8));
+    say("the same %d, flags %#lx", bare.handler == (void *)count_signal, bare.flags & ~0x04000000UL);
+    T(siginterrupt(SIGUSR1, 1));
+    raise(SIGUSR1);
+    say("handled %d", (int)handled);
+    say("signal %d", signal(SIGUSR1, SIG_IGN) == count_signal);
+    say("signal %d", signal(SIGUSR1, SIG_DFL) == SIG_IGN);
+    T(sigaction(SIGKILL, &action, &old));
+    T(sigaction(0, &action, &old));
+    T(sigaction(65, NULL, &old));
+    say("signal %d", signal(SIGSTOP, count_signal) == SIG_ERR && errno == EINVAL);
+    /* A child of vfork changes what is its own. */
+    signal(SIGUSR1, count_signal);
+    pid_t child = vfork();
+    if (child == 0) {
+        signal(SIGUSR1, SIG_DFL);
+        signal(SIGUSR2, jump_out);
+        _exit(0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    raise(SIGUSR1);
+    say("handled %d", (int)handled);
+    say("signal %d", signal(SIGUSR2, SIG_DFL) == SIG_DFL);
+    warm(fd);
+    meet();
+}
+
 /* A timer at 1 ms through a long exchange: nothing is lost, doubled or torn. */
 void scenario_signal_storm(void) {
     int fd = connection();
@@ -266,6 +480,48 @@ void scenario_signal_storm(void) {
     }
     setitimer(ITIMER_REAL, &never, NULL);
     say("all exchanged");
+    meet();
+}
+
+static volatile int next_value, wrong_values;
+
+static void check_value(int number, siginfo_t *info, void *context) {
+    (void)number;
+    (void)context;
+    if (info->si_code != SI_QUEUE || info->si_value.sival_int != next_value++)
+        wrong_values++;
+}
+
+/* Queued signals come in through a long exchange, each once, in order and with its value. */
+void scenario_queued_signals(void) {
+    enum { SIGNALS = 20000 };
+    int fd = connection();
+    struct sigaction action = {.sa_sigaction = check_value, .sa_flags = SA_SIGINFO | SA_RESTART};
+    sigaction(SIGRTMIN, &action, NULL);
+    pid_t sender = fork();
+    if (sender == 0) {
+        for (int i = 0; i < SIGNALS; i++)
+            while (sigqueue(getppid(), SIGRTMIN, (union sigval){.sival_int = i}) != 0)
+                usleep(100);
+        _exit(0);
+    }
+    for (int i = 0;; i++) {
+        char more = next_value < SIGNALS, others = 0;
+        if (me.client) {
+            put_pattern(fd, i * 1000, 1000, 1);
+            get_pattern(fd, i * 500, 500, 2);
+        } else {
+            get_pattern(fd, i * 1000, 1000, 1);
+            put_pattern(fd, i * 500, 500, 2);
+        }
+        put(fd, &more, 1);
+        get(fd, &others, 1);
+        if (!more && !others)
+            break;
+    }
+    int status;
+    waitpid(sender, &status, 0);
+    say("signals %d, wrong %d", next_value, wrong_values);
     meet();
 }
 

@@ -277,12 +277,17 @@ macro_rules! for_every_scenario {
             signal_interrupts: Warm;
             signal_restarts: Warm;
             signal_with_timeout: Warm;
+            signals_of_both_kinds: Warm;
             signal_in_waitall: Warm;
             signal_in_send: Warm;
             longjmp_out_of_recv: Warm;
             longjmp_out_of_send: Warm;
             send_in_handler: Warm;
+            send_in_handler_of_send: Warm;
+            receive_in_handler_of_receive: Warm;
+            handlers_are_told: Warm;
             signal_storm: Warm;
+            queued_signals: Warm;
             signal_driven_input: Warm;
             // crowd.c
             crowd: Cold;

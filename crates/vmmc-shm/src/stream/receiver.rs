@@ -45,6 +45,14 @@ impl Repeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Corrupt;
 
+/// Where a reading end was.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    head: u64,
+    position: u32,
+    tier: Tier,
+}
+
 /// The private indices of a reading end. They are atomics only so that processes that came from one fork can share
 /// them in memory of their own; whoever changes them holds the lock of this direction.
 #[derive(Debug, Default)]
@@ -198,6 +206,18 @@ impl Receiver {
     pub fn skip(&self, len: usize, position: usize) {
         self.position.store(position as u32, Ordering::Relaxed);
         self.head.store(self.head() + len as u64, Ordering::Relaxed);
+    }
+
+    /// Where this end is, for [`Receiver::go_back`].
+    pub fn place(&self) -> Place {
+        Place { head: self.head(), position: self.position() as u32, tier: self.tier() }
+    }
+
+    /// Back to where this end was before it skipped what the producer has not got back.
+    pub fn go_back(&self, place: Place) {
+        self.tier.store(place.tier as u32, Ordering::Relaxed);
+        self.position.store(place.position, Ordering::Relaxed);
+        self.head.store(place.head, Ordering::Relaxed);
     }
 
     /// Freezes one's own incoming ring: no byte can be published after this. False: the peer had frozen it.

@@ -234,6 +234,24 @@ fn of_two_that_freeze_one_is_first_and_nothing_is_repeated_of_what_was_read() {
 }
 
 #[test]
+fn what_was_skipped_can_be_read_after_all() {
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    let first = pair.send(&[1; 3000]);
+    assert!(pair.tx.grow(b));
+    assert_eq!((first, pair.send(&[2; 5000])), (3000, 5000));
+    assert_eq!(pair.receive(100).unwrap().len(), 100);
+    let place = pair.rx.place();
+    while let Ok(Arrived { len: len @ 1.., .. }) = pair.rx.arrived(b) {
+        pair.rx.skip(len, pair.rx.position() + len);
+    }
+    assert_eq!(pair.rx.unread(b), 0);
+    pair.rx.go_back(place);
+    assert_eq!(pair.receive(5000).unwrap(), vec![1; 2900]);
+    assert_eq!(pair.receive(5000).unwrap(), vec![2; 5000]);
+}
+
+#[test]
 fn an_idle_ring_is_frozen_only_while_nothing_in_it_is_unread() {
     let mut pair = Pair::new();
     let (_, b) = pair.words();

@@ -1,0 +1,102 @@
+//! Installing handlers of signals.
+
+use std::ffi::c_int;
+
+use libc::{SA_SIGINFO, SIG_ERR, sighandler_t};
+use vmmc_socket::kernel::SignalAction;
+use vmmc_socket::signals::{self, Handler};
+
+use crate::boundary::{keep_errno, next};
+
+/// Where the kernel says that it calls the layer's handler, the program's is meant.
+fn reveal(before: Handler, action: &mut libc::sigaction) {
+    if action.sa_sigaction == signals::door() {
+        action.sa_sigaction = before.address;
+        action.sa_flags &= if before.is_told { !0 } else { !SA_SIGINFO };
+    }
+}
+
+/// As [`reveal`], for what the system call of this number has left at `old`.
+///
+/// # Safety
+/// `old` is null or points to what that call writes.
+pub(crate) unsafe fn reveal_after_system_call(signal: c_int, old: *mut SignalAction) {
+    let Some(old) = old.as_mut() else { return };
+    if old.handler == signals::door() {
+        let before = signals::handler(signal);
+        old.handler = before.address;
+        old.flags &= if before.is_told { !0 } else { !(SA_SIGINFO as usize) };
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
+    let native = next!(sigaction: fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int);
+    let before = signals::handler(signal);
+    if new.is_null() || !signals::may_wait(signal, (*new).sa_sigaction) {
+        let result = native(signal, new, old);
+        if result == 0 && !old.is_null() {
+            reveal(before, &mut *old);
+        }
+        return result;
+    }
+    let mut action = *new;
+    let handler =
+        Handler { address: action.sa_sigaction, is_told: action.sa_flags & SA_SIGINFO != 0 };
+    signals::set_handler(signal, handler);
+    action.sa_sigaction = signals::door();
+    action.sa_flags |= SA_SIGINFO;
+    let result = native(signal, &raw const action, old);
+    if result != 0 {
+        signals::set_handler(signal, before);
+    } else if !old.is_null() {
+        reveal(before, &mut *old);
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn __sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
+    sigaction(signal, new, old)
+}
+
+/// As `signal`, which `native` is or is like.
+fn install(
+    signal: c_int,
+    handler: sighandler_t,
+    native: impl FnOnce(sighandler_t) -> sighandler_t,
+) -> sighandler_t {
+    let before = signals::handler(signal);
+    let waits = signals::may_wait(signal, handler);
+    if waits {
+        signals::set_handler(signal, Handler { address: handler, is_told: false });
+    }
+    let old = native(if waits { signals::door() } else { handler });
+    if waits && old == SIG_ERR {
+        signals::set_handler(signal, before);
+    } else if waits {
+        keep_errno(|| signals::tell(signal));
+    }
+    if old == signals::door() { before.address } else { old }
+}
+
+macro_rules! like_signal {
+    ($($name:ident),*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(signal: c_int, handler: sighandler_t) -> sighandler_t {
+            let native = next!($name: fn(c_int, sighandler_t) -> sighandler_t);
+            // SAFETY: as the caller promises.
+            install(signal, handler, |handler| unsafe { native(signal, handler) })
+        }
+    )*};
+}
+
+like_signal!(signal, bsd_signal, ssignal, sysv_signal, __sysv_signal, sigset);

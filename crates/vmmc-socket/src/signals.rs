@@ -1,0 +1,263 @@
+//! Handlers of signals run between what the layer does, never within it.
+//!
+//! A handler may send, receive, close, fork or jump away, on the very connection that the layer is at work on. The kernel lets
+//! none in while it copies, and neither does the layer: the kernel calls [`arrive`] in place of what the program installs. That
+//! calls the program's handler at once, unless this thread is [`Inside`]: then it puts the signal off. It keeps what the kernel
+//! told of it and blocks all signals until the thread comes out, sends itself again what was put off, and unblocks them. So it
+//! is the kernel that delivers them, with the stack, mask and flags that the program asked for. Where no signal arrives that
+//! costs two loads and stores.
+//!
+//! Not put off are faults, which cannot go on before they are handled; the signals of a program under a system call filter, which
+//! may not be allowed to send any; and handlers installed past the functions of the C library.
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
+
+use libc::siginfo_t;
+
+use crate::kernel;
+use crate::layer;
+
+/// What a program has installed for a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handler {
+    /// The function.
+    pub address: usize,
+    /// It asked to be told where the signal comes from (`SA_SIGINFO`).
+    pub is_told: bool,
+}
+
+/// By signal: the address of the handler, and [`TOLD`].
+static HANDLERS: [AtomicUsize; 65] = [const { AtomicUsize::new(0) }; 65];
+/// No address has this bit.
+const TOLD: usize = 1 << (usize::BITS - 1);
+
+/// Whether the kernel shall call [`door`] in place of the function at `address`.
+pub fn may_wait(signal: c_int, address: usize) -> bool {
+    let is_function = ![libc::SIG_DFL, libc::SIG_IGN, libc::SIG_ERR, SIG_HOLD].contains(&address);
+    // A child of vfork has handlers of its own, but not this table.
+    is_function && address != door() && (1..65).contains(&signal) && layer::at_home()
+}
+
+/// To `sigset` no handler.
+const SIG_HOLD: usize = 2;
+
+/// The address of what the kernel calls.
+pub fn door() -> usize {
+    arrive as *const () as usize
+}
+
+/// What the program has installed for `signal`, where the kernel has [`door`].
+pub fn handler(signal: c_int) -> Handler {
+    let word = table(signal).map_or(0, |entry| entry.load(Ordering::Acquire));
+    Handler { address: word & !TOLD, is_told: word & TOLD != 0 }
+}
+
+/// Notes what the program installs; before the kernel gets [`door`].
+pub fn set_handler(signal: c_int, handler: Handler) {
+    if let Some(entry) = table(signal) {
+        let told = if handler.is_told { TOLD } else { 0 };
+        entry.store(handler.address | told, Ordering::Release);
+    }
+}
+
+fn table(signal: c_int) -> Option<&'static AtomicUsize> {
+    HANDLERS.get(usize::try_from(signal).ok()?)
+}
+
+/// The C library has installed [`door`] as a function that is told nothing; it needs to be.
+pub fn tell(signal: c_int) {
+    if let Some(mut action) = kernel::signal_action(signal) {
+        action.flags |= libc::SA_SIGINFO as usize;
+        kernel::set_signal_action(signal, &action);
+    }
+}
+
+/// What the kernel calls.
+extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    let Handler { address, .. } = handler(signal);
+    // SAFETY: a function that the program installed for this; one with fewer parameters leaves the rest alone.
+    let handler = unsafe {
+        std::mem::transmute::<usize, unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void)>(
+            address,
+        )
+    };
+    THREAD.with(|thread| {
+        let call = || {
+            thread.handled.fetch_or(1 << (signal - 1), Ordering::Relaxed);
+            // SAFETY: as the kernel would.
+            unsafe { handler(signal, info, context) }
+        };
+        let inside = thread.inside.load(Ordering::Relaxed);
+        if inside == 0 {
+            return call();
+        }
+        // SAFETY: the kernel passes what belongs to this signal.
+        let told = unsafe { Told::of(signal, info) };
+        if told.is_fault() {
+            // The handler need not come back.
+            thread.inside.store(0, Ordering::Relaxed);
+            call();
+            thread.inside.store(inside, Ordering::Relaxed);
+        // SAFETY: as above.
+        } else if layer::confined() || !unsafe { thread.put_off(&told, context.cast()) } {
+            call();
+        }
+    });
+}
+
+/// What the kernel tells of a signal.
+struct Told(siginfo_t);
+
+impl Told {
+    /// # Safety
+    /// As the kernel calls handlers.
+    unsafe fn of(signal: c_int, info: *const siginfo_t) -> Self {
+        // SAFETY: as promised. Without SA_SIGINFO (for the moment that `tell` takes) the memory is there, but says nothing.
+        let mut info = unsafe { info.read() };
+        if info.si_signo != signal {
+            // SAFETY: plain numbers.
+            info = unsafe { std::mem::zeroed() };
+            info.si_signo = signal;
+        }
+        Self(info)
+    }
+
+    /// Whether what this thread did is the cause.
+    fn is_fault(&self) -> bool {
+        use libc::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+        [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS].contains(&self.0.si_signo)
+            && self.0.si_code > 0
+    }
+}
+
+/// Signals that one thread can put off: a second one comes only on top of the first, before that has returned.
+const MOST: usize = 4;
+
+#[derive(Debug)]
+struct Thread {
+    /// How many [`Inside`] it has.
+    inside: AtomicUsize,
+    /// The signals whose handlers were called since it was last forgotten.
+    handled: AtomicU64,
+    /// How many of `signals` are put off.
+    waiting: AtomicUsize,
+    signals: UnsafeCell<[siginfo_t; MOST]>,
+    /// Of these signals, those that it had blocked before.
+    blocked: AtomicU64,
+}
+
+thread_local! {
+    static THREAD: Thread = const {
+        Thread {
+            inside: AtomicUsize::new(0),
+            handled: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            // SAFETY: plain numbers.
+            signals: UnsafeCell::new(unsafe { std::mem::zeroed() }),
+            blocked: AtomicU64::new(u64::MAX),
+        }
+    };
+}
+
+/// This thread is about to sleep.
+pub(crate) fn forget_handled() {
+    THREAD.with(|thread| thread.handled.store(0, Ordering::Relaxed));
+}
+
+/// The signals whose handlers were called on this thread since [`forget_handled`], a bit each from signal 1 on.
+pub(crate) fn handled() -> u64 {
+    THREAD.with(|thread| thread.handled.load(Ordering::Relaxed))
+}
+
+/// This thread is at work in the layer until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Inside(NonNull<Thread>);
+
+impl Inside {
+    #[inline]
+    pub(crate) fn enter() -> Self {
+        THREAD.with(|thread| {
+            // A handler in between leaves the count as it was.
+            let before = thread.inside.load(Ordering::Relaxed);
+            thread.inside.store(before + 1, Ordering::Relaxed);
+            compiler_fence(Ordering::SeqCst);
+            Self(NonNull::from(thread))
+        })
+    }
+}
+
+impl Drop for Inside {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: this thread's own (the pointer keeps the value from being sent), which nothing destroys before the thread ends.
+        let thread = unsafe { self.0.as_ref() };
+        compiler_fence(Ordering::SeqCst);
+        // A fault's handler may have begun anew.
+        let left = thread.inside.load(Ordering::Relaxed).saturating_sub(1);
+        thread.inside.store(left, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        if left == 0 && thread.waiting.load(Ordering::Relaxed) > 0 {
+            thread.deliver();
+        }
+    }
+}
+
+/// A handler for one signal only (`SA_RESETHAND`) is gone when it is called.
+fn keep_for_second_delivery(signal: c_int) {
+    if let Some(mut action) = kernel::signal_action(signal)
+        && action.flags & libc::SA_RESETHAND as usize != 0
+        && action.handler == libc::SIG_DFL
+    {
+        action.handler = door();
+        kernel::set_signal_action(signal, &action);
+    }
+}
+
+impl Thread {
+    /// Puts a signal off that came while this thread was inside. False: so many are put off already.
+    ///
+    /// # Safety
+    /// `context` is what the kernel passed to the handler.
+    unsafe fn put_off(&self, told: &Told, context: *mut libc::ucontext_t) -> bool {
+        // One operation, as a second signal may come on top of this one until both have returned.
+        let place = self.waiting.fetch_add(1, Ordering::Relaxed);
+        if place >= MOST {
+            return false;
+        }
+        // SAFETY: this thread's own; nobody else has the place, and it is looked at when all have returned.
+        unsafe { (&raw mut (*self.signals.get())[place]).write(told.0) };
+        // What each of several finds blocked is what the one below it found, and more.
+        // SAFETY: the kernel takes the first word of the mask when the handler returns.
+        unsafe {
+            let mask = (&raw mut (*context).uc_sigmask).cast::<u64>();
+            self.blocked.fetch_and(mask.read(), Ordering::Relaxed);
+            mask.write(u64::MAX);
+        }
+        keep_for_second_delivery(told.0.si_signo);
+        true
+    }
+
+    /// Sends this thread what was put off, and lets it in.
+    #[cold]
+    fn deliver(&self) {
+        let (process, thread) = (kernel::process_id(), kernel::thread_id());
+        // All signals are blocked, and nobody else has these.
+        let waiting = self.waiting.swap(0, Ordering::Relaxed).min(MOST);
+        let before = self.blocked.swap(u64::MAX, Ordering::Relaxed);
+        for place in 0..waiting {
+            // SAFETY: as said, and written by `put_off`.
+            let info = unsafe { (*self.signals.get())[place] };
+            let signal = info.si_signo;
+            if kernel::call!(SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info)
+                .is_err()
+            {
+                // No room for what the kernel told of it.
+                let _ = kernel::call!(SYS_tgkill, process, thread, signal);
+            }
+        }
+        kernel::set_signal_mask(before);
+    }
+}
