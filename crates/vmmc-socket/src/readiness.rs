@@ -248,7 +248,7 @@ impl Polling<'_> {
         }
         let room = match slot.outward.way() {
             _ if slot.finished.load(Ordering::Relaxed) => true,
-            Way::Ring => wait::can_send(slot, ends),
+            Way::Ring => transmit::has_room(fd, slot, ends),
             Way::Handover => wait::handover_answered(ends),
             Way::Tcp | Way::Lowered => false,
         };

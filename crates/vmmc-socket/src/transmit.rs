@@ -9,7 +9,7 @@ use crate::local::{self, Ends, Local};
 use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
-use crate::wait::{Direction, Wait};
+use crate::wait::{self, Direction, Wait};
 use crate::{board, descriptor, ending, lift, loan, lower, policy, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
@@ -305,15 +305,7 @@ pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: End
 
 /// A peer that has closed, or died, gets what is written from now on over TCP, whose answer is then the right one.
 fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
-    let gone = ends.mine.told(CLOSED) || {
-        let events = kernel::pending(fd, libc::POLLRDHUP);
-        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
-        // To the kernel a program that does not listen any more and a peer that has ended look the same.
-        let own = slot.deaf.load(Ordering::Relaxed) && tcp::established(fd);
-        events & (libc::POLLERR | libc::POLLHUP) != 0
-            || events & libc::POLLRDHUP != 0 && !ended && !own
-    };
-    if gone {
+    if peer_is_gone(fd, slot, ends) {
         ending::settle_peer(slot, ends);
         // What follows on TCP must find the end there: a service that comes to it late would take it for unread bytes.
         if ends.mine.told(CLOSED) && !slot.deaf.load(Ordering::Relaxed) {
@@ -321,6 +313,24 @@ fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
         }
         slot.outward.set_way(Way::Lowered);
     }
+}
+
+/// Whether the peer will take nothing out of its ring any more, by what it or TCP says.
+fn peer_is_gone(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    ends.mine.told(CLOSED) || {
+        let events = kernel::pending(fd, libc::POLLRDHUP);
+        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
+        // To the kernel a program that does not listen any more and a peer that has ended look the same.
+        let own = slot.deaf.load(Ordering::Relaxed) && tcp::established(fd);
+        events & (libc::POLLERR | libc::POLLHUP) != 0
+            || events & libc::POLLRDHUP != 0 && !ended && !own
+    }
+}
+
+/// Whether who waits for room shall try to send: there is some in the ring, or nobody makes any.
+#[inline]
+pub(crate) fn has_room(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    wait::can_send(slot, ends) || slot.look.load(Ordering::Relaxed) && peer_is_gone(fd, slot, ends)
 }
 
 /// Bytes of a ring that are never used.

@@ -88,6 +88,48 @@ void scenario_peer_killed_while_writing(void) {
     waitpid(killer, NULL, 0);
 }
 
+/* Nobody will make room any more: whoever waits for it is told to try. */
+void scenario_peer_killed_while_waiting_for_room(void) {
+    int fd = connection();
+    if (me.client) {
+        tell(1);
+        wait_to_be_killed();
+    }
+    told();
+    fill_up(fd, 1);
+    int sets[2] = {epoll_create1(0), epoll_create1(0)};
+    struct epoll_event level = {.events = EPOLLOUT}, edge = {.events = EPOLLIN | EPOLLOUT | EPOLLET}, found;
+    epoll_ctl(sets[0], EPOLL_CTL_ADD, fd, &level);
+    epoll_ctl(sets[1], EPOLL_CTL_ADD, fd, &edge);
+    while (epoll_wait(sets[1], &found, 1, 0) == 1)
+        ;
+    pid_t killer = fork();
+    if (killer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    struct pollfd item = {.fd = fd, .events = POLLOUT};
+    T(poll(&item, 1, 5000));
+    say("room %d", (item.revents & POLLOUT) != 0);
+    fd_set writing;
+    FD_ZERO(&writing);
+    FD_SET(fd, &writing);
+    struct timeval wait = {5, 0};
+    T(select(fd + 1, NULL, &writing, NULL, &wait));
+    for (int i = 0; i < 2; i++) {
+        T(epoll_wait(sets[i], &found, 1, 5000));
+        say("room %d", (found.events & EPOLLOUT) != 0);
+    }
+    ssize_t sent;
+    while ((sent = send(fd, "x", 1, MSG_NOSIGNAL)) == 1)
+        usleep(1000);
+    say("refused %d", sent < 0 && (errno == EPIPE || errno == ECONNRESET));
+    waitpid(killer, NULL, 0);
+}
+
 void scenario_peer_killed_while_polling(void) {
     int fd = connection();
     if (me.client)

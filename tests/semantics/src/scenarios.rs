@@ -153,6 +153,7 @@ macro_rules! for_every_scenario {
             peer_killed_with_unread_bytes: Warm, "a killed peer that left bytes unread in a ring shows an end, not a reset";
             peer_killed_while_reading: Warm;
             peer_killed_while_writing: Warm, "as peer_killed_with_unread_bytes";
+            peer_killed_while_waiting_for_room: Warm;
             peer_killed_while_polling: Warm;
             peer_killed_in_mid_stream: Warm;
             peer_stopped: Warm;

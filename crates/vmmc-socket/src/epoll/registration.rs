@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::announce;
+use vmmc::stream::{FIN, announce};
 
 use super::{Phase, Slot, Way, kernel, local, slot};
 use crate::local::Ends;
-use crate::{lower, receive, repeat, wait};
+use crate::{lower, receive, repeat, transmit, wait};
 
 pub(super) const EDGE: u32 = libc::EPOLLET as u32;
 pub(super) const ONE_SHOT: u32 = libc::EPOLLONESHOT as u32;
@@ -64,13 +64,13 @@ impl Registration {
             return now;
         }
         let (tail, collisions) = (
-            // That the stream goes on elsewhere is no edge; what comes there is one.
-            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN,
+            // That the stream goes on elsewhere is no edge; what comes there is one. An end that TCP has told of is none again.
+            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN | self.seen_tail & FIN,
             slot.outward.collisions.load(Ordering::Relaxed),
         );
         // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already: bytes
         // tell those that want bytes, an end tells everybody.
-        let ended = (tail ^ self.seen_tail) & vmmc::stream::FIN != 0;
+        let ended = (tail ^ self.seen_tail) & FIN != 0;
         let arrived = ended || tail != self.seen_tail && self.events & IN != 0;
         let room = collisions != self.seen_collisions && now & OUT != 0;
         if !(self.fresh || arrived || room) {
@@ -102,7 +102,7 @@ impl Registration {
         if self.events & OUT != 0 {
             let out = match slot.outward.way() {
                 _ if slot.finished.load(Ordering::Relaxed) => true,
-                Way::Ring => wait::can_send(slot, ends),
+                Way::Ring => transmit::has_room(self.fd, slot, ends),
                 Way::Handover => wait::handover_answered(ends),
                 Way::Tcp | Way::Lowered => {
                     kernel::pending(self.fd, libc::POLLOUT) & libc::POLLOUT != 0
@@ -200,7 +200,7 @@ pub(crate) fn readiness_beside_the_ring(fd: i32, slot: &Slot, ends: Ends) -> u32
 #[inline]
 pub(crate) fn ended(fd: i32, slot: &Slot, ends: Ends) -> u32 {
     let word = ends.mine.tail.load(Ordering::Acquire);
-    if word & vmmc::stream::FIN == 0 || !receive::reaches_ring(fd, slot, ends) {
+    if word & FIN == 0 || !receive::reaches_ring(fd, slot, ends) {
         return 0;
     }
     let both = slot.finished.load(Ordering::Relaxed);

@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use vmmc::stream::FIN;
+
 use super::{Left, Registrations};
 use crate::epoll::bells::Rung;
-use crate::epoll::registration::{ALWAYS, EDGE, IN, ONE_SHOT, OUT};
+use crate::epoll::registration::{ALWAYS, EDGE, IN, ONE_SHOT, OUT, RDHUP};
 use crate::slot::{self, Phase};
 use crate::{kernel, local, repeat};
 
@@ -29,7 +31,11 @@ impl Registrations {
             events & !(IN | OUT) == 0 && repeat::nothing_else(entry.fd, slot, ends)
                 || entry.has_ended(events, slot, ends)
         });
-        entry.fresh |= tcp && !old;
+        if tcp && !old {
+            entry.fresh = true;
+            // Its peer may be just about to say the same in the ring.
+            entry.seen_tail |= if events & RDHUP != 0 { FIN } else { 0 };
+        }
         if entry.peer_has_left() {
             self.left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
         }
