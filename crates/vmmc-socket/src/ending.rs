@@ -15,11 +15,12 @@ pub(crate) fn close(fd: i32, index: u32) {
     let (pair, phase) = (slot.pair.load(Ordering::Relaxed), slot.phase());
     // The program may still look at what it has on loan.
     let lent = loan::abandon(slot);
-    // The service may have the socket too, a moment longer than the pair.
     let returned = slot.returned.load(Ordering::Relaxed) > 0;
+    let shown = slot.shown.load(Ordering::Relaxed);
     // From here on the slot is another's, unless this is the last.
     let last = slot::set_out(index);
-    epoll::leave(index, local, pair != 0 || returned);
+    // The service may have the socket too, a moment longer than the pair, or the offer.
+    epoll::leave(index, local, pair != 0 || returned || last && shown);
     let offered = matches!(phase, Phase::Offered | Phase::Exchanged);
     if last && (offered || phase == Phase::Tcp && returned) {
         end_on_tcp(fd, slot);

@@ -146,6 +146,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
             Ok(offer) => {
                 structure.offers.insert(offer.0, (index, slot.tenure.serial()));
+                slot.shown.store(true, Ordering::Relaxed);
                 if slot.returned.load(Ordering::Relaxed) == 0 {
                     slot.set_why(Why::PeerNotLifted);
                 }
@@ -172,6 +173,7 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
     // SAFETY: as for an offer.
     match process.pair_holders(unsafe { BorrowedFd::borrow_raw(fd) }) {
         Ok(id) => {
+            slot.shown.store(true, Ordering::Relaxed);
             structure.inquiries.insert(id.0, inquiry);
             slot.put_off_until.store(seconds() + PATIENCE, Ordering::Relaxed);
             wait_longer(index, slot, Why::Shared);

@@ -98,9 +98,11 @@ fn start() {
         strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (arguments_list, environment_list) = (list(&arguments), list(&environment));
-    // A copy of this process without exit signal. It does nothing but system calls until it is another program.
-    match kernel::call!(SYS_clone, 0, 0, 0, 0, 0) {
+    // A copy of this process without exit signal. It does nothing but system calls until it is another program, for which this thread
+    // waits: what the program closes then nobody has any more.
+    match kernel::call!(SYS_clone, libc::CLONE_VFORK, 0, 0, 0, 0) {
         Ok(0) => {
+            let _ = kernel::call!(SYS_close_range, 0, u32::MAX, 0);
             let null =
                 kernel::call!(SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR, 0)
                     .unwrap_or(0);

@@ -138,6 +138,8 @@ pub(crate) struct Slot {
     pub(crate) ready: AtomicBool,
     /// Receiving calls tell how much is left to read (`TCP_INQ`); known from the exchange of memories on.
     pub(crate) tells_left: AtomicBool,
+    /// The node service was shown the socket, and may have it a moment longer than the program.
+    pub(crate) shown: AtomicBool,
     pub(crate) pair: AtomicU64,
     /// The kernel's name of the connection, known once it is paired or handed over.
     pub(crate) cookie: AtomicU64,
@@ -280,7 +282,7 @@ impl Slot {
         self.set_phase(Phase::Tcp);
         self.set_why(Why::Young);
         let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
-        for flag in flags.into_iter().chain([&self.ready, &self.tells_left]) {
+        for flag in flags.into_iter().chain([&self.ready, &self.tells_left, &self.shown]) {
             flag.store(false, Ordering::Relaxed);
         }
         self.pair.store(0, Ordering::Relaxed);

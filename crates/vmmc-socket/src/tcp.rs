@@ -86,10 +86,13 @@ pub(crate) fn has_arrived(fd: i32, offset: u64) -> bool {
 /// How many of the first `offset` bytes are still to be taken from the connection by reading; none if more than those were taken.
 pub(crate) fn owed(fd: i32, offset: u64) -> Option<u64> {
     loop {
-        let before = Info::of(fd)?;
+        let before = Info::of(fd)?.received();
         let unread = kernel::unread(fd) as u64;
-        if Info::of(fd)?.received() == before.received() {
-            return offset.checked_sub(before.arrived(offset)?.checked_sub(unread)?);
+        // Its state is the right one: the kernel looks at the state before it waits for the lock under which it counts, so the
+        // first count may have a FIN that the first state does not know of.
+        let after = Info::of(fd)?;
+        if after.received() == before {
+            return offset.checked_sub(after.arrived(offset)?.checked_sub(unread)?);
         }
     }
 }
@@ -129,6 +132,35 @@ mod tests {
         assert_eq!(owed(passive.as_raw_fd(), 99_999), None);
         assert!(!has_arrived(passive.as_raw_fd(), 100_001));
         assert!(!established(passive.as_raw_fd()));
+    }
+
+    #[test]
+    fn an_end_that_comes_just_now_is_no_byte() {
+        const ROUNDS: usize = 2000;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut wrong = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    let mut passive = listener.accept().unwrap().0;
+                    passive.read_exact(&mut [0; 1]).unwrap();
+                    passive.write_all(b"hello").unwrap();
+                }
+            });
+            for _ in 0..ROUNDS {
+                let mut active = TcpStream::connect(address).unwrap();
+                active.write_all(b"x").unwrap();
+                active.shutdown(Shutdown::Write).unwrap();
+                let fd = active.as_raw_fd();
+                let mut looks = 0;
+                while kernel::pending(fd, libc::POLLRDHUP) == 0 || looks < 20 {
+                    wrong += usize::from(owed(fd, 5) != Some(5));
+                    looks += 1;
+                }
+            }
+        });
+        assert_eq!(wrong, 0);
     }
 
     #[test]

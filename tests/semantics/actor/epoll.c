@@ -503,3 +503,23 @@ void scenario_epoll_mixed_kinds(void) {
     look("idle", set, 0);
     meet();
 }
+
+/* The program closes what is registered without deleting it first, at every stage of being lifted: nothing more is told of it. */
+void scenario_epoll_closed_without_delete(void) {
+    int told_of = 0, set = epoll_create1(0);
+    for (int i = 0; i < 60; i++) {
+        int ends[2];
+        cold_ends(ends);
+        struct epoll_event event = {.events = EPOLLIN, .data.u64 = i};
+        epoll_ctl(set, EPOLL_CTL_ADD, ends[0], &event);
+        for (int trips = i % 20; trips > 0; trips--)
+            round_trip(ends);
+        close(ends[1]);
+        await_bits(ends[0], POLLIN);
+        close(ends[0]);
+        for (int looks = 0; looks < 20; looks++)
+            told_of += epoll_wait(set, &event, 1, 0);
+    }
+    say("told of closed ones %d times", told_of);
+    meet();
+}

@@ -88,6 +88,7 @@ macro_rules! for_every_scenario {
             wait_with_signal_mask: Warm;
             poll_writable: Warm;
             // epoll.c
+            epoll_closed_without_delete: Cold;
             epoll_level: Warm;
             epoll_edge: Warm;
             epoll_edge_writable: Warm;
