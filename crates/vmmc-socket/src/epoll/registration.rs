@@ -59,15 +59,16 @@ impl Registration {
     pub(super) fn report(&mut self) -> u32 {
         let slot = slot::get(self.slot);
         let Some(ends) = local::get(self.slot).ends() else { return 0 };
-        let now = self.now(slot, ends);
-        if now == 0 || self.events & EDGE == 0 {
-            return now;
+        if self.events & EDGE == 0 {
+            return self.now(slot, ends);
         }
-        let (tail, collisions) = (
-            // That the stream goes on elsewhere is no edge; what comes there is one. An end that TCP has told of is none again.
-            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN | self.seen_tail & FIN,
-            slot.outward.collisions.load(Ordering::Relaxed),
-        );
+        // Looked at before what is true: what comes in between is the next edge, rather than none.
+        let (tail, collisions) =
+            (self.tail(slot, ends), slot.outward.collisions.load(Ordering::Relaxed));
+        let now = self.now(slot, ends);
+        if now == 0 {
+            return 0;
+        }
         // As in the kernel, whatever arrives has all be told that is true by then, also if what arrived was read already: bytes
         // tell those that want bytes, an end tells everybody.
         let ended = (tail ^ self.seen_tail) & FIN != 0;
@@ -83,6 +84,20 @@ impl Registration {
             self.seen_collisions = collisions;
         }
         now
+    }
+
+    /// How far what has come in the ring reaches, as far as that is for an edge to tell.
+    #[inline]
+    fn tail(&self, slot: &Slot, ends: Ends) -> u64 {
+        // That the stream goes on elsewhere is no edge; what comes there is one. An end that TCP has told of is none again.
+        let tail =
+            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN | self.seen_tail & FIN;
+        // Behind bytes that TCP still owes it has not come yet. It may be the only edge then: TCP may tell of those only what is
+        // taken for an end that was told of.
+        let owed = tail != self.seen_tail
+            && slot.inward.way() == Way::Tcp
+            && !receive::reaches_ring(self.fd, slot, ends);
+        if owed { self.seen_tail } else { tail }
     }
 
     /// The events that are true now and wanted.

@@ -359,6 +359,7 @@ impl Registrations {
             }
             entry.lifted = true;
             entry.fresh = true;
+            entry.seen_tail = 0;
             self.lifted += 1;
             self.heat(number);
         }
