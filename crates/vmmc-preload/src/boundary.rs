@@ -2,6 +2,7 @@
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use vmmc_socket::kernel::{Errno, Outcome};
 use vmmc_socket::{InFlight, Route, Sleep, Transfer};
@@ -68,23 +69,43 @@ pub(crate) fn transfer<T: Transfer>(
     }
 }
 
-/// Sleeps in the C library, which makes it a cancellation point. `errno` stays as it was.
+/// Sleeps as a call on one connection does.
 fn doze(sleep: &mut Sleep) -> Outcome {
-    let native = next!(ppoll: fn(*mut libc::pollfd, libc::nfds_t, *const libc::timespec, *const libc::sigset_t) -> libc::c_int);
-    let time = sleep
-        .timeout
-        .map(|t| libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ });
-    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the arguments live on this frame; `errno` is this thread's own.
-    unsafe {
-        let errno = *libc::__errno_location();
-        let mut found = native(sleep.fds.as_mut_ptr(), 2, limit, std::ptr::null());
-        if found < 0 && *libc::__errno_location() == libc::EINVAL {
-            found = doze_by_select(sleep, limit);
-        }
-        let error = std::mem::replace(&mut *libc::__errno_location(), errno);
-        if found < 0 { Err(Errno(error)) } else { Ok(found as usize) }
+    let outcome = poll_natively(&mut sleep.fds, sleep.timeout, std::ptr::null());
+    if outcome != Err(Errno(libc::EINVAL)) {
+        return outcome;
     }
+    let time = sleep.timeout.map(timespec);
+    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the time lives on this frame.
+    natively(|| unsafe { doze_by_select(sleep, limit) })
+}
+
+/// Polls by the C library, which makes it a cancellation point. `errno` stays as it was.
+pub(crate) fn poll_natively(
+    list: &mut [libc::pollfd],
+    limit: Option<Duration>,
+    mask: *const libc::sigset_t,
+) -> Outcome {
+    let native = next!(ppoll: fn(*mut libc::pollfd, libc::nfds_t, *const libc::timespec, *const libc::sigset_t) -> libc::c_int);
+    let time = limit.map(timespec);
+    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the time lives on this frame; the mask is the program's, or null.
+    natively(|| unsafe { native(list.as_mut_ptr(), list.len() as _, limit, mask) })
+}
+
+/// What a function of the C library does. `errno` stays as it was.
+pub(crate) fn natively(call: impl FnOnce() -> libc::c_int) -> Outcome {
+    // SAFETY: the C library's own variable of this thread.
+    let errno = unsafe { *libc::__errno_location() };
+    let found = call();
+    // SAFETY: as above.
+    let error = std::mem::replace(unsafe { &mut *libc::__errno_location() }, errno);
+    if found < 0 { Err(Errno(error)) } else { Ok(found as usize) }
+}
+
+pub(crate) fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos() as _ }
 }
 
 /// Sleeps where a process may not poll two descriptors, because it may have fewer (`RLIMIT_NOFILE`): `pselect` does not ask for that.

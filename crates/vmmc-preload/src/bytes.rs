@@ -45,7 +45,7 @@ unsafe fn outward(
     sent
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn read(fd: c_int, to: *mut c_void, len: size_t) -> ssize_t {
     let native = next!(read: fn(c_int, *mut c_void, size_t) -> ssize_t);
     if len == 0 {
@@ -54,7 +54,7 @@ pub(crate) unsafe extern "C-unwind" fn read(fd: c_int, to: *mut c_void, len: siz
     inward(fd, &one(to, len), 0, || native(fd, to, len))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn write(
     fd: c_int,
     from: *const c_void,
@@ -64,7 +64,7 @@ pub(crate) unsafe extern "C-unwind" fn write(
     outward(fd, &one(from, len), 0, || native(fd, from, len))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn recv(
     fd: c_int,
     to: *mut c_void,
@@ -75,7 +75,7 @@ pub(crate) unsafe extern "C-unwind" fn recv(
     inward(fd, &one(to, len), flags, || native(fd, to, len, flags))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn send(
     fd: c_int,
     from: *const c_void,
@@ -86,7 +86,7 @@ pub(crate) unsafe extern "C-unwind" fn send(
     outward(fd, &one(from, len), flags, || native(fd, from, len, flags))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn readv(
     fd: c_int,
     list: *const iovec,
@@ -101,7 +101,7 @@ pub(crate) unsafe extern "C-unwind" fn readv(
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn writev(
     fd: c_int,
     list: *const iovec,
@@ -114,7 +114,7 @@ pub(crate) unsafe extern "C-unwind" fn writev(
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn recvfrom(
     fd: c_int,
     to: *mut c_void,
@@ -136,7 +136,7 @@ pub(crate) unsafe extern "C-unwind" fn recvfrom(
     got
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn sendto(
     fd: c_int,
     from: *const c_void,
@@ -154,7 +154,7 @@ pub(crate) unsafe extern "C-unwind" fn sendto(
     outward(fd, &one(from, len), flags, kernel)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn recvmsg(
     fd: c_int,
     message: *mut msghdr,
@@ -266,7 +266,7 @@ unsafe fn minding(
     sent
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn sendmsg(
     fd: c_int,
     message: *const msghdr,
@@ -281,7 +281,7 @@ pub(crate) unsafe extern "C-unwind" fn sendmsg(
     })
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn recvmmsg(
     fd: c_int,
     list: *mut mmsghdr,
@@ -343,7 +343,7 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
     count as c_int
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn sendmmsg(
     fd: c_int,
     list: *mut mmsghdr,
@@ -368,7 +368,7 @@ pub(crate) unsafe extern "C-unwind" fn sendmmsg(
 }
 
 /// `sendfile` into a lifted connection: the file is read straight into the peer's ring.
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn sendfile(
     to: c_int,
     from: c_int,
@@ -410,7 +410,7 @@ pub(crate) unsafe extern "C-unwind" fn sendfile(
     sent
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn sendfile64(
     to: c_int,
     from: c_int,
@@ -420,7 +420,7 @@ pub(crate) unsafe extern "C-unwind" fn sendfile64(
     sendfile(to, from, offset, count)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn splice(
     from: c_int,
     from_offset: *mut libc::loff_t,
@@ -439,7 +439,7 @@ pub(crate) unsafe extern "C-unwind" fn splice(
 
 // The forms that fortified programs call: the C library's check first, then as above.
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn __read_chk(
     fd: c_int,
     to: *mut c_void,
@@ -454,7 +454,7 @@ pub(crate) unsafe extern "C-unwind" fn __read_chk(
     read(fd, to, len)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn __recv_chk(
     fd: c_int,
     to: *mut c_void,
@@ -470,7 +470,7 @@ pub(crate) unsafe extern "C-unwind" fn __recv_chk(
     recv(fd, to, len, flags)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn __recvfrom_chk(
     fd: c_int,
     to: *mut c_void,

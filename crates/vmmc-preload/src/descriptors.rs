@@ -9,7 +9,7 @@ fn bad() -> c_int {
     result(Err(vmmc_socket::kernel::Errno(libc::EBADF))) as c_int
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     let native = next!(close: fn(c_int) -> c_int);
     if vmmc_socket::is_own(fd) {
@@ -19,7 +19,7 @@ pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     native(fd)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn close_range(
     first: c_uint,
     last: c_uint,
@@ -43,19 +43,19 @@ pub(crate) unsafe extern "C-unwind" fn close_range(
     if from > last && from != first { 0 } else { native(from, last, flags) }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn closefrom(first: c_int) {
     close_range(first.max(0) as c_uint, c_uint::MAX, 0);
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup(old: c_int) -> c_int {
     let native = next!(dup: fn(c_int) -> c_int);
     let new = native(old);
     note(old, new)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
     let native = next!(dup2: fn(c_int, c_int) -> c_int);
     make_room(old, new);
@@ -63,7 +63,7 @@ pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
     if old == new { made } else { note(old, made) }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     let native = next!(dup3: fn(c_int, c_int, c_int) -> c_int);
     if flags & !libc::O_CLOEXEC == 0 {

@@ -20,6 +20,7 @@ use std::ffi::{c_int, c_void};
 
 mod boundary;
 mod bytes;
+mod cancellation;
 mod descriptors;
 mod limits;
 mod loans;

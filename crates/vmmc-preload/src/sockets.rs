@@ -15,7 +15,7 @@ fn renewed(fd: c_int) {
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn socket(
     family: c_int,
     kind: c_int,
@@ -33,7 +33,7 @@ pub(crate) unsafe extern "C-unwind" fn socket(
     made
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn connect(
     fd: c_int,
     address: *const sockaddr,
@@ -57,7 +57,7 @@ pub(crate) unsafe extern "C-unwind" fn connect(
     made
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn accept(
     fd: c_int,
     address: *mut sockaddr,
@@ -72,7 +72,7 @@ pub(crate) unsafe extern "C-unwind" fn accept(
     made
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn accept4(
     fd: c_int,
     address: *mut sockaddr,
@@ -88,7 +88,7 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
     made
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int {
     let native = next!(shutdown: fn(c_int, c_int) -> c_int);
     let known = [libc::SHUT_RD, libc::SHUT_WR, libc::SHUT_RDWR].contains(&how);
@@ -135,7 +135,7 @@ fn not_carried(level: c_int, name: c_int) -> bool {
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn setsockopt(
     fd: c_int,
     level: c_int,
@@ -154,7 +154,7 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     done
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn getsockopt(
     fd: c_int,
     level: c_int,
@@ -171,7 +171,7 @@ pub(crate) unsafe extern "C-unwind" fn getsockopt(
     done
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn ioctl(
     fd: c_int,
     request: c_ulong,
@@ -202,7 +202,7 @@ pub(crate) unsafe extern "C-unwind" fn ioctl(
     done
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
     let native = next!(fcntl: fn(c_int, c_int, usize) -> c_int);
     if command == libc::F_SETFL && argument as c_int & libc::O_ASYNC != 0 {
@@ -219,7 +219,7 @@ pub(crate) unsafe extern "C-unwind" fn fcntl(fd: c_int, command: c_int, argument
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn fcntl64(
     fd: c_int,
     command: c_int,

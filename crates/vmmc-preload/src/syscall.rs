@@ -9,7 +9,7 @@ use crate::boundary::{catch, next};
 use crate::bytes::{read, readv, recvfrom, recvmsg, sendmsg, sendto, splice, write, writev};
 
 /// The C library's door to any system call. Those that the layer carries go its way; the rest are the caller's own.
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn syscall(
     number: libc::c_long,
     a: usize,

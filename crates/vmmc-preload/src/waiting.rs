@@ -1,15 +1,19 @@
 //! Waiting for many descriptors.
 
+use std::mem::ManuallyDrop;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 use smallvec::SmallVec;
-use vmmc_socket::Route;
-use vmmc_socket::epoll;
+use vmmc_socket::Step;
+use vmmc_socket::epoll::{self, Waiting};
 use vmmc_socket::kernel::{Errno, Outcome};
-use vmmc_socket::readiness::{self, Limit};
+use vmmc_socket::readiness::{self, Limit, Polling};
 
-use crate::boundary::{catch, follow, keep_errno, next, result};
+use crate::boundary::{
+    catch, follow, keep_errno, look_up_optional, natively, next, poll_natively, result,
+};
 
 fn milliseconds(timeout: c_int) -> Option<Duration> {
     u64::try_from(timeout).ok().map(Duration::from_millis)
@@ -24,7 +28,7 @@ pub(crate) unsafe fn time(time: *const timespec) -> Option<Option<Duration>> {
     valid.then(|| Some(Duration::new((*time).tv_sec as u64, (*time).tv_nsec as u32)))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn poll(
     fds: *mut pollfd,
     count: nfds_t,
@@ -38,7 +42,7 @@ pub(crate) unsafe extern "C-unwind" fn poll(
     }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn ppoll(
     fds: *mut pollfd,
     count: nfds_t,
@@ -61,11 +65,31 @@ unsafe fn layer_poll(
     if fds.is_null() || count == 0 || count > 1 << 20 {
         return None;
     }
-    let fds = std::slice::from_raw_parts_mut(fds, count as usize);
-    catch(None, || keep_errno(|| readiness::poll(fds, limit, mask)))
+    poll_through_layer(std::slice::from_raw_parts_mut(fds, count as usize), limit, mask)
 }
 
-#[unsafe(no_mangle)]
+/// Polls in the layer, and sleeps outside of it; `None`: the kernel shall do it.
+unsafe fn poll_through_layer(
+    fds: &mut [pollfd],
+    limit: &mut Limit,
+    mask: *const sigset_t,
+) -> Option<Outcome> {
+    // Not dropped if the thread is cancelled or jumps out of the sleep; over, it holds nothing.
+    let mut call = ManuallyDrop::new(Polling::new(fds, limit, mask));
+    let mut slept = None;
+    loop {
+        match catch(Step::Kernel, || keep_errno(|| call.go(slept))) {
+            Step::Done(outcome) => return Some(outcome),
+            Step::Kernel => return None,
+            Step::Sleep => {
+                let (list, time, mask) = call.sleep();
+                slept = Some(poll_natively(list, time, mask));
+            }
+        }
+    }
+}
+
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn __poll_chk(
     fds: *mut pollfd,
     count: nfds_t,
@@ -80,7 +104,7 @@ pub(crate) unsafe extern "C-unwind" fn __poll_chk(
     poll(fds, count, timeout)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn __ppoll_chk(
     fds: *mut pollfd,
     count: nfds_t,
@@ -135,8 +159,7 @@ impl Selection {
     }
 
     unsafe fn wait(&mut self, limit: &mut Limit, mask: *const sigset_t) -> Option<Outcome> {
-        let list = &mut self.list;
-        let found = catch(None, || keep_errno(|| readiness::poll(list, limit, mask)))?;
+        let found = poll_through_layer(&mut self.list, limit, mask)?;
         Some(found.and_then(|_| {
             readiness::check_open(&self.list)?;
             Ok(self.answer())
@@ -188,7 +211,7 @@ unsafe fn clear(set: *mut fd_set, fd: c_int) {
     *word &= !mask;
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn select(
     count: c_int,
     read: *mut fd_set,
@@ -228,7 +251,18 @@ unsafe fn layer_select(
     if !(0..=1 << 20).contains(&count) {
         return None;
     }
-    let mut selection = Selection::new(count, sets);
+    // Not dropped if the thread is cancelled.
+    let mut selection = ManuallyDrop::new(Selection::new(count, sets));
+    let outcome = select_through_layer(&mut selection, limit, mask);
+    ManuallyDrop::drop(&mut selection);
+    outcome
+}
+
+unsafe fn select_through_layer(
+    selection: &mut Selection,
+    limit: &mut Limit,
+    mask: *const sigset_t,
+) -> Option<Outcome> {
     if !selection.concerns_layer() {
         return None;
     }
@@ -241,7 +275,7 @@ unsafe fn layer_select(
     Some(outcome)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn pselect(
     count: c_int,
     read: *mut fd_set,
@@ -280,13 +314,13 @@ pub(crate) unsafe fn wait_by_system_call(
     Some(result(outcome) as libc::c_long)
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_create(size: c_int) -> c_int {
     let native = next!(epoll_create: fn(c_int) -> c_int);
     made(native(size))
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_create1(flags: c_int) -> c_int {
     let native = next!(epoll_create1: fn(c_int) -> c_int);
     made(native(flags))
@@ -299,7 +333,7 @@ fn made(fd: c_int) -> c_int {
     fd
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_ctl(
     set: c_int,
     operation: c_int,
@@ -315,23 +349,75 @@ pub(crate) unsafe extern "C-unwind" fn epoll_ctl(
     follow(route, || native(set, operation, fd, event) as isize) as c_int
 }
 
+/// Waits in the layer, and sleeps outside of it; `None`: the kernel shall do it.
 unsafe fn layer_epoll(
     set: c_int,
     events: *mut epoll_event,
     most: c_int,
     limit: Option<Duration>,
     mask: *const sigset_t,
-) -> Route {
+) -> Option<Outcome> {
     if events.is_null() || most <= 0 {
-        return Route::Kernel(None);
+        return None;
     }
-    match keep_errno(|| epoll::wait(set, events, most as usize, limit, mask)) {
-        Some(outcome) => Route::Done(outcome),
-        None => Route::Kernel(None),
+    let mut call = None;
+    let mut step = catch(Step::Kernel, || {
+        keep_errno(|| match Waiting::new(set, events, most as usize, limit, mask) {
+            Some(waiting) => call.insert(waiting).go(None),
+            None => Step::Kernel,
+        })
+    });
+    loop {
+        match (step, &mut call) {
+            (Step::Done(outcome), _) => return Some(outcome),
+            (Step::Sleep, Some(call)) => {
+                let slept = natively(|| sleep_on_set(set, events, most, call.time(), mask));
+                step = catch(Step::Kernel, || keep_errno(|| call.go(Some(slept))));
+            }
+            _ => return None,
+        }
     }
 }
 
-#[unsafe(no_mangle)]
+type WaitFinely = unsafe extern "C-unwind" fn(
+    c_int,
+    *mut epoll_event,
+    c_int,
+    *const timespec,
+    *const sigset_t,
+) -> c_int;
+
+/// `epoll_pwait2`, which the C library has from glibc 2.35 on.
+fn wait_finely() -> Option<WaitFinely> {
+    static FOUND: OnceLock<usize> = OnceLock::new();
+    let found = *FOUND.get_or_init(|| look_up_optional("epoll_pwait2\0").addr());
+    // SAFETY: null, or the function of this name, which has this signature.
+    unsafe { std::mem::transmute::<usize, Option<WaitFinely>>(found) }
+}
+
+unsafe fn sleep_on_set(
+    set: c_int,
+    events: *mut epoll_event,
+    most: c_int,
+    limit: Option<Duration>,
+    mask: *const sigset_t,
+) -> c_int {
+    let native =
+        next!(epoll_pwait: fn(c_int, *mut epoll_event, c_int, c_int, *const sigset_t) -> c_int);
+    let Some(limit) = limit else { return native(set, events, most, -1, mask) };
+    match wait_finely() {
+        Some(native) if !limit.is_zero() => {
+            let time = crate::boundary::timespec(limit);
+            native(set, events, most, &raw const time, mask)
+        }
+        _ => {
+            let milliseconds = limit.as_nanos().div_ceil(1_000_000).try_into();
+            native(set, events, most, milliseconds.unwrap_or(c_int::MAX), mask)
+        }
+    }
+}
+
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_wait(
     set: c_int,
     events: *mut epoll_event,
@@ -339,11 +425,13 @@ pub(crate) unsafe extern "C-unwind" fn epoll_wait(
     timeout: c_int,
 ) -> c_int {
     let native = next!(epoll_wait: fn(c_int, *mut epoll_event, c_int, c_int) -> c_int);
-    let route = || layer_epoll(set, events, most, milliseconds(timeout), std::ptr::null());
-    follow(route, || native(set, events, most, timeout) as isize) as c_int
+    match layer_epoll(set, events, most, milliseconds(timeout), std::ptr::null()) {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(set, events, most, timeout),
+    }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_pwait(
     set: c_int,
     events: *mut epoll_event,
@@ -353,11 +441,13 @@ pub(crate) unsafe extern "C-unwind" fn epoll_pwait(
 ) -> c_int {
     let native =
         next!(epoll_pwait: fn(c_int, *mut epoll_event, c_int, c_int, *const sigset_t) -> c_int);
-    let route = || layer_epoll(set, events, most, milliseconds(timeout), mask);
-    follow(route, || native(set, events, most, timeout, mask) as isize) as c_int
+    match layer_epoll(set, events, most, milliseconds(timeout), mask) {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(set, events, most, timeout, mask),
+    }
 }
 
-#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn epoll_pwait2(
     set: c_int,
     events: *mut epoll_event,
@@ -366,9 +456,8 @@ pub(crate) unsafe extern "C-unwind" fn epoll_pwait2(
     mask: *const sigset_t,
 ) -> c_int {
     let native = next!(epoll_pwait2: fn(c_int, *mut epoll_event, c_int, *const timespec, *const sigset_t) -> c_int);
-    let route = || match time(timeout) {
-        Some(limit) => layer_epoll(set, events, most, limit, mask),
-        None => Route::Kernel(None),
-    };
-    follow(route, || native(set, events, most, timeout, mask) as isize) as c_int
+    match time(timeout).and_then(|limit| layer_epoll(set, events, most, limit, mask)) {
+        Some(outcome) => result(outcome) as c_int,
+        None => native(set, events, most, timeout, mask),
+    }
 }

@@ -28,7 +28,7 @@ mod waiting;
 
 pub(crate) use registration::{ended, readiness_beside_the_ring};
 use registrations::Registrations;
-pub use waiting::wait;
+pub use waiting::Waiting;
 
 /// Epoll objects of one process that can hold lifted connections.
 const SETS: usize = 8 * 1024;

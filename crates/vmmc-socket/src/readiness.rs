@@ -12,7 +12,7 @@ use crate::descriptor::{self, Kind};
 use crate::epoll;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Bed, Local, Pin};
-use crate::route::InFlight;
+use crate::route::{InFlight, Step};
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
@@ -66,56 +66,6 @@ impl Limit {
     }
 }
 
-/// Polls `fds` as `ppoll`; `None`: none of them is the layer's business.
-///
-/// # Safety
-/// `mask` is null or points to a signal mask.
-pub unsafe fn poll(
-    fds: &mut [libc::pollfd],
-    limit: &mut Limit,
-    mask: *const libc::sigset_t,
-) -> Option<Outcome> {
-    let mut tracked = false;
-    for fd in fds.iter() {
-        match descriptor::kind(fd.fd) {
-            Kind::Connection(_) => tracked = true,
-            // An epoll object that is looked at from outside must be true in the kernel.
-            Kind::Set(number) => epoll::lower_all(number),
-            _ => {}
-        }
-    }
-    if !tracked {
-        return None;
-    }
-    if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
-        lift::progress();
-    }
-    // While this thread may sleep on the TCP socket of a connection that is not lifted, that must not be lifted.
-    let mut blind = List::new();
-    let mut lifted = List::new();
-    for (n, fd) in fds.iter().enumerate() {
-        let Some(index) = descriptor::connection(fd.fd) else { continue };
-        let slot = slot::get(index);
-        match (slot.phase() != Phase::Attached)
-            .then(|| InFlight::begin(fd.fd, index, slot, Direction::In))
-            .flatten()
-        {
-            Some(call) => blind.push(call),
-            None => lifted.push((n, index)),
-        }
-    }
-    // With nothing lifted among them the kernel is asked once, as the program would; unless something else has to be looked after.
-    if lifted.is_empty() && (limit.is_zero() || rest::before_sleep().is_none()) {
-        limit.start();
-        let outcome = kernel::poll(fds, limit.time, mask);
-        drop(blind);
-        return Some(outcome);
-    }
-    let outcome = Polling { fds, lifted, mask, rung: false }.wait(limit);
-    drop(blind);
-    Some(outcome)
-}
-
 /// What a poll sleeps on for the rings of lifted connections.
 #[derive(Default)]
 struct Beds {
@@ -147,38 +97,169 @@ impl Beds {
     }
 }
 
-struct Polling<'a> {
+/// A `ppoll` under way.
+#[derive(Debug)]
+pub struct Polling<'a> {
     fds: &'a mut [libc::pollfd],
+    limit: &'a mut Limit,
+    mask: *const libc::sigset_t,
     /// Place in `fds` and slot of those that are lifted.
     lifted: List<(usize, u32)>,
-    mask: *const libc::sigset_t,
+    /// Of those that are not: while this thread may sleep on such a TCP socket, the connection must not be lifted.
+    blind: List<InFlight>,
     /// The last sleep was ended by a bell, which says so until it is silenced.
     rung: bool,
+    question: Question,
+    /// The sleep that is due asks no question, just for `fds`.
+    plain: bool,
+    /// What was left of the time when it began.
+    left: Option<Duration>,
 }
 
-impl Polling<'_> {
-    fn wait(&mut self, limit: &mut Limit) -> Outcome {
-        if limit.is_zero() || self.any_rings() {
-            let found = self.kernel(Some(Duration::ZERO), false)?;
-            if found > 0 || limit.is_zero() {
-                return Ok(found);
+/// What the kernel is asked; in one place for all questions of a call, as moving it would cost more than filling it in.
+#[derive(Debug, Default)]
+struct Question {
+    /// First the program's own, in their order, then `bells` bells, then ears.
+    list: List<libc::pollfd>,
+    bells: usize,
+    time: Option<Duration>,
+    /// So many connections have something already.
+    immediate: usize,
+    /// Those that are under way on the lifted connections.
+    asleep: List<InFlight>,
+    /// When it began, if that is measured.
+    since: Option<u64>,
+}
+
+impl<'a> Polling<'a> {
+    /// Nothing is done yet.
+    ///
+    /// # Safety
+    /// As long as this is used `mask` is null or points to a signal mask.
+    pub unsafe fn new(
+        fds: &'a mut [libc::pollfd],
+        limit: &'a mut Limit,
+        mask: *const libc::sigset_t,
+    ) -> Self {
+        Self {
+            fds,
+            limit,
+            mask,
+            lifted: List::new(),
+            blind: List::new(),
+            rung: false,
+            question: Question::default(),
+            plain: false,
+            left: None,
+        }
+    }
+
+    /// Goes on, after a sleep that ended so if there was one. If this does not ask for another, it is over and holds nothing.
+    pub fn go(&mut self, slept: Option<Outcome>) -> Step {
+        let step = match slept {
+            None => self.begin(),
+            Some(outcome) => self.woken(outcome),
+        };
+        if !matches!(step, Step::Sleep) {
+            empty(&mut self.blind);
+            empty(&mut self.lifted);
+            empty(&mut self.question.list);
+        }
+        step
+    }
+
+    /// What to poll, and for how long, when a sleep is due.
+    pub fn sleep(&mut self) -> (&mut [libc::pollfd], Option<Duration>, *const libc::sigset_t) {
+        match self.plain {
+            true => (self.fds, self.left, self.mask),
+            false => (&mut self.question.list, self.question.time, self.mask),
+        }
+    }
+
+    fn begin(&mut self) -> Step {
+        let mut tracked = false;
+        for fd in self.fds.iter() {
+            match descriptor::kind(fd.fd) {
+                Kind::Connection(_) => tracked = true,
+                // An epoll object that is looked at from outside must be true in the kernel.
+                Kind::Set(number) => epoll::lower_all(number),
+                _ => {}
             }
         }
-        limit.start();
-        let mut stirred = self.mask.is_null() && !self.lifted.is_empty() && self.spin();
+        if !tracked {
+            return Step::Kernel;
+        }
+        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+            lift::progress();
+        }
+        for (n, fd) in self.fds.iter().enumerate() {
+            let Some(index) = descriptor::connection(fd.fd) else { continue };
+            let slot = slot::get(index);
+            match (slot.phase() != Phase::Attached)
+                .then(|| InFlight::begin(fd.fd, index, slot, Direction::In))
+                .flatten()
+            {
+                Some(call) => self.blind.push(call),
+                None => self.lifted.push((n, index)),
+            }
+        }
+        // With nothing lifted among them the kernel is asked once, as the program would; unless something else has to be looked after.
+        if self.lifted.is_empty() && (self.limit.is_zero() || rest::before_sleep().is_none()) {
+            self.limit.start();
+            self.left = self.limit.time;
+            self.plain = true;
+            return Step::Sleep;
+        }
+        if self.limit.is_zero() || self.any_rings() {
+            match self.kernel() {
+                Ok(0) if !self.limit.is_zero() => {}
+                outcome => return Step::Done(outcome),
+            }
+        }
+        self.limit.start();
+        let stirred = self.mask.is_null() && !self.lifted.is_empty() && self.spin();
+        self.wait(stirred)
+    }
+
+    /// Until something is found, or a sleep is due; not before a second look if something `stirred`.
+    fn wait(&mut self, mut stirred: bool) -> Step {
         loop {
-            let found = self.kernel(Some(Duration::ZERO), false)?;
-            if found > 0 {
-                return Ok(found);
+            match self.kernel() {
+                Ok(0) => {}
+                outcome => return Step::Done(outcome),
             }
             if std::mem::take(&mut stirred) {
                 continue;
             }
-            let left = limit.left();
-            let found = self.kernel(left, true)?;
-            if found > 0 || left.is_some_and(|left| left.is_zero()) {
-                return Ok(found);
+            self.left = self.limit.left();
+            self.prepare(self.left, true);
+            if self.question.time != Some(Duration::ZERO) {
+                return Step::Sleep;
             }
+            let outcome = self.ask();
+            if let Some(outcome) = self.after(outcome) {
+                return Step::Done(outcome);
+            }
+        }
+    }
+
+    fn woken(&mut self, outcome: Outcome) -> Step {
+        let outcome = match outcome {
+            _ if self.plain => return Step::Done(outcome),
+            TOO_LONG => self.ask(),
+            outcome => outcome,
+        };
+        match self.after(outcome) {
+            Some(outcome) => Step::Done(outcome),
+            None => self.wait(false),
+        }
+    }
+
+    /// What a question for all the time that is left comes to, if that ends the call.
+    fn after(&mut self, outcome: Outcome) -> Option<Outcome> {
+        match self.answer(outcome) {
+            Ok(0) if self.left.is_none_or(|left| !left.is_zero()) => None,
+            outcome => Some(outcome),
         }
     }
 
@@ -308,11 +389,29 @@ impl Polling<'_> {
             }
     }
 
-    /// Asks the kernel, for the lifted connections by their bells and TCP sockets; with `announced` after telling the
-    /// peers that this side sleeps. Fills in the answers.
-    fn kernel(&mut self, left: Option<Duration>, announced: bool) -> Outcome {
-        let mut list: List<_> =
-            self.fds.iter().map(|fd| libc::pollfd { revents: 0, ..*fd }).collect();
+    /// What the kernel has to tell right now. Fills in the answers.
+    fn kernel(&mut self) -> Outcome {
+        self.prepare(Some(Duration::ZERO), false);
+        let (list, asks_often) = (&self.question.list, self.mask.is_null());
+        let known_as_silent = self.question.immediate > 0 && list.iter().all(|fd| fd.fd < 0)
+            || asks_often && armed_poll::is_silent(list);
+        let outcome = if known_as_silent { Ok(0) } else { self.ask() };
+        if asks_often && !known_as_silent && outcome == Ok(0) {
+            armed_poll::was_silent(&self.question.list);
+        }
+        self.answer(outcome)
+    }
+
+    fn ask(&mut self) -> Outcome {
+        poll_list(&mut self.question.list, self.fds.len(), self.question.time, self.mask)
+    }
+
+    /// What to ask the kernel, of the lifted connections by their bells and TCP sockets; with `announced` after telling the
+    /// peers that this side sleeps.
+    fn prepare(&mut self, left: Option<Duration>, announced: bool) {
+        self.question.list.clear();
+        let own = self.fds.iter().map(|fd| libc::pollfd { revents: 0, ..*fd });
+        self.question.list.extend(own);
         let most = if announced { rest::before_sleep() } else { None };
         let mut immediate = 0;
         let mut beds = Beds::default();
@@ -330,11 +429,12 @@ impl Polling<'_> {
             }
         }
         // Before the look whether there are rings: nobody is told of later ones under a sleep that knows of none.
-        let asleep: List<InFlight> = if announced {
-            self.lifted.iter().flat_map(|&(n, i)| self.asleep(n, i)).collect()
-        } else {
-            List::new()
-        };
+        if announced {
+            for &(n, index) in &self.lifted {
+                let calls = self.asleep(n, index);
+                self.question.asleep.extend(calls);
+            }
+        }
         for &(n, index) in &self.lifted {
             let slot = slot::get(index);
             if announced {
@@ -347,13 +447,14 @@ impl Polling<'_> {
                 self.rings(n, index)
             };
             immediate += usize::from(known != 0);
-            list[n].events = self.of_tcp(n, index, known);
+            let tcp = self.of_tcp(n, index, known);
+            self.question.list[n].events = tcp;
             // Who has bytes to read will read them before he can make anything of what else TCP could say, and asks again;
             // unless that is that there is room.
             let room = self.fds[n].events & OUT != 0 && slot.outward.way() != Way::Ring;
-            let beside = list[n].events & self.fds[n].events & TCP_ONLY != 0 || room;
+            let beside = tcp & self.fds[n].events & TCP_ONLY != 0 || room;
             if known & IN != 0 && !beside {
-                list[n].fd = -1;
+                self.question.list[n].fd = -1;
                 self.fds[n].revents = known;
             }
         }
@@ -363,29 +464,25 @@ impl Polling<'_> {
             left = [left, most, beds.patience].into_iter().flatten().min();
         }
         let time = if immediate > 0 { Some(Duration::ZERO) } else { left };
-        let lifted_at = list.len();
         let Beds { bells, ears, .. } = beds;
         let heard = |&fd: &i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        list.extend(bells.iter().chain(&ears).map(heard));
-        let start = explain::clock().filter(|_| time != Some(Duration::ZERO));
-        let asks_often = time == Some(Duration::ZERO) && self.mask.is_null() && !announced;
-        let known_as_silent = immediate > 0 && list.iter().all(|fd| fd.fd < 0)
-            || asks_often && armed_poll::is_silent(&list);
-        let outcome = match known_as_silent {
-            true => Ok(0),
-            false => poll_list(&mut list, self.fds.len(), time, self.mask),
-        };
-        if asks_often && !known_as_silent && outcome == Ok(0) {
-            armed_poll::was_silent(&list);
-        }
-        explain::slept_since(start);
-        drop(asleep);
-        let bells = &list[lifted_at..lifted_at + bells.len()];
-        self.rung |= bells.iter().any(|bell| bell.revents != 0);
+        let question = &mut self.question;
+        question.list.extend(bells.iter().chain(&ears).map(heard));
+        question.since = explain::clock().filter(|_| time != Some(Duration::ZERO));
+        (question.bells, question.time, question.immediate) = (bells.len(), time, immediate);
+    }
+
+    /// Fills in what the kernel has said, and what the rings say now.
+    fn answer(&mut self, outcome: Outcome) -> Outcome {
+        explain::slept_since(self.question.since.take());
+        empty(&mut self.question.asleep);
+        let Question { list, bells, immediate, .. } = &self.question;
+        let (given, immediate) = (self.fds.len(), *immediate);
+        self.rung |= list[given..given + bells].iter().any(|bell| bell.revents != 0);
         if outcome.is_err() && (immediate == 0 || outcome == TOO_LONG) {
             return outcome;
         }
-        for (fd, answer) in self.fds.iter_mut().zip(&list) {
+        for (fd, answer) in self.fds.iter_mut().zip(list) {
             if fd.fd == answer.fd {
                 fd.revents = answer.revents;
             }
@@ -408,7 +505,7 @@ impl Polling<'_> {
     }
 
     /// Counts this call among those that are under way on the connection.
-    fn asleep(&self, n: usize, index: u32) -> impl Iterator<Item = InFlight> {
+    fn asleep(&self, n: usize, index: u32) -> impl Iterator<Item = InFlight> + use<> {
         let (fd, slot) = (self.fds[n].fd, slot::get(index));
         let sends = self.fds[n].events & OUT != 0;
         let outward = sends.then(|| InFlight::sending(fd, index, slot));
@@ -439,6 +536,14 @@ impl Polling<'_> {
     }
 }
 
+/// Drops what is in the list, and its memory where it is not in place.
+fn empty<T>(list: &mut List<T>) {
+    list.clear();
+    if list.spilled() {
+        *list = List::new();
+    }
+}
+
 /// Polls a list whose first `given` entries are the program's. What the layer put behind them may have made it longer than a process
 /// may have descriptors: then without the entries that ask for nothing, of which programs with one for each number have many.
 fn poll_list(
@@ -460,7 +565,7 @@ fn poll_list(
     outcome
 }
 
-/// `select` by `poll`: what of `fds` (with wanted events) is ready, as [`poll`] says it.
+/// `select` by `poll`: what of `fds` (with wanted events) is ready, as [`Polling`] says it.
 ///
 /// # Errors
 /// `EBADF` if a descriptor is not open, as `select` demands.

@@ -30,6 +30,17 @@ pub struct Sleep {
     pub timeout: Option<Duration>,
 }
 
+/// How a call that waits for many descriptors goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// It is over.
+    Done(Outcome),
+    /// It is none of the layer's business.
+    Kernel,
+    /// Sleep as the call says, with the C library's own function and outside of the layer, then go on.
+    Sleep,
+}
+
 /// A call that may have to sleep and go on.
 pub trait Transfer {
     /// Does what can be done now. Called again after [`Transfer::woken`].

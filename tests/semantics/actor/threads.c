@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <pthread.h>
+#include <sys/select.h>
 
 struct reader {
     int fd;
@@ -165,6 +166,167 @@ void scenario_thread_cancelled_in_recv(void) {
     say("cancelled %d", result == PTHREAD_CANCELED);
     meet();
     expect_text(fd, "after the cancel");
+    meet();
+}
+
+/* Calls that do not have to sleep are cancellation points all the same, and act before they do anything. */
+enum call { WRITE, SEND, WRITEV, SENDMSG, SENDMMSG, PEEK, DONTWAIT, RECVMSG, POLL, SELECT, EPOLL, CLOSE, CALLS };
+static const char *const call_names[CALLS] = {"write", "send", "writev", "sendmsg", "sendmmsg", "recv MSG_PEEK",
+                                              "recv MSG_DONTWAIT", "recvmsg", "poll", "select", "epoll_wait", "close"};
+
+struct caller {
+    int fd;
+    enum call call;
+    int timeout; /* of what waits for many descriptors */
+    _Atomic pid_t thread;
+    _Atomic bool cancelled;
+    bool returned;
+};
+
+/* For bytes where it waits, for room where it does not. */
+static void call_once(int fd, enum call call, int timeout) {
+    char byte = 'x';
+    struct iovec piece = {&byte, 1};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    struct mmsghdr messages = {.msg_hdr = message};
+    short bits = timeout ? POLLIN : POLLOUT;
+    struct pollfd one = {fd, bits, 0};
+    struct timeval time = {0};
+    struct epoll_event event = {.events = timeout ? EPOLLIN : EPOLLOUT};
+    fd_set set;
+    int epoll;
+    switch (call) {
+    case WRITE: write(fd, &byte, 1); break;
+    case SEND: send(fd, &byte, 1, 0); break;
+    case WRITEV: writev(fd, &piece, 1); break;
+    case SENDMSG: sendmsg(fd, &message, 0); break;
+    case SENDMMSG: sendmmsg(fd, &messages, 1, 0); break;
+    case PEEK: recv(fd, &byte, 1, MSG_PEEK); break;
+    case DONTWAIT: recv(fd, &byte, 1, MSG_DONTWAIT); break;
+    case RECVMSG: recvmsg(fd, &message, 0); break;
+    case POLL: poll(&one, 1, timeout); break;
+    case SELECT:
+        FD_ZERO(&set);
+        FD_SET(fd, &set);
+        select(fd + 1, timeout ? &set : NULL, timeout ? NULL : &set, NULL, timeout ? NULL : &time);
+        break;
+    case EPOLL:
+        epoll = epoll_create1(0);
+        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+        epoll_wait(epoll, &event, 1, timeout);
+        break;
+    case CLOSE: close(fd); break;
+    default: break;
+    }
+}
+
+static void *call_when_cancelled(void *argument) {
+    struct caller *caller = argument;
+    while (!caller->cancelled)
+        ;
+    call_once(caller->fd, caller->call, caller->timeout);
+    caller->returned = true;
+    return NULL;
+}
+
+void scenario_thread_cancelled_at_entry(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        expect_text(fd, "nothing else was sent");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    for (enum call call = 0; call < CALLS; call++) {
+        struct caller caller = {.fd = fd, .call = call};
+        pthread_t thread;
+        void *result;
+        pthread_create(&thread, NULL, call_when_cancelled, &caller);
+        pthread_cancel(thread);
+        caller.cancelled = true;
+        pthread_join(thread, &result);
+        say("%s: cancelled %d, returned %d", call_names[call], result == PTHREAD_CANCELED, caller.returned);
+    }
+    expect_text(fd, "unread");
+    put_text(fd, "nothing else was sent");
+    meet();
+}
+
+static void *wait_for_many(void *argument) {
+    struct caller *caller = argument;
+    caller->thread = gettid();
+    call_once(caller->fd, caller->call, caller->timeout);
+    caller->returned = true;
+    return NULL;
+}
+
+void scenario_thread_cancelled_in_poll(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "after the cancel");
+        meet();
+        return;
+    }
+    for (enum call call = POLL; call <= EPOLL; call++) {
+        struct caller caller = {.fd = fd, .call = call, .timeout = -1};
+        pthread_t thread;
+        void *result;
+        pthread_create(&thread, NULL, wait_for_many, &caller);
+        while (caller.thread == 0)
+            usleep(100);
+        await_asleep(caller.thread);
+        pthread_cancel(thread);
+        pthread_join(thread, &result);
+        say("%s: cancelled %d, returned %d", call_names[call], result == PTHREAD_CANCELED, caller.returned);
+    }
+    meet();
+    say_poll("poll", await_bits(fd, POLLIN));
+    expect_text(fd, "after the cancel");
+    meet();
+}
+
+static void *call_on_and_on(void *argument) {
+    struct caller *caller = argument;
+    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+    caller->thread = gettid();
+    for (;;)
+        call_once(caller->fd, caller->call, caller->timeout);
+    return NULL;
+}
+
+/* Threads that may be cancelled anywhere: in calls that go on and on, and in those that sleep. */
+void scenario_thread_cancelled_anywhere(void) {
+    int fd = connection();
+    if (me.client) {
+        char bytes[4096];
+        while (read(fd, bytes, sizeof bytes) > 0)
+            ;
+        put_text(fd, "all was read");
+        meet();
+        return;
+    }
+    static const enum call calls[] = {SEND, WRITE, DONTWAIT, PEEK, POLL, SELECT};
+    int cancelled = 0;
+    for (int round = 0; round < 180; round++) {
+        struct caller caller = {.fd = fd, .call = calls[round % COUNT(calls)], .timeout = round % 4 < 2 ? -1 : 0};
+        pthread_t thread;
+        void *result;
+        pthread_create(&thread, NULL, call_on_and_on, &caller);
+        while (caller.thread == 0)
+            usleep(100);
+        for (volatile int spin = 0; spin < round * 150; spin++)
+            ;
+        pthread_cancel(thread);
+        pthread_join(thread, &result);
+        cancelled += result == PTHREAD_CANCELED;
+    }
+    say("cancelled %d", cancelled);
+    shutdown(fd, SHUT_WR);
+    expect_text(fd, "all was read");
     meet();
 }
 

@@ -272,6 +272,9 @@ macro_rules! for_every_scenario {
             thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
             thread_shutdown_while_send: Warm;
             thread_cancelled_in_recv: Warm;
+            thread_cancelled_in_poll: Warm;
+            thread_cancelled_at_entry: Warm;
+            thread_cancelled_anywhere: Warm;
             thread_many_writers: Warm;
             thread_many_readers: Warm;
             thread_both_ways_from_the_start: Cold;

@@ -7,55 +7,91 @@ use super::registrations::Left;
 use super::{Marked, Registrations, Set, lower_all, set, unmark};
 use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
+use crate::route::Step;
 use crate::thread::{self, MICROSECOND};
 use crate::{explain, lift, lower, rest, spin};
 
 /// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
 const KERNEL_LOOK: u64 = 30 * MICROSECOND;
 
-/// Waits on `epfd` as `epoll_pwait2`; `None`: the kernel shall do it alone.
-///
-/// # Safety
-/// `out` is valid for writing `most` events.
-pub unsafe fn wait(
+/// An `epoll_pwait2` under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    set: &'static Set,
     epfd: i32,
     out: *mut libc::epoll_event,
     most: usize,
     timeout: Option<Duration>,
     mask: *const libc::sigset_t,
-) -> Option<Outcome> {
-    let Kind::Set(number) = descriptor::kind(epfd) else { return None };
-    let set = set(number)?;
-    set.with(|registrations| registrations.before_wait(epfd));
-    if most == 0 || most > i32::MAX as usize / size_of::<libc::epoll_event>() {
-        return None;
-    }
-    if set.inherited.load(Ordering::Relaxed) && set.with(|registrations| registrations.lifted > 0) {
-        lower_all(number);
-    }
-    Some(Waiting { set, epfd, out, most, mask }.wait(timeout))
-}
-
-struct Waiting {
-    set: &'static Set,
-    epfd: i32,
-    out: *mut libc::epoll_event,
-    most: usize,
-    mask: *const libc::sigset_t,
+    deadline: Option<Instant>,
+    /// What was left of the time when the sleep began.
+    left: Option<Duration>,
+    /// For how long it may last.
+    time: Option<Duration>,
+    /// When it began, if that is measured.
+    since: Option<u64>,
 }
 
 impl Waiting {
-    fn wait(&self, timeout: Option<Duration>) -> Outcome {
-        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
-            lift::progress();
+    /// `None`: the kernel shall do it alone.
+    ///
+    /// # Safety
+    /// As long as this is used `out` is valid for writing `most` events, and `mask` null or a signal mask.
+    pub unsafe fn new(
+        epfd: i32,
+        out: *mut libc::epoll_event,
+        most: usize,
+        timeout: Option<Duration>,
+        mask: *const libc::sigset_t,
+    ) -> Option<Self> {
+        let Kind::Set(number) = descriptor::kind(epfd) else { return None };
+        let set = set(number)?;
+        set.with(|registrations| registrations.before_wait(epfd));
+        if most == 0 || most > i32::MAX as usize / size_of::<libc::epoll_event>() {
+            return None;
         }
+        let inherited = set.inherited.load(Ordering::Relaxed);
+        if inherited && set.with(|registrations| registrations.lifted > 0) {
+            lower_all(number);
+        }
+        let (deadline, left, time, since) = (None, None, None, None);
+        Some(Self { set, epfd, out, most, timeout, mask, deadline, left, time, since })
+    }
+
+    /// For how long to sleep, when that is due.
+    pub fn time(&self) -> Option<Duration> {
+        self.time
+    }
+
+    /// Goes on, after a sleep that ended so if there was one.
+    pub fn go(&mut self, slept: Option<Outcome>) -> Step {
+        let first = match slept {
+            None => {
+                if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+                    lift::progress();
+                }
+                Ok(None)
+            }
+            Some(outcome) => self.woken(outcome),
+        };
+        let found = match first {
+            Ok(None) => self.wait(),
+            found => found,
+        };
+        found.map_or_else(
+            |error| Step::Done(Err(error)),
+            |found| found.map_or(Step::Sleep, |found| Step::Done(Ok(found))),
+        )
+    }
+
+    /// What is found; `None`: a sleep is due.
+    fn wait(&mut self) -> Result<Option<usize>, Errno> {
         // With a signal mask of its own the call belongs to the kernel: a signal that the mask lets through must end it.
         let masked = !self.mask.is_null();
-        let mut deadline = None;
+        let at_once = self.timeout == Some(Duration::ZERO);
         loop {
             // With nothing lifted in the set the kernel is asked once, as the program would.
             if self.set.with(|registrations| registrations.lifted > 0) {
-                let at_once = timeout == Some(Duration::ZERO);
                 let mut found = self.look(masked || at_once)?;
                 let left = self.follow_peers();
                 if found > 0 {
@@ -64,21 +100,18 @@ impl Waiting {
                     found = self.look(true)?;
                 }
                 if found > 0 || at_once {
-                    return Ok(found);
+                    return Ok(Some(found));
                 }
                 if !masked && self.spin()? {
                     continue;
                 }
             }
-            let left = match timeout {
-                None => None,
-                Some(timeout) => {
-                    let end = *deadline.get_or_insert_with(|| Instant::now() + timeout);
-                    Some(end.saturating_duration_since(Instant::now()))
-                }
-            };
-            if let Some(found) = self.sleep(left)? {
-                return Ok(found);
+            self.left = self.timeout.map(|timeout| {
+                let end = *self.deadline.get_or_insert_with(|| Instant::now() + timeout);
+                end.saturating_duration_since(Instant::now())
+            });
+            if self.lies_down() {
+                return Ok(None);
             }
         }
     }
@@ -137,27 +170,27 @@ impl Waiting {
         kernel_spoke.map(|spoke| found || spoke)
     }
 
-    /// Sleeps in the kernel; the number of events if there are any to return, also none at the end of the time.
-    fn sleep(&self, left: Option<Duration>) -> Result<Option<usize>, Errno> {
-        let most = [left, rest::before_sleep()].into_iter().flatten().min();
+    /// Prepares a sleep; false if there is something to look at first.
+    fn lies_down(&mut self) -> bool {
+        self.time = [self.left, rest::before_sleep()].into_iter().flatten().min();
         self.set.sleepers.fetch_add(1, Ordering::SeqCst);
         let quiet = self.set.with(|registrations| {
             registrations.catch_up(self.epfd);
             registrations.cool_all()
         });
         self.follow_peers();
-        let start = explain::clock().filter(|_| quiet);
-        let woken = if quiet {
-            kernel::epoll_wait(self.epfd, self.out, self.most, most, self.mask)
-        } else {
-            Ok(usize::MAX)
-        };
-        explain::slept_since(start);
-        self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
-        if woken == Ok(usize::MAX) {
-            return Ok(None);
+        self.since = explain::clock().filter(|_| quiet);
+        if !quiet {
+            self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
-        let count = woken?;
+        quiet
+    }
+
+    /// After the sleep: the number of events if there are any to return, also none at the end of the time.
+    fn woken(&self, outcome: Outcome) -> Result<Option<usize>, Errno> {
+        explain::slept_since(self.since);
+        self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
+        let count = outcome?;
         if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
             lift::progress();
         }
@@ -171,7 +204,7 @@ impl Waiting {
                 found = registrations.collect(self.out, self.most);
             }
             self.on_return(registrations, found);
-            let over = count == 0 && left.is_some() && most == left;
+            let over = count == 0 && self.left.is_some() && self.time == self.left;
             Ok((found > 0 || over).then_some(found))
         })
     }
