@@ -144,11 +144,13 @@ fn find_library() -> Result<PathBuf, String> {
     })
 }
 
+/// Last of all that are loaded before the program's own: the runtime of a sanitizer insists on being the first, and whoever else
+/// comes in between the program and the C library sees the calls as the program makes them.
 fn preload(library: &Path, others: Option<OsString>) -> OsString {
-    let mut list = library.as_os_str().to_owned();
-    if let Some(others) = others.filter(|others| !others.is_empty()) {
+    let mut list = others.unwrap_or_default();
+    if !list.is_empty() {
         list.push(OsStr::new(":"));
-        list.push(others);
     }
+    list.push(library);
     list
 }

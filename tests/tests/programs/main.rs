@@ -33,6 +33,7 @@ mod redis;
 mod replication;
 mod rings;
 mod runtimes;
+mod sanitizers;
 mod service_lost;
 mod sockperf;
 mod static_program;
