@@ -1,8 +1,8 @@
 //! Handlers of signals run between what the layer does, never within it.
 //!
 //! A handler may send, receive, close, fork or jump away, on the very connection that the layer is at work on. The kernel lets
-//! none in while it copies, and neither does the layer: the kernel calls [`arrive`] in place of what the program installs. That
-//! calls the program's handler at once, unless this thread is [`Inside`]: then it puts the signal off. It keeps what the kernel
+//! none in while it copies, and neither does the layer: the kernel calls `arrive` in place of what the program installs. That
+//! calls the program's handler at once, unless this thread is `Inside`: then it puts the signal off. It keeps what the kernel
 //! told of it and blocks all signals until the thread comes out, sends itself again what was put off, and unblocks them. So it
 //! is the kernel that delivers them, with the stack, mask and flags that the program asked for. Where no signal arrives that
 //! costs two loads and stores.

@@ -250,6 +250,60 @@ void scenario_epoll_edge_while_lifted(void) {
     }
 }
 
+/* Both sides have much to send while the connection is lifted, one by calls that block, the other by edges: that TCP has bytes is an
+ * edge also where it has no room. */
+void scenario_epoll_edge_while_both_send(void) {
+    enum { MUCH = 8 << 20, PART = 65536 };
+    static char out[PART], in[PART], expected[PART];
+    for (int trips = 2; trips < 22; trips++) {
+        int fd = cold_connection(), set = epoll_create1(0);
+        struct epoll_event event;
+        for (int i = 0; i < trips; i++) {
+            char byte = 'x';
+            if (me.client)
+                put(fd, &byte, 1);
+            get(fd, &byte, 1);
+            if (me.server)
+                put(fd, &byte, 1);
+        }
+        if (me.client) {
+            char *all = malloc(MUCH);
+            fill_pattern(all, 0, MUCH, 1);
+            put(fd, all, MUCH); /* one call */
+            free(all);
+            get_pattern(fd, 0, MUCH, 2);
+        } else {
+            size_t sent = 0, got = 0;
+            add(set, fd, EPOLLIN | EPOLLOUT | EPOLLET, 1);
+            while ((sent < MUCH || got < MUCH) && epoll_wait(set, &event, 1, 3000) == 1) {
+                ssize_t n = 1;
+                while (sent < MUCH && n > 0) {
+                    fill_pattern(out, sent, PART, 2);
+                    size_t left = MUCH - sent;
+                    n = send(fd, out, left < PART ? left : PART, MSG_DONTWAIT);
+                    sent += n > 0 ? n : 0;
+                }
+                n = 1;
+                while (got < MUCH && n > 0 && (n = recv(fd, in, PART, MSG_DONTWAIT)) > 0) {
+                    fill_pattern(expected, got, n, 1);
+                    if (memcmp(in, expected, n))
+                        say("! wrong bytes at %zu", got);
+                    got += n;
+                }
+            }
+            if (sent < MUCH || got < MUCH) {
+                say("! after %d trips: sent %zu, got %zu, told of no more", trips, sent, got);
+                close(fd);
+                return;
+            }
+        }
+        meet();
+        close(set);
+        close(fd);
+    }
+    say("all came");
+}
+
 /* A call that does not wait finds what is there, however often it was asked before. */
 void scenario_epoll_looks_at_all(void) {
     int fd = connection(), set = epoll_create1(0), pipes[2], missed = 0;

@@ -97,6 +97,7 @@ macro_rules! for_every_scenario {
             epoll_edge_of_others: Warm;
             epoll_edge_of_end: Warm;
             epoll_edge_while_lifted: Cold;
+            epoll_edge_while_both_send: Cold;
             epoll_looks_at_all: Warm;
             epoll_oneshot: Warm;
             epoll_hangup: Warm;

@@ -7,7 +7,7 @@ use vmmc::stream::FIN;
 use super::{Left, Registrations};
 use crate::epoll::bells::Rung;
 use crate::epoll::registration::{ALWAYS, EDGE, IN, ONE_SHOT, OUT, RDHUP};
-use crate::slot::{self, Phase};
+use crate::slot::{self, Phase, Way};
 use crate::{kernel, local, repeat};
 
 impl Registrations {
@@ -17,12 +17,13 @@ impl Registrations {
         if !entry.lifted {
             return;
         }
-        // The two descriptors carry the same mark, and only TCP says more than IN; a bell without news looks the same
-        // as a byte on TCP, so an empty ring is the reason to look there.
+        // The two descriptors carry the same mark, and only TCP says more than IN; a bell without news looks the same as a byte
+        // on TCP that has no room, so an empty ring is the reason to look there, or bytes that come before the ring's.
         let slot = slot::get(entry.slot);
         let ends = local::get(entry.slot).ends();
         let ring = ends.is_some_and(|ends| slot.inward.stream.stirred(ends.mine));
-        let tcp = events & !IN != 0;
+        let bytes_on_tcp = || slot.inward.way() == Way::Tcp && kernel::unread(entry.fd) > 0;
+        let tcp = events & !IN != 0 || bytes_on_tcp();
         let news = if tcp { events & !OUT != 0 } else { !ring };
         if news {
             slot.look.store(true, Ordering::Release);
