@@ -37,8 +37,9 @@ const TOLD: usize = 1 << (usize::BITS - 1);
 /// Whether the kernel shall call [`door`] in place of the function at `address`.
 pub fn may_wait(signal: c_int, address: usize) -> bool {
     let is_function = ![libc::SIG_DFL, libc::SIG_IGN, libc::SIG_ERR, SIG_HOLD].contains(&address);
-    // A child of vfork has handlers of its own, but not this table.
-    is_function && address != door() && (1..65).contains(&signal) && layer::at_home()
+    let is_new = is_function && address != door() && (1..65).contains(&signal);
+    // A child of vfork has handlers of its own, but not this table; to find out takes a system call.
+    is_new && layer::enabled() && !layer::confined() && layer::at_home()
 }
 
 /// To `sigset` no handler.

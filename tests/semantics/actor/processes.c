@@ -193,12 +193,13 @@ void scenario_fork_by_other_means(void) {
 
 /* From here on any system call but these ends the process. */
 static bool allow_only_reading_and_writing(bool by_system_call) {
-    const int allowed[] = {SYS_read, SYS_write, SYS_exit_group};
+    const int allowed[] = {SYS_read, SYS_write, SYS_exit_group, SYS_rt_sigaction};
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[0], 3, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[1], 2, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[2], 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[0], 4, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[1], 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[2], 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[3], 1, 0),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -220,12 +221,16 @@ static void ask_all(int fd) {
     expect_end(fd);
 }
 
-/* A child that may only read and write answers all questions on `fd`, which this process lets go of. */
+static void on_nothing(int number) {
+    (void)number;
+}
+
+/* A child that may only read and write, and install handlers, answers all questions on `fd`, which this process lets go of. */
 static pid_t answer_all_sandboxed(int fd, int by_system_call) {
     pid_t child = fork();
     if (child == 0) {
         char question[8];
-        if (!allow_only_reading_and_writing(by_system_call))
+        if (!allow_only_reading_and_writing(by_system_call) || signal(SIGUSR1, on_nothing) != SIG_DFL)
             _exit(2);
         for (int i = 0; i < QUESTIONS; i++)
             if (read(fd, question, 8) != 8 || write(fd, "answer..", 8) != 8)
