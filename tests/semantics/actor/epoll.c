@@ -218,6 +218,27 @@ void scenario_epoll_edge_of_end(void) {
     meet();
 }
 
+/* Who does not listen any more, which looks like an end, is told of the peer's end too. */
+void scenario_epoll_edge_of_end_when_deaf(void) {
+    int fd = connection(), set = epoll_create1(0);
+    if (me.client) {
+        meet();
+        T(close(fd));
+        meet();
+        return;
+    }
+    struct epoll_event event;
+    shutdown(fd, SHUT_RD);
+    add(set, fd, EPOLLIN | EPOLLET, 1);
+    for (int looks = 0; looks < 3; looks++)
+        T(epoll_wait(set, &event, 1, 0));
+    meet();
+    T(epoll_wait(set, &event, 1, 3000));
+    say_epoll("closed", event.events);
+    meet();
+    T(epoll_wait(set, &event, 1, 0));
+}
+
 /* Bytes and the end that stand in the ring, while TCP holds back some that come before them (the sender corks it), are an edge
  * once those have come, also for who was told of room meanwhile. */
 void scenario_epoll_edge_while_lifted(void) {

@@ -96,6 +96,7 @@ macro_rules! for_every_scenario {
             epoll_edge_read_before: Warm;
             epoll_edge_of_others: Warm;
             epoll_edge_of_end: Warm;
+            epoll_edge_of_end_when_deaf: Warm;
             epoll_edge_while_lifted: Cold;
             epoll_edge_while_both_send: Cold;
             epoll_looks_at_all: Warm;

@@ -8,7 +8,7 @@ use super::{Left, Registrations};
 use crate::epoll::bells::Rung;
 use crate::epoll::registration::{ALWAYS, EDGE, IN, ONE_SHOT, OUT, RDHUP};
 use crate::slot::{self, Phase, Way};
-use crate::{kernel, local, repeat};
+use crate::{kernel, local, repeat, tcp};
 
 impl Registrations {
     /// A bell or the TCP socket of the registration has something to say.
@@ -34,8 +34,9 @@ impl Registrations {
         });
         if tcp && !old {
             entry.fresh = true;
-            // Its peer may be just about to say the same in the ring.
-            entry.seen_tail |= if events & RDHUP != 0 { FIN } else { 0 };
+            // Its peer may be just about to say the same in the ring; unless it is this side that does not listen any more.
+            let own = slot.deaf.load(Ordering::Relaxed) && tcp::established(entry.fd);
+            entry.seen_tail |= if events & RDHUP != 0 && !own { FIN } else { 0 };
         }
         if entry.peer_has_left() {
             self.left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
