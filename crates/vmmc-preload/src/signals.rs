@@ -37,24 +37,23 @@ pub(crate) unsafe extern "C-unwind" fn sigaction(
 ) -> c_int {
     let native = next!(sigaction: fn(c_int, *const libc::sigaction, *mut libc::sigaction) -> c_int);
     let before = signals::handler(signal);
-    if new.is_null() || !signals::may_wait(signal, (*new).sa_sigaction) {
-        let result = native(signal, new, old);
-        if result == 0 && !old.is_null() {
-            reveal(before, &mut *old);
-        }
-        return result;
-    }
-    let mut action = *new;
-    let handler =
-        Handler { address: action.sa_sigaction, is_told: action.sa_flags & SA_SIGINFO != 0 };
-    signals::set_handler(signal, handler);
-    action.sa_sigaction = signals::door();
-    action.sa_flags |= SA_SIGINFO;
-    let result = native(signal, &raw const action, old);
-    if result != 0 {
+    let mut action = new.as_ref().copied();
+    let waits = action
+        .as_mut()
+        .filter(|action| signals::may_wait(signal, action.sa_sigaction))
+        .map(|action| {
+            let is_told = action.sa_flags & SA_SIGINFO != 0;
+            signals::set_handler(signal, Handler { address: action.sa_sigaction, is_told });
+            action.sa_sigaction = signals::door();
+            action.sa_flags |= SA_SIGINFO;
+            std::ptr::from_ref(action)
+        });
+    let result = native(signal, waits.unwrap_or(new), old);
+    if result != 0 && waits.is_some() {
         signals::set_handler(signal, before);
-    } else if !old.is_null() {
-        reveal(before, &mut *old);
+    }
+    if let Some(old) = old.as_mut().filter(|_| result == 0) {
+        reveal(before, old);
     }
     result
 }

@@ -5,7 +5,7 @@
 //! calls the program's handler at once, unless this thread is `Inside`: then it puts the signal off. It keeps what the kernel
 //! told of it and blocks all signals until the thread comes out, sends itself again what was put off, and unblocks them. So it
 //! is the kernel that delivers them, with the stack, mask and flags that the program asked for. Where no signal arrives that
-//! costs two loads and stores.
+//! costs three loads and two stores.
 //!
 //! Not put off are faults, which cannot go on before they are handled; the signals of a program under a system call filter, which
 //! may not be allowed to send any; and handlers installed past the functions of the C library.
