@@ -170,6 +170,7 @@ fn is_handed_over(slot: &Slot, outward: Way, ends: local::Ends) -> bool {
 fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodbye {
     let mut goodbye = Goodbye::Plain;
     // What TCP only repeats is not unread.
+    let was_frozen = slot.inward.stream.frozen(ends.mine);
     repeat::pass_over_all(fd, slot, ends);
     let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
     // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP.
@@ -197,7 +198,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         // Never lowered, so nobody has it but this process and, a moment longer, the service.
         if inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) {
             // A peer that is just writing what it had sent to TCP, or begins to, would take the error that its program shall get.
-            if !slot.inward.stream.freeze(ends.mine) {
+            if !slot.inward.stream.freeze(ends.mine) && !was_frozen {
                 repeat::pass_over_all(fd, slot, ends);
             }
             reset(fd);

@@ -97,13 +97,13 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
         }
         // SAFETY: the kernel passes what belongs to this signal.
         let told = unsafe { Told::of(signal, info) };
-        if told.is_fault() {
+        if told.is_fault() || layer::confined() {
             // The handler need not come back.
             thread.inside.store(0, Ordering::Relaxed);
             call();
             thread.inside.store(inside, Ordering::Relaxed);
         // SAFETY: as above.
-        } else if layer::confined() || !unsafe { thread.put_off(&told, context.cast()) } {
+        } else if !unsafe { thread.put_off(&told, context.cast()) } {
             call();
         }
     });
