@@ -7,9 +7,11 @@
 //!   holds locks and catches panics. While it is in a call it may be cancelled as other threads are: where the call begins, and
 //!   where it sleeps in the C library.
 //!
-//! Every other program pays with one load a call. So the symbols are defined here: they hold nothing that has to be unwound, and
-//! jump to the functions of the other files.
+//! Every other program pays with one load a call, and one whose other threads may be cancelled anywhere (those of redis that
+//! work in the background) with two. So the symbols are defined here: they hold nothing that has to be unwound, and jump to the
+//! functions of the other files.
 
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,8 +22,21 @@ use libc::{
 
 use crate::boundary::next;
 
-/// The program has cancelled a thread, or has one that may be cancelled anywhere.
+/// The program has cancelled a thread, or has had one that may be cancelled anywhere.
 static CANCELS: AtomicBool = AtomicBool::new(false);
+/// It has cancelled a thread.
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// This thread may be cancelled anywhere.
+    static ANYWHERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread has anything to mind.
+#[inline]
+fn minds() -> bool {
+    CANCELS.load(Ordering::Relaxed) && (CANCELLED.load(Ordering::Relaxed) || ANYWHERE.get())
+}
 
 /// `pthread.h`; the libc crate does not have them.
 const DEFERRED: c_int = 0;
@@ -31,6 +46,7 @@ const ASYNCHRONOUS: c_int = 1;
 pub(crate) unsafe extern "C-unwind" fn pthread_cancel(thread: pthread_t) -> c_int {
     let native = next!(pthread_cancel: fn(pthread_t) -> c_int);
     // A thread that is told of the cancellation knows of this too.
+    CANCELLED.store(true, Ordering::Relaxed);
     CANCELS.store(true, Ordering::Relaxed);
     native(thread)
 }
@@ -41,9 +57,14 @@ pub(crate) unsafe extern "C-unwind" fn pthread_setcanceltype(
     before: *mut c_int,
 ) -> c_int {
     if kind == ASYNCHRONOUS {
+        ANYWHERE.set(true);
         CANCELS.store(true, Ordering::Relaxed);
     }
-    set_type(kind, before)
+    let answer = set_type(kind, before);
+    if kind == DEFERRED {
+        ANYWHERE.set(false);
+    }
+    answer
 }
 
 unsafe fn set_type(kind: c_int, before: *mut c_int) -> c_int {
@@ -84,7 +105,7 @@ macro_rules! define {
                 leave(before);
                 result
             }
-            if CANCELS.load(Ordering::Relaxed) {
+            if minds() {
                 return minding($($argument),*);
             }
             crate::$file::$name($($argument),*)

@@ -175,13 +175,13 @@ pub(crate) fn prefetch(address: *const u8) {
 
 /// Asks for the cache line of `word` in order to write it, so that it has left other processors when a store to it comes.
 #[inline]
-pub(crate) fn prefetch_for_writing<T>(word: &T) {
+pub(crate) fn prefetch_for_writing<T>(word: *const T) {
     #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
     // SAFETY: a hint without an effect that a program could see; processors that do not know it do nothing.
     unsafe {
         std::arch::asm!(
             "prefetchw [{}]",
-            in(reg) std::ptr::from_ref(word),
+            in(reg) word,
             options(nostack, preserves_flags)
         );
     }

@@ -234,6 +234,7 @@ impl Sending<'_> {
         let local = local::get(self.index);
         let _held = slot.outward.lock.hold();
         let Some(ends) = local.ends() else { return self.to_kernel(slot, local) };
+        slot.outward.stream.prepare(ends.theirs);
         let way = prepare(self.fd, self.index, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
             return Err(after_end(self.fd));

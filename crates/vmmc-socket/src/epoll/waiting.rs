@@ -30,6 +30,16 @@ pub struct Waiting {
     time: Option<Duration>,
     /// When it began, if that is measured.
     since: Option<u64>,
+    /// The set was told that the program waits.
+    begun: bool,
+}
+
+/// What one look at the set gave.
+struct Look {
+    found: usize,
+    left: Vec<Left>,
+    /// Nothing was found, but something may come soon: one more than the processor that it comes from, or 0.
+    peer: Option<u32>,
 }
 
 impl Waiting {
@@ -46,7 +56,6 @@ impl Waiting {
     ) -> Option<Self> {
         let Kind::Set(number) = descriptor::kind(epfd) else { return None };
         let set = set(number)?;
-        set.with(|registrations| registrations.before_wait(epfd));
         if most == 0 || most > i32::MAX as usize / size_of::<libc::epoll_event>() {
             return None;
         }
@@ -54,8 +63,8 @@ impl Waiting {
         if inherited && set.with(|registrations| registrations.lifted > 0) {
             lower_all(number);
         }
-        let (deadline, left, time, since) = (None, None, None, None);
-        Some(Self { set, epfd, out, most, timeout, mask, deadline, left, time, since })
+        let (deadline, left, time, since, begun) = (None, None, None, None, false);
+        Some(Self { set, epfd, out, most, timeout, mask, deadline, left, time, since, begun })
     }
 
     /// For how long to sleep, when that is due.
@@ -89,20 +98,23 @@ impl Waiting {
         // With a signal mask of its own the call belongs to the kernel: a signal that the mask lets through must end it.
         let masked = !self.mask.is_null();
         let at_once = self.timeout == Some(Duration::ZERO);
+        let mut ask_kernel = masked || at_once;
         loop {
             // With nothing lifted in the set the kernel is asked once, as the program would.
-            if self.set.with(|registrations| registrations.lifted > 0) {
-                let mut found = self.look(masked || at_once)?;
-                let left = self.follow_peers();
+            if let Some(Look { found, left, peer }) = self.look(ask_kernel)? {
+                left.iter().for_each(|left| lower::follow(left.fd, left.slot));
                 if found > 0 {
-                    found += self.tell_of(&left, found);
-                } else if !left.is_empty() {
-                    found = self.look(true)?;
+                    return Ok(Some(found + self.tell_of(&left, found)));
                 }
-                if found > 0 || at_once {
-                    return Ok(Some(found));
+                if !left.is_empty() {
+                    ask_kernel = true;
+                    continue;
                 }
-                if !masked && self.spin()? {
+                if at_once {
+                    return Ok(Some(0));
+                }
+                ask_kernel = masked;
+                if !masked && peer.is_some_and(|peer| self.spin(peer)) {
                     continue;
                 }
             }
@@ -116,9 +128,16 @@ impl Waiting {
         }
     }
 
-    /// What is ready now, in the rings and, at times, in the kernel.
-    fn look(&self, ask_kernel: bool) -> Outcome {
+    /// What is ready now, in the rings and, at times, in the kernel; `None`: nothing is lifted.
+    fn look(&mut self, ask_kernel: bool) -> Result<Option<Look>, Errno> {
+        let begins = !std::mem::replace(&mut self.begun, true);
         self.set.with(|registrations| {
+            if begins {
+                registrations.before_wait(self.epfd);
+            }
+            if registrations.lifted == 0 {
+                return Ok(None);
+            }
             let now = thread::ticks();
             let due = now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK;
             let asks = ask_kernel || due || !registrations.hot();
@@ -136,18 +155,15 @@ impl Waiting {
                 found += self.ask_kernel(registrations, found).unwrap_or(0);
             }
             self.on_return(registrations, found);
-            Ok(found)
+            let spins = found == 0 && registrations.hot();
+            let peer = spins.then(|| registrations.peer_processor());
+            Ok(Some(Look { found, left: registrations.take_left(), peer }))
         })
     }
 
     /// Waits for a hot connection without sleeping; true if something is there.
-    fn spin(&self) -> Result<bool, Errno> {
-        let peer = self
-            .set
-            .with(|registrations| registrations.hot().then(|| registrations.peer_processor()));
-        let Some(peer) = peer else { return Ok(false) };
+    fn spin(&self, peer: u32) -> bool {
         let start = explain::clock();
-        let mut kernel_spoke = Ok(false);
         let found = spin::until(
             || peer,
             || {
@@ -155,9 +171,7 @@ impl Waiting {
                     let now = thread::ticks();
                     if now.wrapping_sub(registrations.last_kernel_look) > KERNEL_LOOK {
                         registrations.last_kernel_look = now;
-                        let pending = kernel::pending(self.epfd, libc::POLLIN) != 0;
-                        kernel_spoke = Ok(pending);
-                        if pending {
+                        if kernel::pending(self.epfd, libc::POLLIN) != 0 {
                             registrations.look_soon();
                             return true;
                         }
@@ -167,7 +181,7 @@ impl Waiting {
             },
         );
         explain::spun_since(start);
-        kernel_spoke.map(|spoke| found || spoke)
+        found
     }
 
     /// Prepares a sleep; false if there is something to look at first.
@@ -209,11 +223,10 @@ impl Waiting {
         })
     }
 
-    /// Goes back to TCP where peers or relatives did: which ones.
-    fn follow_peers(&self) -> Vec<Left> {
+    /// Goes back to TCP where peers or relatives did.
+    fn follow_peers(&self) {
         let left = self.set.with(Registrations::take_left);
         left.iter().for_each(|left| lower::follow(left.fd, left.slot));
-        left
     }
 
     /// Beside `found` others tells of those that have just gone back to TCP: the kernel's object would say it at the next call.
