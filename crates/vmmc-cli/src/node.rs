@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use vmmc_node::{
-    ClusterConfig, ClusterKey, PathStatus, Policy, ServeOptions, serve, start, status, stop,
+    ClaimError, ClusterConfig, ClusterKey, PathStatus, Policy, ServeError, ServeOptions, TAKEN,
+    serve, start, status, stop,
 };
 use vmmc_os::{ServiceOf, ServicePlace, close_inherited, detach};
 
@@ -56,6 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: Args) -> ExitCode {
     let place = if args.system { ServicePlace::of_host() } else { ServicePlace::of_environment() };
+    let mut failure = ExitCode::FAILURE;
     let result = match args.action {
         Action::Start { json } => start_service(&place, json),
         Action::Stop { json } => match stop(&place, PATIENCE) {
@@ -78,13 +80,20 @@ pub(crate) fn run(args: Args) -> ExitCode {
             println!("{}", ClusterKey::random().to_hex());
             Ok(())
         }
-        Action::Serve { detached } => serve_here(place, detached),
+        Action::Serve { detached } => serve_options(place, detached).and_then(|options| {
+            serve(&options).map_err(|error| {
+                if matches!(error, ServeError::Claim(ClaimError::Taken(_))) {
+                    failure = TAKEN.into();
+                }
+                error.to_string()
+            })
+        }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmmc: {error}");
-            ExitCode::FAILURE
+            failure
         }
     }
 }
@@ -215,7 +224,8 @@ fn show_path(path: &PathStatus) {
     );
 }
 
-fn serve_here(mut place: ServicePlace, detached: bool) -> Result<(), String> {
+/// How to serve at `place`, as the environment says; this process leaves its starter first if it is to be `detached`.
+fn serve_options(mut place: ServicePlace, detached: bool) -> Result<ServeOptions, String> {
     // A relative directory would mean another one after `detach`.
     place.dir = std::path::absolute(&place.dir).map_err(|error| {
         format!("cannot find the current directory ({error}): set VMMC_RUNTIME_DIR to a full path")
@@ -245,8 +255,7 @@ fn serve_here(mut place: ServicePlace, detached: bool) -> Result<(), String> {
         ServiceOf::Host => Policy::of_host().map_err(|error| error.to_string())?,
         ServiceOf::User => Policy::default(),
     };
-    serve(&ServeOptions { place, policy, idle, pinned_limit, cluster })
-        .map_err(|error| error.to_string())
+    Ok(ServeOptions { place, policy, idle, pinned_limit, cluster })
 }
 
 /// The other nodes: `$VMMC_NODE_CONFIG`, else `node.toml` in the runtime directory if there is one.

@@ -33,5 +33,5 @@ pub use control::{ControlError, status, stop};
 pub use directory::ClaimError;
 pub use policy::{Between, Limits, Policy, PolicyError, Ports, RingSize, User};
 pub use service::{ServeError, ServeOptions, serve};
-pub use start::{NodeStartError, start};
+pub use start::{NodeStartError, TAKEN, start};
 pub use vmmc_proto::{NodeStatus, PathStatus};

@@ -24,8 +24,12 @@ pub enum NodeStartError {
     Slow,
 }
 
+/// What a program that [`start`] runs has to end with when another service has the place ([`crate::ClaimError::Taken`]): its exit status.
+pub const TAKEN: u8 = 75;
+
 /// Makes sure that a service runs at `place`: starts `program` with `arguments`, which must call [`crate::serve`] at that
-/// place, unless one answers already. Returns the service's process number once it answers; `true` if it is new.
+/// place and end with [`TAKEN`] if that says so, unless one answers already. Returns the service's process number once it answers;
+/// `true` if it is new.
 ///
 /// # Errors
 /// When the program cannot be started, or does not answer within `limit`.
@@ -41,8 +45,8 @@ pub fn start(
     }
     let variable = if place.of == ServiceOf::Host { "VMMC_SYSTEM_DIR" } else { "VMMC_RUNTIME_DIR" };
     let environment = [(variable, place.dir.as_path())];
-    let mut child =
-        start_detached(program, arguments, &environment).map_err(NodeStartError::Start)?;
+    let launch = || start_detached(program, arguments, &environment).map_err(NodeStartError::Start);
+    let mut child = launch()?;
     loop {
         // Another start may have won: any service that answers will do.
         match status(place, limit) {
@@ -51,15 +55,19 @@ pub fn start(
             Err(error) => return Err(NodeStartError::Control(error)),
         }
         if let Ok(Some(ended)) = child.try_wait() {
-            return match status(place, limit) {
-                Ok(Some(status)) => Ok((status.pid, false)),
-                _ => Err(last_words(&mut child).map_or_else(
-                    || NodeStartError::Ended(ended.to_string()),
-                    NodeStartError::Refused,
-                )),
-            };
-        }
-        if Instant::now() >= deadline {
+            let taken = ended.code() == Some(TAKEN.into());
+            match status(place, limit) {
+                Ok(Some(status)) => return Ok((status.pid, false)),
+                // Who has the place does not listen yet, or no longer: it answers soon, or the next of ours gets the place.
+                _ if taken && Instant::now() < deadline => child = launch()?,
+                _ => {
+                    return Err(last_words(&mut child).map_or_else(
+                        || NodeStartError::Ended(ended.to_string()),
+                        NodeStartError::Refused,
+                    ));
+                }
+            }
+        } else if Instant::now() >= deadline {
             let _ = child.kill();
             let _ = child.wait();
             return Err(NodeStartError::Slow);
