@@ -27,7 +27,7 @@ mod registrations;
 mod waiting;
 
 pub(crate) use registration::{ended, readiness_beside_the_ring};
-use registrations::Registrations;
+use registrations::{Control, Registrations};
 pub use waiting::Waiting;
 
 /// Epoll objects of one process that can hold lifted connections.
@@ -230,67 +230,74 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
             return crate::Route::Done(outcome);
         }
     }
-    if operation == libc::EPOLL_CTL_ADD {
-        // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.
-        let (known, refused) = set
-            .with(|registrations| (registrations.knows(fd, index), registrations.refuse_lifting));
-        if exclusive || refused || !known && has_member(index, number) {
-            crate::lower::lower(fd, index, Why::Set);
-            return not_ours;
-        }
-    }
     if slot.phase() == Phase::Attached && !slot.ready.load(Ordering::Acquire) {
         let arms = operation == libc::EPOLL_CTL_MOD;
         set.with(|registrations| registrations.set_arming(fd, index, arms));
         crate::lift::retry_ready(index, slot);
-        set.with(|registrations| registrations.set_arming(fd, index, false));
     }
-    let is_lifted = || slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire);
-    let lifted = is_lifted();
-    let outcome = set.with(|registrations| {
-        if !lifted {
-            registrations.look_soon();
-        }
-        match (operation, event) {
-            (libc::EPOLL_CTL_ADD, Some((events, data))) => {
-                registrations.add(epfd, fd, index, lifted, events, data)
-            }
-            (libc::EPOLL_CTL_MOD, Some((events, data))) => {
-                registrations.modify(epfd, fd, lifted, events, data)
-            }
-            (libc::EPOLL_CTL_DEL, _) => registrations.delete(epfd, fd),
-            _ => Err(None),
-        }
-    });
+    let outcome = match (operation, event) {
+        (libc::EPOLL_CTL_ADD, Some(event)) => add(number, set, epfd, fd, index, exclusive, event),
+        (libc::EPOLL_CTL_MOD, Some((events, data))) => set.with(|registrations| {
+            registrations.look_soon_unless(is_lifted(slot));
+            registrations.modify(epfd, fd, events, data)
+        }),
+        (libc::EPOLL_CTL_DEL, _) => set.with(|registrations| {
+            registrations.look_soon_unless(is_lifted(slot));
+            registrations.delete(epfd, fd)
+        }),
+        _ => Err(None),
+    };
     if outcome.is_ok() && set.sleepers.load(Ordering::SeqCst) > 0 {
         set.with(Registrations::leave_to_others);
     }
     match outcome {
-        Ok(None) => crate::Route::Done(Ok(0)),
-        Ok(Some(registration)) => {
-            STRUCTURE.with(|_| {
-                // SAFETY: the structure's lock is held.
-                unsafe { local::get(index).parts() }.members.push((number, registration));
-            });
-            // It may have been lifted just now, between the look and the entry.
-            if !lifted && is_lifted() {
-                STRUCTURE.with(|_| {
-                    // SAFETY: the structure's lock is held.
-                    adopt(index, unsafe { local::get(index).parts() });
-                });
-            }
-            crate::Route::Done(Ok(0))
-        }
+        Ok(()) => crate::Route::Done(Ok(0)),
         Err(Some(error)) => crate::Route::Done(Err(error)),
         Err(None) => not_ours,
     }
 }
 
-/// Whether the connection is registered in the set under any number.
-fn has_member(index: u32, number: u32) -> bool {
-    STRUCTURE.with(|_| {
+fn is_lifted(slot: &Slot) -> bool {
+    slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire)
+}
+
+/// Registers a connection that is new to the set.
+///
+/// As soon as the kernel knows of it another thread may be told of it, and close it: that waits until everybody else knows of
+/// it too.
+fn add(
+    number: u32,
+    set: &Set,
+    epfd: i32,
+    fd: i32,
+    index: u32,
+    exclusive: bool,
+    (events, data): (u32, u64),
+) -> Control {
+    let carried = STRUCTURE.with(|_| {
+        if descriptor::kind(fd) != Kind::Connection(index) {
+            return None;
+        }
         // SAFETY: the structure's lock is held.
-        unsafe { local::get(index).parts() }.members.iter().any(|&(other, _)| other == number)
+        let members = &mut unsafe { local::get(index).parts() }.members;
+        set.with(|registrations| {
+            // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.
+            let twice = || members.iter().any(|&(other, _)| other == number);
+            if exclusive
+                || registrations.refuse_lifting
+                || !registrations.knows(fd, index) && twice()
+            {
+                return None;
+            }
+            let lifted = is_lifted(slot::get(index));
+            registrations.look_soon_unless(lifted);
+            let added = registrations.add(epfd, fd, index, lifted, events, data);
+            Some(added.map(|new| members.extend(new.map(|registration| (number, registration)))))
+        })
+    });
+    carried.unwrap_or_else(|| {
+        crate::lower::lower_for(fd, Why::Set);
+        Err(None)
     })
 }
 

@@ -330,6 +330,9 @@ macro_rules! for_every_scenario {
             read_behind_another_program: Warm;
             read_all_behind_another_program: Warm;
             other_program_after_shutdown: Warm;
+            // pools.c
+            pool_added_by_acceptor: Cold;
+            pool_of_one_shots: Cold;
             // switching.c
             readable_while_lifted: Cold;
             closed_while_lifted: Cold;

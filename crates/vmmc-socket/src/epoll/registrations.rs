@@ -75,8 +75,8 @@ impl Numbers {
     }
 }
 
-/// What `epoll_ctl` comes to: done (with the number of a new registration), failed, or to be done by the kernel.
-type Control = Result<Option<u32>, Option<Errno>>;
+/// What `epoll_ctl` comes to: done, failed, or to be done by the kernel.
+pub(super) type Control = Result<(), Option<Errno>>;
 
 impl Registrations {
     /// Of the set with this number.
@@ -91,6 +91,13 @@ impl Registrations {
     /// The kernel has something to tell, or may have: the next call asks it, whatever the rings have.
     pub(super) fn look_soon(&mut self) {
         self.last_kernel_look = 0;
+    }
+
+    /// The kernel may have something to tell of a connection that is not lifted.
+    pub(super) fn look_soon_unless(&mut self, lifted: bool) {
+        if !lifted {
+            self.look_soon();
+        }
     }
 
     /// Whether `fd` is registered as the connection `slot`.
@@ -214,6 +221,7 @@ impl Registrations {
         }
     }
 
+    /// The number of the registration, if it is new.
     pub(super) fn add(
         &mut self,
         epfd: i32,
@@ -222,7 +230,7 @@ impl Registrations {
         lifted: bool,
         events: u32,
         data: u64,
-    ) -> Control {
+    ) -> Result<Option<u32>, Option<Errno>> {
         self.epfd = Some(epfd);
         if let Some(number) = self.by_fd.get(fd) {
             self.tell(epfd, number);
@@ -281,30 +289,24 @@ impl Registrations {
         Ok(Some(number))
     }
 
-    pub(super) fn modify(
-        &mut self,
-        epfd: i32,
-        fd: i32,
-        _lifted: bool,
-        events: u32,
-        data: u64,
-    ) -> Control {
+    pub(super) fn modify(&mut self, epfd: i32, fd: i32, events: u32, data: u64) -> Control {
         self.epfd = Some(epfd);
         let Some(number) = self.by_fd.get(fd) else { return Err(None) };
         self.tell(epfd, number);
         let entry = self.entries[number as usize].as_mut().expect("the index names live entries");
+        entry.arming = false;
         if !entry.lifted {
             kernel::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, events, data).map_err(Some)?;
             entry.want(events, data);
             entry.told = (events, data);
-            return Ok(None);
+            return Ok(());
         }
         if !entry.active {
             return Err(Some(Errno(libc::ENOENT)));
         }
         entry.want(events, data);
         self.heat(number);
-        Ok(None)
+        Ok(())
     }
 
     pub(super) fn delete(&mut self, epfd: i32, fd: i32) -> Control {
@@ -314,12 +316,12 @@ impl Registrations {
         if !entry.lifted {
             kernel::epoll_ctl(epfd, libc::EPOLL_CTL_DEL, fd, 0, 0).map_err(Some)?;
             entry.active = false;
-            return Ok(None);
+            return Ok(());
         }
         if !std::mem::replace(&mut entry.active, false) {
             return Err(Some(Errno(libc::ENOENT)));
         }
-        Ok(None)
+        Ok(())
     }
 
     fn enter(&mut self, registration: Registration) -> u32 {
@@ -365,7 +367,7 @@ impl Registrations {
         }
     }
 
-    /// The program begins or ends to change the registration.
+    /// Whether the program is just changing the registration.
     pub(super) fn set_arming(&mut self, fd: i32, slot: u32, on: bool) {
         if let Some(number) = self.by_fd.get(fd)
             && let Some(entry) = self.own(number, slot)
@@ -386,6 +388,8 @@ impl Registrations {
         let Some(entry) = self.own(number, slot).filter(|entry| !entry.lifted) else { return };
         let operation = if entry.active { libc::EPOLL_CTL_MOD } else { libc::EPOLL_CTL_ADD };
         let _ = kernel::epoll_ctl(epfd, operation, entry.fd, TCP_EVENTS, marked(number));
+        // Who arms it may be the one who was told last: nobody else is before it is armed.
+        entry.spent |= entry.arming && entry.events & ONE_SHOT != 0;
         self.lift(epfd, number);
     }
 
