@@ -114,6 +114,89 @@ pub(crate) unsafe extern "C-unwind" fn writev(
     }
 }
 
+/// The `MSG_*` flags of a `preadv2` or `pwritev2` that a ring can do: one at the file's position, as a socket has no other, that at
+/// the most must not wait.
+fn without_position(offset: off_t, flags: c_int) -> Option<c_int> {
+    match flags {
+        _ if offset != -1 => None,
+        0 => Some(0),
+        libc::RWF_NOWAIT => Some(libc::MSG_DONTWAIT),
+        _ => None,
+    }
+}
+
+/// A call at the position of `fd` with flags that no ring knows: its bytes must be the kernel's. At any other offset the kernel
+/// refuses a socket.
+fn mind_other_flags(fd: c_int, offset: off_t) {
+    if offset == -1 {
+        catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+    }
+}
+
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn preadv2(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(preadv2: fn(c_int, *const iovec, c_int, off_t, c_int) -> ssize_t);
+    let kernel = || native(fd, list, count, offset, flags);
+    let Some(carried) = without_position(offset, flags) else {
+        mind_other_flags(fd, offset);
+        return kernel();
+    };
+    match pieces(list, count as usize) {
+        Some(pieces) if pieces.iter().any(|piece| piece.iov_len > 0) => {
+            inward(fd, pieces, carried, kernel)
+        }
+        _ => kernel(),
+    }
+}
+
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn preadv64v2(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    preadv2(fd, list, count, offset, flags)
+}
+
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn pwritev2(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    let native = next!(pwritev2: fn(c_int, *const iovec, c_int, off_t, c_int) -> ssize_t);
+    let kernel = || native(fd, list, count, offset, flags);
+    let Some(carried) = without_position(offset, flags) else {
+        mind_other_flags(fd, offset);
+        return kernel();
+    };
+    match pieces(list, count as usize) {
+        Some(pieces) => outward(fd, pieces, carried, kernel),
+        None => kernel(),
+    }
+}
+
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn pwritev64v2(
+    fd: c_int,
+    list: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    pwritev2(fd, list, count, offset, flags)
+}
+
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn recvfrom(
     fd: c_int,

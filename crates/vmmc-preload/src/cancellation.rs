@@ -120,6 +120,10 @@ define! {
     bytes::write(fd: c_int, from: *const c_void, len: size_t) -> ssize_t;
     bytes::readv(fd: c_int, list: *const iovec, count: c_int) -> ssize_t;
     bytes::writev(fd: c_int, list: *const iovec, count: c_int) -> ssize_t;
+    bytes::preadv2(fd: c_int, list: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    bytes::preadv64v2(fd: c_int, list: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    bytes::pwritev2(fd: c_int, list: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    bytes::pwritev64v2(fd: c_int, list: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
     bytes::recv(fd: c_int, to: *mut c_void, len: size_t, flags: c_int) -> ssize_t;
     bytes::send(fd: c_int, from: *const c_void, len: size_t, flags: c_int) -> ssize_t;
     bytes::recvfrom(fd: c_int, to: *mut c_void, len: size_t, flags: c_int, address: *mut sockaddr,

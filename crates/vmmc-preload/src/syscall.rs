@@ -6,7 +6,10 @@ use libc::{iovec, msghdr, sockaddr, socklen_t};
 use vmmc_socket::family;
 
 use crate::boundary::{catch, next};
-use crate::bytes::{read, readv, recvfrom, recvmsg, sendmsg, sendto, splice, write, writev};
+use crate::bytes::{
+    preadv2, pwritev2, read, readv, recvfrom, recvmsg, sendfile, sendmsg, sendto, splice, write,
+    writev,
+};
 
 /// The C library's door to any system call. Those that the layer carries go its way; the rest are the caller's own.
 #[inline(never)]
@@ -131,6 +134,13 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_write => plain(write(fd, b as *const c_void, c)),
         libc::SYS_readv => plain(readv(fd, b as *const iovec, c as c_int)),
         libc::SYS_writev => plain(writev(fd, b as *const iovec, c as c_int)),
+        // The offset is in one register; the next one is for those of 32 bits.
+        libc::SYS_preadv2 => {
+            plain(preadv2(fd, b as *const iovec, c as c_int, d as libc::off_t, f as c_int))
+        }
+        libc::SYS_pwritev2 => {
+            plain(pwritev2(fd, b as *const iovec, c as c_int, d as libc::off_t, f as c_int))
+        }
         libc::SYS_recvfrom => plain(recvfrom(
             fd,
             b as *mut c_void,

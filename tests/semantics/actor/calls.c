@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 void scenario_echo_sizes(void) {
     static const size_t sizes[] = {1,     2,     3,     7,     64,     100,    1000,   1460,   4096,  8191,
@@ -105,6 +106,47 @@ void scenario_long_vectors(void) {
     ssize_t count = T_OK(readv(fd, parts, PARTS));
     count += get(fd, bytes + count, sizeof bytes - count);
     say_bytes("all parts", bytes, count);
+    meet();
+}
+
+/* `preadv2` and `pwritev2` are `readv` and `writev` where the offset is -1; a connection has no other. */
+void scenario_vectors_at_position(void) {
+    char a[4] = "", b[32] = "";
+    int fd = connection();
+    struct iovec in[] = {{a, 2}, {b, 4}}, out[] = {{"fi", 2}, {"rst ", 4}};
+    if (me.client) {
+        T(pwritev2(fd, out, 2, -1, 0));
+        T(pwritev64v2(fd, out, 2, -1, RWF_NOWAIT));
+        T(pwritev2(fd, out, 2, 0, 0));
+        T(pwritev(fd, out, 2, 0));
+        T(pwrite(fd, "no", 2, 0));
+        meet();
+        meet();
+        put_text(fd, "first first first ");
+        meet();
+        meet();
+        T(syscall(SYS_pwritev2, fd, out, 2, -1L, 0, 0));
+        T(pwritev2(fd, out, 2, -1, RWF_DSYNC));
+        meet();
+        return;
+    }
+    meet();
+    expect_text(fd, "first first ");
+    meet();
+    meet();
+    await_readable(fd, 18);
+    T(preadv2(fd, in, 2, -1, 0));
+    say("%.2s|%.4s", a, b);
+    T(preadv2(fd, in, 2, 0, 0));
+    T(preadv(fd, in, 2, 0));
+    T(pread(fd, b, 1, 0));
+    T(preadv64v2(fd, in, 2, -1, RWF_NOWAIT));
+    T(syscall(SYS_preadv2, fd, in, 2, -1L, 0, 0));
+    T(preadv2(fd, in, 2, -1, RWF_NOWAIT));
+    T(preadv2(fd, in, IOV_MAX + 1, -1, RWF_NOWAIT));
+    T(preadv2(fd, in, 0, -1, 0));
+    meet();
+    expect_text(fd, "first first ");
     meet();
 }
 

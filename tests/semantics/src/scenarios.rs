@@ -42,6 +42,7 @@ macro_rules! for_every_scenario {
             read_write: Warm;
             vectors: Warm;
             long_vectors: Warm;
+            vectors_at_position: Warm;
             send_recv: Warm;
             sendto_recvfrom: Warm;
             sendmsg_recvmsg: Warm;
