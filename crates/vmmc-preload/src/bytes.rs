@@ -461,6 +461,8 @@ pub(crate) unsafe extern "C-unwind" fn sendfile(
     let native = next!(sendfile: fn(c_int, c_int, *mut off_t, size_t) -> ssize_t);
     let kernel = || native(to, from, offset, count);
     if !vmmc_socket::is_connection(to) {
+        // Into a pipe the kernel moves what lies in its own queue.
+        catch((), || keep_errno(|| vmmc_socket::lower_descriptor(from)));
         return kernel();
     }
     let at =

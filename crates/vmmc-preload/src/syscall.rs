@@ -66,6 +66,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             let offset = |pointer: usize| pointer as *mut libc::loff_t;
             return plain(splice(fd, offset(b), c as c_int, offset(d), e, f as c_uint));
         }
+        libc::SYS_sendfile => return plain(sendfile(fd, b as c_int, c as *mut libc::off_t, d)),
         libc::SYS_epoll_create => return crate::waiting::epoll_create(a as c_int).into(),
         libc::SYS_epoll_create1 => return crate::waiting::epoll_create1(a as c_int).into(),
         libc::SYS_epoll_pwait => {

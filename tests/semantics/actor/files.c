@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/syscall.h>
 
 static int pattern_file(size_t size, unsigned seed) {
     int file = memfd_create("file", 0);
@@ -82,6 +83,31 @@ void scenario_sendfile_nonblocking(void) {
         await_bits(fd, POLLOUT);
     }
     say("was refused: %s", refused ? "yes" : "no");
+    meet();
+}
+
+/* From a connection into a pipe, as the kernel does since Linux 5.12. */
+void scenario_sendfile_to_pipe(void) {
+    int fd = connection();
+    if (me.client) {
+        put_pattern(fd, 0, 6000, 5);
+        meet();
+        meet();
+        return;
+    }
+    int ends[2];
+    if (pipe(ends) != 0)
+        return;
+    meet();
+    await_readable(fd, 6000);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    T(sendfile(ends[1], fd, NULL, 1000));
+    get_pattern(ends[0], 0, 1000, 5);
+    T(syscall(SYS_sendfile, ends[1], fd, NULL, 2000));
+    get_pattern(ends[0], 1000, 2000, 5);
+    T(sendfile64(ends[1], fd, &(off64_t){0}, 10));
+    get_pattern(fd, 3000, 3000, 5);
+    T(sendfile(ends[1], fd, NULL, 10));
     meet();
 }
 

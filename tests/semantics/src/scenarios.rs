@@ -248,6 +248,7 @@ macro_rules! for_every_scenario {
             sendfile: Warm;
             sendfile_nonblocking: Warm;
             sendfile_in_one_piece: Warm;
+            sendfile_to_pipe: Warm;
             splice_from_connection: Warm;
             splice_to_connection: Warm;
             // stdio.c
