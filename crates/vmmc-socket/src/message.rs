@@ -2,6 +2,9 @@
 
 use vmmc::stream::Ring;
 
+/// The kernel's `MAX_RW_COUNT`: what is longer is done in part.
+const MOST: usize = 0x7fff_f000;
+
 /// A cursor over pieces of a program's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pieces<'a> {
@@ -12,13 +15,13 @@ pub(crate) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// All of `pieces`; `None` if their lengths add up to more than a call may move.
+    /// All of `pieces`, up to the most that one call moves in the kernel; `None` if their lengths add up to what it refuses.
     pub(crate) fn new(pieces: &'a [libc::iovec]) -> Option<Self> {
         let mut left = 0usize;
         for piece in pieces {
             left = left.checked_add(piece.iov_len)?;
         }
-        (left <= isize::MAX as usize).then_some(Self { pieces, skip: 0, left })
+        (left <= isize::MAX as usize).then_some(Self { pieces, skip: 0, left: left.min(MOST) })
     }
 
     /// The one `piece`.
@@ -125,6 +128,21 @@ mod tests {
         assert_eq!(seen, [3, 4]);
         assert_eq!(pieces.limited(100, |list| list.iter().map(|p| p.iov_len).sum::<usize>()), 3);
         pieces.skip(3);
+        assert_eq!(pieces.left(), 0);
+    }
+
+    #[test]
+    fn is_no_longer_than_the_kernel_lets_it_be() {
+        let part = |len| libc::iovec { iov_base: std::ptr::dangling_mut(), iov_len: len };
+        let list = [part(10), part(MOST), part(10)];
+        assert_eq!(Pieces::new(&list[..1]).unwrap().left(), 10);
+        assert_eq!(Pieces::new(&list[1..2]).unwrap().left(), MOST);
+        assert_eq!(Pieces::new(&[part(3 << 30)]).unwrap().left(), MOST);
+        let mut pieces = Pieces::new(&list).unwrap();
+        assert_eq!(pieces.left(), MOST);
+        pieces.skip(MOST - 5);
+        assert_eq!(pieces.limited(100, |list| list.iter().map(|p| p.iov_len).sum::<usize>()), 5);
+        pieces.skip(5);
         assert_eq!(pieces.left(), 0);
     }
 
