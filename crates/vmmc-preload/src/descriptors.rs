@@ -27,10 +27,16 @@ pub(crate) unsafe extern "C-unwind" fn close_range(
 ) -> c_int {
     let native = next!(close_range: fn(c_uint, c_uint, c_int) -> c_int);
     let top = last.min(c_int::MAX as c_uint) as c_int;
-    if flags == 0 {
-        catch((), || keep_errno(|| vmmc_socket::closing_between(first as c_int, top)));
-    } else if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC != 0 {
+    let flag = |bit: c_uint| flags as c_uint & bit != 0;
+    if flag(libc::CLOSE_RANGE_UNSHARE) {
+        crate::programs::before_unsharing();
+    }
+    if flag(libc::CLOSE_RANGE_CLOEXEC) {
         return native(first, last, flags);
+    }
+    // Where other threads keep what this one closes in a table of its own, all is the kernel's by now.
+    if flags as c_uint & !libc::CLOSE_RANGE_UNSHARE == 0 {
+        catch((), || keep_errno(|| vmmc_socket::closing_between(first as c_int, top)));
     }
     let mut from = first;
     for own in catch(Vec::new(), || vmmc_socket::own_between(first as c_int, top)) {

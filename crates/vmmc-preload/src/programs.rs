@@ -166,6 +166,19 @@ pub(crate) unsafe extern "C-unwind" fn clone(
     forking(|| native(Some(begin), stack, flags, first, parent_id, area, child_id).into()) as c_int
 }
 
+/// Before this thread gets descriptors of its own.
+pub(crate) fn before_unsharing() {
+    keep_errno(|| catch((), vmmc_socket::lower_for_unsharing));
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn unshare(flags: c_int) -> c_int {
+    if flags & libc::CLONE_FILES != 0 {
+        before_unsharing();
+    }
+    next!(unshare: fn(c_int) -> c_int)(flags)
+}
+
 /// Calls that may put the node service out of reach.
 macro_rules! confine {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(

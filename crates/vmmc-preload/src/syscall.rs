@@ -101,6 +101,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_prctl => {
             return crate::programs::prctl(a as c_int, b, c, d, e).into();
         }
+        libc::SYS_unshare => return crate::programs::unshare(a as c_int).into(),
         libc::SYS_setrlimit => return crate::limits::setrlimit(a as c_uint, b as *const _).into(),
         libc::SYS_prlimit64 => {
             let (new, old) = (c as *const _, d as *mut _);

@@ -75,7 +75,8 @@ pub use layer::{
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{
-    lower_descriptor, lower_everything, lower_for_spawning, lower_for_uring, lower_passed,
+    lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
+    lower_passed,
 };
 pub use receive::{
     Receiving, TCP_INQ, at_mark, left, left_is_told_or_not, only_error_left, receive, unread,

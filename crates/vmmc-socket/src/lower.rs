@@ -19,7 +19,7 @@ use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
-use crate::{anew, board, ending, epoll, lift, park, policy, repeat, transmit, wait};
+use crate::{anew, board, ending, epoll, lift, park, policy, repeat, thread, transmit, wait};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -180,6 +180,19 @@ pub fn lower_for_uring() {
     for (fd, _) in descriptor::between(0, i32::MAX) {
         lower_for(fd, Why::Uring);
     }
+}
+
+/// A thread is about to have descriptors of its own, beside other threads. The layer knows of one table: a number that is closed in
+/// the thread's stays open in the others'. So everything is the kernel's from here on.
+pub fn lower_for_unsharing() {
+    if thread::alone() || !layer::at_home() {
+        return;
+    }
+    for (fd, _) in descriptor::between(0, i32::MAX) {
+        // Whoever closes it need not be the last.
+        handing::note(fd);
+    }
+    lower_everything();
 }
 
 /// The program passes `fd` to another process, by a message over `through`.

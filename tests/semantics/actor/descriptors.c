@@ -236,3 +236,18 @@ void scenario_close_one_dup(void) {
     shutdown(twin, SHUT_WR);
     meet();
 }
+
+/* A table of its own is what a program with one thread has anyhow. */
+void scenario_close_unshared(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_text(fd, "last");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    put_text(fd, "last");
+    T(close_range(fd, fd, CLOSE_RANGE_UNSHARE));
+    T(fcntl(fd, F_GETFD));
+    meet();
+}

@@ -446,3 +446,49 @@ void scenario_thread_fork_while_recv(void) {
     join_reader(thread, &reader);
     meet();
 }
+
+static void *close_own(void *fd) {
+    T(unshare(CLONE_FILES));
+    T(close(*(int *)fd));
+    return NULL;
+}
+
+static void *close_own_by_range(void *fd) {
+    T(close_range(*(int *)fd, *(int *)fd, CLOSE_RANGE_UNSHARE));
+    return NULL;
+}
+
+/* A thread closes a descriptor in a table of its own: to the others it stays open. */
+static void goes_on_after(void *(*thread)(void *)) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        meet();
+        T(recv(fd, &(char){0}, 1, MSG_DONTWAIT));
+        put_text(fd, "to the others");
+        expect_text(fd, "by the others");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    pthread_t other;
+    pthread_create(&other, NULL, thread, &fd);
+    pthread_join(other, NULL);
+    meet();
+    expect_text(fd, "unread");
+    expect_text(fd, "to the others");
+    put_text(fd, "by the others");
+    close(fd);
+    meet();
+}
+
+void scenario_thread_with_descriptors_of_its_own(void) {
+    goes_on_after(close_own);
+}
+
+void scenario_thread_closes_unshared(void) {
+    goes_on_after(close_own_by_range);
+}

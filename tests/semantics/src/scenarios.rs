@@ -187,6 +187,7 @@ macro_rules! for_every_scenario {
             lowest_number: Warm;
             close_all_others: Warm;
             close_everything_and_reconnect: Warm;
+            close_unshared: Warm;
             descriptor_limit: Warm;
             descriptor_limit_lowered: Warm;
             close_one_dup: Warm;
@@ -283,6 +284,8 @@ macro_rules! for_every_scenario {
             thread_many_readers: Warm;
             thread_both_ways_from_the_start: Cold;
             thread_fork_while_recv: Warm;
+            thread_with_descriptors_of_its_own: Warm;
+            thread_closes_unshared: Warm;
             // signals.c
             signal_interrupts: Warm;
             signal_restarts: Warm;
