@@ -1,5 +1,7 @@
 //! Making, ending and tuning connections.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
 
 use crate::boundary::{catch, keep_errno, next};
@@ -7,6 +9,40 @@ use crate::descriptors::note;
 
 fn accepted(fd: c_int, nonblocking: bool) {
     keep_errno(|| catch((), || vmmc_socket::accepted(fd, nonblocking)));
+}
+
+/// The program has set something on a socket without a peer that a connection which comes by it has too, and that no ring follows.
+static INHERITED: AtomicBool = AtomicBool::new(false);
+
+/// What is not carried and was set on the listening socket keeps an accepted connection on TCP.
+fn mind_inherited(fd: c_int) {
+    if INHERITED.load(Ordering::Relaxed) && has_what_is_not_carried(fd) {
+        keep_errno(|| catch((), || vmmc_socket::lower_descriptor(fd)));
+    }
+}
+
+/// Whether `fd` is a TCP socket without a peer.
+fn may_listen(fd: c_int) -> bool {
+    let protocol = vmmc_socket::kernel::option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL);
+    let mut len = 0;
+    // SAFETY: of the address nothing is asked.
+    let ask = || unsafe { libc::getpeername(fd, std::ptr::null_mut(), &raw mut len) };
+    protocol == Some(libc::IPPROTO_TCP) && keep_errno(ask) < 0
+}
+
+fn has_what_is_not_carried(fd: c_int) -> bool {
+    let defaults = [
+        (libc::SO_RCVLOWAT, 1),
+        (libc::SO_TIMESTAMP, 0),
+        (libc::SO_TIMESTAMPNS, 0),
+        (libc::SO_TIMESTAMPING, 0),
+        (libc::SO_ZEROCOPY, 0),
+        (libc::SO_PEEK_OFF, -1),
+    ];
+    defaults.iter().any(|&(name, default)| {
+        let value = vmmc_socket::kernel::option::<c_int>(fd, libc::SOL_SOCKET, name);
+        value.is_some_and(|value| value != default)
+    })
 }
 
 fn renewed(fd: c_int) {
@@ -68,6 +104,7 @@ pub(crate) unsafe extern "C-unwind" fn accept(
     if made >= 0 {
         renewed(made);
         accepted(made, false);
+        mind_inherited(made);
     }
     made
 }
@@ -84,6 +121,7 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
     if made >= 0 {
         renewed(made);
         accepted(made, flags & libc::SOCK_NONBLOCK != 0);
+        mind_inherited(made);
     }
     made
 }
@@ -146,6 +184,9 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     let native = next!(setsockopt: fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int);
     if not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
+        if may_listen(fd) {
+            INHERITED.store(true, Ordering::Relaxed);
+        }
     }
     let done = native(fd, level, name, value, len);
     if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {

@@ -3,6 +3,8 @@
 
 #include <arpa/inet.h>
 
+enum { WATER = 10 };
+
 static void set_timeout(int fd, int option, long ms) {
     struct timeval span = {ms / 1000, ms % 1000 * 1000};
     T(setsockopt(fd, SOL_SOCKET, option, &span, sizeof span));
@@ -113,6 +115,68 @@ void scenario_receive_low_water(void) {
     meet();
     say_poll("end of stream", await_bits(fd, POLLIN));
     say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    meet();
+}
+
+/* Round trips until it is lifted, of a size that the low water mark lets through. */
+static void round_trips(int fd) {
+    char bytes[WATER];
+    for (int i = 0; i < 200; i++) {
+        if (me.client)
+            put_pattern(fd, 0, WATER, 1);
+        get(fd, bytes, WATER);
+        if (me.server)
+            put_pattern(fd, 0, WATER, 1);
+        usleep(100);
+    }
+}
+
+/* What is set on a listening socket is set on what it accepts. */
+void scenario_low_water_of_listener(void) {
+    char buffer[2 * WATER];
+    int low = WATER;
+    if (me.server)
+        T(setsockopt(me.listener, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low));
+    meet();
+    int fd = cold_connection();
+    round_trips(fd);
+    if (me.client) {
+        put_text(fd, "few");
+        meet();
+        meet();
+        put_text(fd, "and many more");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 3);
+    T(poll(&(struct pollfd){fd, POLLIN, 0}, 1, 20));
+    meet();
+    say_poll("poll", await_bits(fd, POLLIN));
+    await_readable(fd, 16);
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    meet();
+}
+
+void scenario_timestamps_of_listener(void) {
+    char buffer[WATER], control[128];
+    int on = 1;
+    if (me.server)
+        T(setsockopt(me.listener, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on));
+    meet();
+    int fd = cold_connection();
+    round_trips(fd);
+    if (me.client) {
+        put_text(fd, "when");
+        meet();
+        return;
+    }
+    await_readable(fd, 4);
+    struct iovec part = {buffer, sizeof buffer};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    T(recvmsg(fd, &message, 0));
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    say("control data %d", header ? header->cmsg_type : -1);
     meet();
 }
 

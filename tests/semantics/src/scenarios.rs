@@ -166,6 +166,8 @@ macro_rules! for_every_scenario {
             receive_timeout: Warm;
             send_timeout: Warm;
             receive_low_water: Warm;
+            low_water_of_listener: Cold;
+            timestamps_of_listener: Cold;
             addresses: Warm;
             socket_options: Warm;
             tcp_info_counts: Warm;
