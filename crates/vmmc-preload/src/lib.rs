@@ -18,6 +18,7 @@
 
 use std::ffi::{c_int, c_void};
 
+mod aio;
 mod boundary;
 mod bytes;
 mod cancellation;

@@ -1,6 +1,7 @@
 /* The same calls through other doors: syscall(), addresses found at run time, bare instructions. */
 #include "actor.h"
 
+#include <aio.h>
 #include <dlfcn.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
@@ -89,6 +90,69 @@ void scenario_syscall_function_for_many(void) {
     wait = (struct timespec){0, 100000000};
     T(ppoll(&(struct pollfd){fd, POLLIN, 0}, 1, &wait, NULL));
     say("waited %d, asleep %d", elapsed_ms(&start) >= 100, clock() - worked < CLOCKS_PER_SEC / 20);
+    meet();
+}
+
+static long awaited(struct aiocb *block) {
+    const struct aiocb *list[] = {block};
+    while (aio_error(block) == EINPROGRESS)
+        aio_suspend(list, 1, NULL);
+    return aio_return(block);
+}
+
+/* POSIX AIO, which a thread of the C library's does. */
+void scenario_asynchronous_io(void) {
+    char a[16] = "", b[16] = "";
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "before");
+        meet();
+        meet();
+        put_text(fd, "after");
+        expect_text(fd, "write");
+        expect_text(fd, "list");
+        put_text(fd, "end");
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    struct aiocb in = {.aio_fildes = fd, .aio_buf = a, .aio_nbytes = 6};
+    T(aio_read(&in));
+    say_bytes("before", a, T(awaited(&in)));
+    in.aio_nbytes = 5;
+    T(aio_read64((struct aiocb64 *)&in));
+    meet();
+    say_bytes("after", a, T(awaited(&in)));
+    struct aiocb out = {.aio_fildes = fd, .aio_buf = "write", .aio_nbytes = 5};
+    T(aio_write(&out));
+    T(awaited(&out));
+    struct aiocb both[] = {
+        {.aio_fildes = fd, .aio_buf = "list", .aio_nbytes = 4, .aio_lio_opcode = LIO_WRITE},
+        {.aio_fildes = fd, .aio_buf = b, .aio_nbytes = 3, .aio_lio_opcode = LIO_READ},
+    };
+    struct aiocb *list[] = {&both[0], NULL, &both[1]};
+    T(lio_listio(LIO_WAIT, list, 3, NULL));
+    say_bytes("end", b, awaited(&both[1]));
+    meet();
+}
+
+/* The same without anything before it that lowers. */
+void scenario_asynchronous_io_by_list(void) {
+    char buffer[16] = "";
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "first");
+        meet();
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 5);
+    struct aiocb in = {.aio_fildes = fd, .aio_buf = buffer, .aio_nbytes = 5, .aio_lio_opcode = LIO_READ};
+    struct aiocb *list[] = {&in};
+    T(lio_listio(LIO_WAIT, list, 1, NULL));
+    say_bytes("first", buffer, awaited(&in));
     meet();
 }
 

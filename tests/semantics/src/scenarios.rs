@@ -262,6 +262,8 @@ macro_rules! for_every_scenario {
             stdio_as_standard_output: Warm;
             // other_doors.c
             syscall_function_for_many: Warm;
+            asynchronous_io: Warm;
+            asynchronous_io_by_list: Warm;
             syscall_function: Warm, "after lowering, the end of the stream comes to TCP a moment later";
             dlsym_default: Warm;
             dlsym_next: Warm;
