@@ -10,10 +10,18 @@ use crate::boundary::{keep_errno, next};
 
 /// Where the kernel says that it calls the layer's handler, the program's is meant.
 fn reveal(before: Handler, action: &mut libc::sigaction) {
-    if action.sa_sigaction == signals::door() {
+    let is_door = action.sa_sigaction == signals::door();
+    if is_door {
         action.sa_sigaction = before.address;
-        action.sa_flags &= if before.is_told { !0 } else { !SA_SIGINFO };
     }
+    if (is_door || has_run_once(before, action.sa_sigaction, action.sa_flags)) && !before.is_told {
+        action.sa_flags &= !SA_SIGINFO;
+    }
+}
+
+/// Whether the handler `before` was to be called once: the kernel has taken it out, and left the flags.
+fn has_run_once(before: Handler, handler: sighandler_t, flags: c_int) -> bool {
+    before.address != 0 && handler == libc::SIG_DFL && flags & libc::SA_RESETHAND != 0
 }
 
 /// As [`reveal`], for what the system call of this number has left at `old`.
@@ -22,10 +30,12 @@ fn reveal(before: Handler, action: &mut libc::sigaction) {
 /// `old` is null or points to what that call writes.
 pub(crate) unsafe fn reveal_after_system_call(signal: c_int, old: *mut SignalAction) {
     let Some(old) = old.as_mut() else { return };
-    if old.handler == signals::door() {
-        let before = signals::handler(signal);
+    let (before, is_door) = (signals::handler(signal), old.handler == signals::door());
+    if is_door {
         old.handler = before.address;
-        old.flags &= if before.is_told { !0 } else { !(SA_SIGINFO as usize) };
+    }
+    if (is_door || has_run_once(before, old.handler, old.flags as c_int)) && !before.is_told {
+        old.flags &= !(SA_SIGINFO as usize);
     }
 }
 

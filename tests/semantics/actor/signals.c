@@ -549,3 +549,31 @@ void scenario_signal_driven_input(void) {
     expect_text(fd, "bytes");
     meet();
 }
+
+/* The kernel takes a handler out that was to be called once, and leaves its flags. */
+void scenario_handler_called_once(void) {
+    struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } bare;
+    int fd = connection();
+    for (int told = 0; told < 2; told++) {
+        struct sigaction action = {.sa_flags = SA_RESETHAND}, old;
+        if (told) {
+            action.sa_sigaction = remember_origin;
+            action.sa_flags |= SA_SIGINFO;
+        } else {
+            action.sa_handler = count_signal;
+        }
+        T(sigaction(SIGUSR1, &action, NULL));
+        raise(SIGUSR1);
+        T(sigaction(SIGUSR1, NULL, &old));
+        say("default %d, flags %#x", old.sa_handler == SIG_DFL, old.sa_flags & ~0x04000000);
+        T(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &bare, 8));
+        say("default %d, flags %#lx", bare.handler == (void *)SIG_DFL, bare.flags & ~0x04000000UL);
+    }
+    sysv_signal(SIGUSR1, count_signal);
+    raise(SIGUSR1);
+    struct sigaction old;
+    T(sigaction(SIGUSR1, NULL, &old));
+    say("default %d, flags %#x", old.sa_handler == SIG_DFL, old.sa_flags & ~0x04000000);
+    warm(fd);
+    meet();
+}

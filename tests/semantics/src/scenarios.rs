@@ -303,6 +303,7 @@ macro_rules! for_every_scenario {
             send_in_handler_of_send: Warm;
             receive_in_handler_of_receive: Warm;
             handlers_are_told: Warm;
+            handler_called_once: Warm;
             signal_storm: Warm;
             queued_signals: Warm;
             signal_driven_input: Warm;
