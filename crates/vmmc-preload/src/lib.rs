@@ -38,26 +38,29 @@ mod waiting;
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;
 
-/// Runs when the program ends by `exit`.
-#[used]
-#[unsafe(link_section = ".fini_array")]
-static END: extern "C" fn() = end;
-
 extern "C" fn start() {
     boundary::catch((), || {
         std::panic::set_hook(Box::new(|_| {}));
         vmmc_socket::start();
     });
     unsafe extern "C" {
+        fn __cxa_atexit(
+            function: extern "C" fn(*mut c_void),
+            argument: *mut c_void,
+            library: *const c_void,
+        ) -> c_int;
         fn __cxa_at_quick_exit(
             function: extern "C" fn(*mut c_void),
             library: *const c_void,
         ) -> c_int;
     }
-    // SAFETY: the functions stay loaded as long as the process lives. What is registered first runs last.
+    let none = std::ptr::null();
+    // SAFETY: the functions stay loaded as long as the process lives. What is registered first runs last: after the destructors
+    // of all libraries too, which are registered as one between here and `main`. Of no library, or it would run with this one's.
     unsafe {
         libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
-        __cxa_at_quick_exit(at_quick_exit, std::ptr::null());
+        __cxa_atexit(at_exit, std::ptr::null_mut(), none);
+        __cxa_at_quick_exit(at_quick_exit, none);
     }
 }
 
@@ -66,7 +69,8 @@ extern "C" fn at_quick_exit(_: *mut c_void) {
     boundary::catch((), vmmc_socket::family::at_bare_exit);
 }
 
-extern "C" fn end() {
+/// Runs when the program ends by `exit`.
+extern "C" fn at_exit(_: *mut c_void) {
     boundary::catch((), vmmc_socket::family::at_exit);
 }
 

@@ -16,7 +16,8 @@ static INHERITED: AtomicBool = AtomicBool::new(false);
 
 /// What is not carried and was set on the listening socket keeps an accepted connection on TCP.
 fn mind_inherited(fd: c_int) {
-    if INHERITED.load(Ordering::Relaxed) && has_what_is_not_carried(fd) {
+    if INHERITED.load(Ordering::Relaxed) && !vmmc_socket::confined() && has_what_is_not_carried(fd)
+    {
         keep_errno(|| catch((), || vmmc_socket::lower_descriptor(fd)));
     }
 }
@@ -184,7 +185,7 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     let native = next!(setsockopt: fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int);
     if not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
-        if may_listen(fd) {
+        if !vmmc_socket::confined() && may_listen(fd) {
             INHERITED.store(true, Ordering::Relaxed);
         }
     }

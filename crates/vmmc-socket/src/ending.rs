@@ -7,7 +7,7 @@ use vmmc::stream::{CLOSED, FROZEN, HANDED, LINGERS, take_announcement};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, repeat};
+use crate::{bells, epoll, kernel, loan, repeat, thread};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -115,7 +115,10 @@ pub(crate) fn end_at_exit(fd: i32, index: u32, how: AtExit) {
             }
         }
     }
-    slot::release(index);
+    // Another thread may be at work on it until the process is gone. Then whoever is short of slots finds that nobody has it.
+    if thread::alone() {
+        slot::release(index);
+    }
 }
 
 /// The last process of the family that has the connection is about to be without it.
@@ -156,6 +159,11 @@ fn reset(fd: i32) {
     let nobody =
         libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
     let _ = kernel::call!(SYS_connect, fd, &raw const nobody, size_of::<libc::sockaddr>());
+}
+
+/// Whether a call that sends is under way in the kernel, which ends the connection only after that.
+fn sends_on_tcp(slot: &Slot) -> bool {
+    slot.sending.load(Ordering::SeqCst) > 0
 }
 
 /// Whether the peer went back to TCP and has all that was sent; and nobody but this process, and a moment longer the service, has the socket.
@@ -212,7 +220,9 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
         slot.outward.stream.finish(ends.theirs);
-    } else if outward == Way::Tcp && inward != Way::Lowered || is_handed_over(slot, outward, ends) {
+    } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot)
+        || is_handed_over(slot, outward, ends)
+    {
         let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
     }
     if inward != Way::Lowered {

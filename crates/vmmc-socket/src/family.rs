@@ -1,6 +1,6 @@
 //! Fork, exec and exit: how connections go on when processes multiply, change and end.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::descriptor::{self, Kind};
@@ -75,7 +75,7 @@ pub fn after_fork_in_child() {
     layer::moved();
     armed_poll::forked();
     slot::after_fork_in_child();
-    ENDED.store(false, Ordering::Relaxed);
+    ENDED_BY.store(0, Ordering::Relaxed);
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(true);
     layer::forget_process();
@@ -236,7 +236,7 @@ fn cookie(fd: i32) -> Option<u64> {
     kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE)
 }
 
-/// The process ends by `exit`: the peers shall not wait for the kernel to tell them.
+/// The process ends by `exit`, and has nothing left to run but that: the peers shall not wait for the kernel to tell them.
 pub fn at_exit() {
     if end(ending::AtExit::Whole) {
         explain::tell();
@@ -259,7 +259,12 @@ pub fn at_thread_exit() {
 
 /// Whether it had not ended before.
 fn end(how: ending::AtExit) -> bool {
-    if !layer::enabled() || !layer::at_home() || ENDED.swap(true, Ordering::Relaxed) {
+    if !layer::enabled() || !layer::at_home() {
+        return false;
+    }
+    let first =
+        ENDED_BY.compare_exchange(0, thread::id(), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+    if !first {
         return false;
     }
     let mut ended = [0u64; slot::SLOTS / 64];
@@ -273,5 +278,27 @@ fn end(how: ending::AtExit) -> bool {
     true
 }
 
-/// All connections were ended, as the process is about to.
-static ENDED: AtomicBool = AtomicBool::new(false);
+/// The thread that has ended all connections, as the process is about to; 0: none has.
+static ENDED_BY: AtomicU32 = AtomicU32::new(0);
+
+/// On the kernel's TCP connections end together with the threads that use them. So a thread to which the layer would tell what only
+/// came of its own goodbye (a broken pipe, an end, a reset) does not live to hear of it.
+#[inline]
+pub(crate) fn outlive_no_goodbye() {
+    if ENDED_BY.load(Ordering::Acquire) != 0 {
+        await_death();
+    }
+}
+
+/// Not for ever: what the program still runs, past all destructors, may wait for this very thread.
+#[cold]
+fn await_death() {
+    const ROUNDS: u32 = 100;
+    let by = ENDED_BY.load(Ordering::Acquire);
+    if by == thread::id() {
+        return;
+    }
+    for _ in 0..ROUNDS {
+        kernel::futex_wait(&ENDED_BY, by, Duration::from_millis(100));
+    }
+}

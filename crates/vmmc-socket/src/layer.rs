@@ -197,7 +197,7 @@ pub(crate) fn confine() {
 }
 
 /// Whether only the program's own system calls may be made for it.
-pub(crate) fn confined() -> bool {
+pub fn confined() -> bool {
     CONFINED.load(Ordering::Relaxed)
 }
 

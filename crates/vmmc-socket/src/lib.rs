@@ -70,8 +70,8 @@ pub mod signals;
 
 pub use handing::{Handing, received};
 pub use layer::{
-    accepted, closing, closing_between, connecting, duplicated, is_connection, is_own, is_tracked,
-    leave, opened, own_between, renewed, set_nonblocking, start,
+    accepted, closing, closing_between, confined, connecting, duplicated, is_connection, is_own,
+    is_tracked, leave, opened, own_between, renewed, set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{

@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, ending, epoll, lift, lower, tcp};
+use crate::{board, descriptor, ending, epoll, family, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -123,7 +123,10 @@ impl Transfer for Receiving<'_> {
                         return Route::Done(Ok(self.got));
                     }
                 }
-                Ok(Step::End) => return Route::Done(Ok(self.got)),
+                Ok(Step::End) => {
+                    family::outlive_no_goodbye();
+                    return Route::Done(Ok(self.got));
+                }
                 Ok(Step::Nothing) => {
                     let waits_for_all =
                         self.flags & (libc::MSG_WAITALL | libc::MSG_PEEK) == libc::MSG_WAITALL;
@@ -139,7 +142,10 @@ impl Transfer for Receiving<'_> {
                         Err(error) => return Route::Done(part(self.got, error)),
                     }
                 }
-                Err(error) => return Route::Done(part(self.got, error)),
+                Err(error) => {
+                    family::outlive_no_goodbye();
+                    return Route::Done(part(self.got, error));
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
-use crate::{board, descriptor, ending, lift, loan, lower, policy, shrink, tcp, thread};
+use crate::{board, descriptor, ending, family, lift, loan, lower, policy, shrink, tcp, thread};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -55,6 +55,7 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
         && !slot.mute.load(Ordering::Acquire)
         && let Some(call) = InFlight::begin(fd, index, slot, Direction::Out)
     {
+        family::outlive_no_goodbye();
         return Err(Some(call));
     }
     if flags & !CARRIED != 0 {
@@ -164,7 +165,10 @@ impl Transfer for Sending<'_> {
                         Err(error) => return Route::Done(part(self.sent, error)),
                     }
                 }
-                Err(error) => return Route::Done(part(self.sent, error)),
+                Err(error) => {
+                    family::outlive_no_goodbye();
+                    return Route::Done(part(self.sent, error));
+                }
             }
         }
     }

@@ -43,6 +43,7 @@ struct actor {
     in_port_t port;       /* where the server listens, host byte order */
     const char *program;  /* path of this executable */
     const char *bystander; /* path of the statically linked program bystander.c */
+    const char *will;      /* path of the library will.c */
 };
 extern struct actor me;
 

@@ -1,6 +1,10 @@
 /* shutdown, close, reset, and what the other side then sees. */
 #include "actor.h"
 
+#include <dlfcn.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 static volatile sig_atomic_t broken_pipes;
@@ -322,6 +326,132 @@ void scenario_exit_right_after_writing(void) {
     }
     get_pattern(fd, 0, told(), 3);
     expect_end(fd);
+}
+
+static int bequest;
+
+static void bequeath(void) {
+    T(send(bequest, "bye", 3, MSG_NOSIGNAL));
+    fflush(stdout);
+}
+
+/* What the last destructor of all sends before the process ends still arrives. */
+void scenario_send_by_a_destructor(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_text(fd, "bye");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        void *library = dlopen(me.will, RTLD_NOW);
+        void (**will)(void) = library ? dlsym(library, "will") : NULL;
+        if (!will)
+            _exit(1);
+        bequest = fd;
+        *will = bequeath;
+        exit(0);
+    }
+    close(fd);
+    int status;
+    waitpid(child, &status, 0);
+    say_status("child", status);
+    meet();
+}
+
+struct torrent {
+    int fd;
+    _Atomic long sent; /* by calls that have returned */
+    _Atomic bool failed;
+};
+
+static void *pour(void *argument) {
+    struct torrent *torrent = argument;
+    char message[256] = {0};
+    for (;;) {
+        ssize_t sent = send(torrent->fd, message, sizeof message, 0);
+        if (sent < 0)
+            torrent->failed = true;
+        else
+            torrent->sent += sent;
+    }
+}
+
+/* The bytes that come until the end of the stream. */
+static long drain(int fd) {
+    static char buffer[1 << 16];
+    long total = 0;
+    ssize_t got;
+    while ((got = recv(fd, buffer, sizeof buffer, 0)) > 0)
+        total += got;
+    if (got < 0)
+        say("! no end: %s", strerror(errno));
+    return total;
+}
+
+/* A process ends while a thread of it sends: that thread never learns of the end, and what it has sent arrives. */
+static struct torrent *torrent;
+
+static void leave_while_a_thread_sends(void (*leave)(int)) {
+    torrent = mmap(NULL, sizeof *torrent, PROT_READ | PROT_WRITE,
+                                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    for (int round = 0; round < 10; round++) {
+        if (me.client) {
+            int fd = connection();
+            long total = drain(fd);
+            if (total < told())
+                say("! bytes are lost");
+            close(fd);
+            continue;
+        }
+        *torrent = (struct torrent){0};
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0) {
+            pthread_t thread;
+            signal(SIGPIPE, SIG_DFL);
+            torrent->fd = connection();
+            pthread_create(&thread, NULL, pour, torrent);
+            while (torrent->sent < 20000)
+                sched_yield();
+            leave(7);
+        }
+        int status;
+        waitpid(child, &status, 0);
+        say_status("child", status);
+        say("failed: %d", torrent->failed);
+        tell(torrent->sent);
+    }
+}
+
+/* The thread goes on while destructors run. */
+static void await_more(void) {
+    long before = torrent->sent;
+    while (torrent->sent < before + 20000 && !torrent->failed)
+        sched_yield();
+}
+
+static void leave_slowly(int status) {
+    void *library = dlopen(me.will, RTLD_NOW);
+    void (**will)(void) = library ? dlsym(library, "will") : NULL;
+    if (will)
+        *will = await_more;
+    exit(will ? status : 1);
+}
+
+void scenario_exit_while_a_thread_sends(void) {
+    leave_while_a_thread_sends(leave_slowly);
+}
+
+void scenario_bare_exit_while_a_thread_sends(void) {
+    leave_while_a_thread_sends(_exit);
+}
+
+void scenario_quick_exit_while_a_thread_sends(void) {
+    leave_while_a_thread_sends(quick_exit);
 }
 
 /* What had come before a reset is still read, though a child has started another program on the connection meanwhile. */

@@ -43,14 +43,16 @@ static void introduce(void) {
 }
 
 int main(int argc, char **argv) {
-    static char program[4096], bystander[4200];
+    static char program[4096], bystander[4200], will[4200];
     if (readlink("/proc/self/exe", program, sizeof program - 1) < 0)
         return 1;
     char folder[4096];
     strcpy(folder, program);
     snprintf(bystander, sizeof bystander, "%s/bystander", dirname(folder));
+    snprintf(will, sizeof will, "%s/will.so", folder);
     me.program = program;
     me.bystander = bystander;
+    me.will = will;
 
     if (argc > 2 && strcmp(argv[1], "resume") == 0)
         return resume(argc - 2, argv + 2);

@@ -10,7 +10,7 @@ use vmmc_tests::{Running, RunningError};
 
 use crate::SCENARIOS;
 
-/// The compiled `actor`, and beside it the statically linked `bystander`. Dropping it removes both.
+/// The compiled `actor`, and beside it the statically linked `bystander` and the library `will.so`. Dropping it removes them.
 #[derive(Debug)]
 pub struct Actor {
     directory: TempDir,
@@ -35,6 +35,8 @@ impl Actor {
         let actor = Actor { directory };
         let (bystander, sources): (Vec<_>, Vec<_>) =
             sources()?.into_iter().partition(|path| path.ends_with("bystander.c"));
+        let (will, sources): (Vec<_>, Vec<_>) =
+            sources.into_iter().partition(|path| path.ends_with("will.c"));
         // Optimised, because _FORTIFY_SOURCE needs it. Some arguments are wrong on purpose.
         actor.compile(
             "actor",
@@ -51,6 +53,7 @@ impl Actor {
             ],
         )?;
         actor.compile("bystander", &bystander, &["-static"])?;
+        actor.compile("will.so", &will, &["-shared", "-fPIC"])?;
         Ok(actor)
     }
 

@@ -142,6 +142,10 @@ macro_rules! for_every_scenario {
             linger_waits: Warm;
             close_right_after_writing: Warm;
             exit_right_after_writing: Warm;
+            send_by_a_destructor: Warm;
+            exit_while_a_thread_sends: Warm;
+            bare_exit_while_a_thread_sends: Warm;
+            quick_exit_while_a_thread_sends: Warm;
             read_after_reset_and_exec: Warm;
             quick_exit_with_unread_bytes: Warm;
             system_call_exit_with_unread_bytes: Warm;
