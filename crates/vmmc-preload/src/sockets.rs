@@ -11,13 +11,30 @@ fn accepted(fd: c_int, nonblocking: bool) {
     keep_errno(|| catch((), || vmmc_socket::accepted(fd, nonblocking)));
 }
 
-/// The program has set something on a socket without a peer that a connection which comes by it has too, and that no ring follows.
-static INHERITED: AtomicBool = AtomicBool::new(false);
+/// What a connection has from the socket that it came by and no ring follows, and how it is unless the program sets it. `SO_ZEROCOPY`
+/// is none: it only lets calls have a flag, which lowers.
+const HANDED_DOWN: [(c_int, c_int); 5] = [
+    (libc::SO_RCVLOWAT, 1),
+    (libc::SO_TIMESTAMP, 0),
+    (libc::SO_TIMESTAMPNS, 0),
+    (libc::SO_TIMESTAMPING, 0),
+    (libc::SO_PEEK_OFF, -1),
+];
 
-/// What is not carried and was set on the listening socket keeps an accepted connection on TCP.
-fn mind_inherited(fd: c_int) {
-    if INHERITED.load(Ordering::Relaxed) && !vmmc_socket::confined() && has_what_is_not_carried(fd)
-    {
+/// The program has set some of it on a socket without a peer.
+static HANDS_DOWN: AtomicBool = AtomicBool::new(false);
+
+/// The program is about to set an option.
+fn mind_handing_down(fd: c_int, level: c_int, name: c_int) {
+    let concerned = level == libc::SOL_SOCKET && HANDED_DOWN.iter().any(|&(one, _)| one == name);
+    if concerned && !vmmc_socket::confined() && may_listen(fd) {
+        HANDS_DOWN.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What was set on the listening socket keeps an accepted connection on TCP.
+fn mind_handed_down(fd: c_int) {
+    if HANDS_DOWN.load(Ordering::Relaxed) && !vmmc_socket::confined() && has_some_of_it(fd) {
         keep_errno(|| catch((), || vmmc_socket::lower_descriptor(fd)));
     }
 }
@@ -31,16 +48,8 @@ fn may_listen(fd: c_int) -> bool {
     protocol == Some(libc::IPPROTO_TCP) && keep_errno(ask) < 0
 }
 
-fn has_what_is_not_carried(fd: c_int) -> bool {
-    let defaults = [
-        (libc::SO_RCVLOWAT, 1),
-        (libc::SO_TIMESTAMP, 0),
-        (libc::SO_TIMESTAMPNS, 0),
-        (libc::SO_TIMESTAMPING, 0),
-        (libc::SO_ZEROCOPY, 0),
-        (libc::SO_PEEK_OFF, -1),
-    ];
-    defaults.iter().any(|&(name, default)| {
+fn has_some_of_it(fd: c_int) -> bool {
+    HANDED_DOWN.iter().any(|&(name, default)| {
         let value = vmmc_socket::kernel::option::<c_int>(fd, libc::SOL_SOCKET, name);
         value.is_some_and(|value| value != default)
     })
@@ -105,7 +114,7 @@ pub(crate) unsafe extern "C-unwind" fn accept(
     if made >= 0 {
         renewed(made);
         accepted(made, false);
-        mind_inherited(made);
+        mind_handed_down(made);
     }
     made
 }
@@ -122,7 +131,7 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
     if made >= 0 {
         renewed(made);
         accepted(made, flags & libc::SOCK_NONBLOCK != 0);
-        mind_inherited(made);
+        mind_handed_down(made);
     }
     made
 }
@@ -185,9 +194,7 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     let native = next!(setsockopt: fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int);
     if not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
-        if !vmmc_socket::confined() && may_listen(fd) {
-            INHERITED.store(true, Ordering::Relaxed);
-        }
+        mind_handing_down(fd, level, name);
     }
     let done = native(fd, level, name, value, len);
     if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {
