@@ -7,9 +7,8 @@
 //!   holds locks and catches panics. While it is in a call it may be cancelled as other threads are: where the call begins, and
 //!   where it sleeps in the C library.
 //!
-//! Every other program pays with one load a call, and one whose other threads may be cancelled anywhere (those of redis that
-//! work in the background) with two. So the symbols are defined here: they hold nothing that has to be unwound, and jump to the
-//! functions of the other files.
+//! Every other program pays with one load a call, and one whose other threads may be cancelled anywhere with two. So the symbols
+//! are defined here: they hold nothing that has to be unwound, and jump to the functions of the other files.
 
 use std::cell::Cell;
 use std::ffi::c_int;

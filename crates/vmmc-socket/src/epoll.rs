@@ -261,10 +261,7 @@ fn is_lifted(slot: &Slot) -> bool {
     slot.phase() == Phase::Attached && slot.ready.load(Ordering::Acquire)
 }
 
-/// Registers a connection that is new to the set.
-///
-/// As soon as the kernel knows of it another thread may be told of it, and close it: that waits until everybody else knows of
-/// it too.
+/// Registers a connection.
 fn add(
     number: u32,
     set: &Set,
@@ -274,24 +271,35 @@ fn add(
     exclusive: bool,
     (events, data): (u32, u64),
 ) -> Control {
+    let refuses = |registrations: &Registrations| exclusive || registrations.refuse_lifting;
+    let enter = |registrations: &mut Registrations| {
+        let lifted = is_lifted(slot::get(index));
+        registrations.look_soon_unless(lifted);
+        registrations.add(epfd, fd, index, lifted, events, data)
+    };
+    // Programs delete and add at every request.
+    let again = set.with(|registrations| {
+        let known = registrations.knows(fd, index) && !refuses(registrations);
+        known.then(|| enter(registrations))
+    });
+    if let Some(outcome) = again {
+        return outcome.map(drop);
+    }
+    // As soon as the kernel knows of a new one another thread may be told of it, and close it: that waits until everybody else
+    // knows of it too.
     let carried = STRUCTURE.with(|_| {
         if descriptor::kind(fd) != Kind::Connection(index) {
             return None;
         }
         // SAFETY: the structure's lock is held.
         let members = &mut unsafe { local::get(index).parts() }.members;
+        // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.
+        let twice = members.iter().any(|&(other, _)| other == number);
         set.with(|registrations| {
-            // What the layer does not carry: one connection under two numbers in one set, exclusive wake-ups.
-            let twice = || members.iter().any(|&(other, _)| other == number);
-            if exclusive
-                || registrations.refuse_lifting
-                || !registrations.knows(fd, index) && twice()
-            {
+            if refuses(registrations) || twice && !registrations.knows(fd, index) {
                 return None;
             }
-            let lifted = is_lifted(slot::get(index));
-            registrations.look_soon_unless(lifted);
-            let added = registrations.add(epfd, fd, index, lifted, events, data);
+            let added = enter(registrations);
             Some(added.map(|new| members.extend(new.map(|registration| (number, registration)))))
         })
     });
