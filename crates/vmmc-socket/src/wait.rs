@@ -284,8 +284,9 @@ impl Wait {
 pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
     let window = stream.tier().window();
-    stream.spare(ends.mine) * 2 >= window
-        || policy::may_grow(stream.tier())
+    // The credit comes last: the peer writes it at every read, so that to look at it costs each of them a transfer of its line.
+    policy::may_grow(stream.tier())
+        || stream.spare(ends.mine) * 2 >= window
         || stream.closed(ends.theirs)
         || slot.finished.load(Ordering::Relaxed)
         || ends.mine.told(CLOSED)

@@ -155,6 +155,9 @@ impl Registrations {
     /// Connections that have to go after their peers, once.
     pub(in crate::epoll) fn take_left(&mut self) -> Vec<Left> {
         let mut left = std::mem::take(&mut self.left);
+        if left.is_empty() {
+            return left;
+        }
         left.sort_unstable_by_key(|left| (left.fd, left.slot, !left.untold));
         left.dedup_by_key(|left| (left.fd, left.slot));
         left
