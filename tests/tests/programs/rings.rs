@@ -19,8 +19,10 @@ def take(connection, count):
     while count:
         count -= len(connection.recv(min(count, 1 << 16)))
 connection = listener.accept()[0]
-for _ in range(20):
-    connection.sendall(connection.recv(10))
+message = b""
+while message != b"bulk comes":
+    message = connection.recv(10)
+    connection.sendall(message)
 for _ in range(2):
     take(connection, int(sys.argv[2]))
     print("taken", flush=True)
@@ -28,13 +30,16 @@ for _ in range(2):
     connection.sendall(b"!")
 "#;
 
-/// Sends a little, bulk, nothing for a while (asleep in the call that is named), a little again, and bulk.
+/// Sends a little until it is told to go on, bulk, nothing for a while (asleep in the call that is named), a little again, and bulk.
 const CLIENT: &str = r#"
 import select, socket, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-for _ in range(20):
-    connection.sendall(b"0123456789")
-    assert connection.recv(10)
+def ask(message):
+    connection.sendall(message)
+    assert connection.recv(10) == message
+while not select.select([sys.stdin], [], [], 0.002)[0]:
+    ask(b"0123456789")
+ask(b"bulk comes")
 def wait():
     if sys.argv[3] == "select":
         select.select([connection], [], [])
@@ -71,7 +76,10 @@ fn rings_that_grew_give_their_memory_back() -> Result<(), Failure> {
         said(&server, "", 1);
         let mut client = site.command(true, "python3");
         client.args(["-c", CLIENT, &port.to_string(), &bulk, call]);
-        let mut client = Running::start(&mut client)?;
+        let (mut client, mut begin) = site.start_fed(&mut client)?;
+        // Bulk over TCP would be over before the rings are there.
+        site.lifted_at_both_ends(port, 1)?;
+        begin.write_all(b"\n")?;
         for round in 1..=2 {
             said(&server, &client.last_error_line(), round + 1);
             site.lifted_at_both_ends(port, (round * BULK / 2) as u64)?;
