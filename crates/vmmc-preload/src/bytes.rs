@@ -115,21 +115,16 @@ pub(crate) unsafe extern "C-unwind" fn writev(
 }
 
 /// The `MSG_*` flags of a `preadv2` or `pwritev2` that a ring can do: one at the file's position, as a socket has no other, that at
-/// the most must not wait.
-fn without_position(offset: off_t, flags: c_int) -> Option<c_int> {
+/// the most must not wait. With other flags its bytes must be the kernel's; at any other offset the kernel refuses a socket.
+fn carried(fd: c_int, offset: off_t, flags: c_int) -> Option<c_int> {
     match flags {
         _ if offset != -1 => None,
         0 => Some(0),
         libc::RWF_NOWAIT => Some(libc::MSG_DONTWAIT),
-        _ => None,
-    }
-}
-
-/// A call at the position of `fd` with flags that no ring knows: its bytes must be the kernel's. At any other offset the kernel
-/// refuses a socket.
-fn mind_other_flags(fd: c_int, offset: off_t) {
-    if offset == -1 {
-        catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+        _ => {
+            catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+            None
+        }
     }
 }
 
@@ -143,13 +138,9 @@ pub(crate) unsafe extern "C-unwind" fn preadv2(
 ) -> ssize_t {
     let native = next!(preadv2: fn(c_int, *const iovec, c_int, off_t, c_int) -> ssize_t);
     let kernel = || native(fd, list, count, offset, flags);
-    let Some(carried) = without_position(offset, flags) else {
-        mind_other_flags(fd, offset);
-        return kernel();
-    };
-    match pieces(list, count as usize) {
-        Some(pieces) if pieces.iter().any(|piece| piece.iov_len > 0) => {
-            inward(fd, pieces, carried, kernel)
+    match (carried(fd, offset, flags), pieces(list, count as usize)) {
+        (Some(flags), Some(pieces)) if pieces.iter().any(|piece| piece.iov_len > 0) => {
+            inward(fd, pieces, flags, kernel)
         }
         _ => kernel(),
     }
@@ -176,13 +167,9 @@ pub(crate) unsafe extern "C-unwind" fn pwritev2(
 ) -> ssize_t {
     let native = next!(pwritev2: fn(c_int, *const iovec, c_int, off_t, c_int) -> ssize_t);
     let kernel = || native(fd, list, count, offset, flags);
-    let Some(carried) = without_position(offset, flags) else {
-        mind_other_flags(fd, offset);
-        return kernel();
-    };
-    match pieces(list, count as usize) {
-        Some(pieces) => outward(fd, pieces, carried, kernel),
-        None => kernel(),
+    match (carried(fd, offset, flags), pieces(list, count as usize)) {
+        (Some(flags), Some(pieces)) => outward(fd, pieces, flags, kernel),
+        _ => kernel(),
     }
 }
 

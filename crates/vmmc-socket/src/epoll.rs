@@ -231,7 +231,7 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         }
     }
     if slot.phase() == Phase::Attached && !slot.ready.load(Ordering::Acquire) {
-        let arms = operation == libc::EPOLL_CTL_MOD;
+        let arms = operation == libc::EPOLL_CTL_MOD && event.is_some();
         set.with(|registrations| registrations.set_arming(fd, index, arms));
         crate::lift::retry_ready(index, slot);
     }

@@ -89,18 +89,23 @@ static void end_serving(const pthread_t *threads, int count) {
         pthread_join(threads[n], NULL);
 }
 
-static void *serve_what_was_added(void *unused) {
-    struct epoll_event events[8];
+/* A worker: does with each descriptor that is told of what `argument` points to. */
+static void *serve(void *argument) {
+    void (*const *each)(int) = argument;
+    struct epoll_event events[4];
     for (;;) {
         int count = epoll_wait(set, events, COUNT(events), -1);
         for (int n = 0; n < count; n++) {
-            int fd = events[n].data.fd;
-            if (fd == over)
-                return unused;
-            if (!echo(fd))
-                close(fd);
+            if (events[n].data.fd == over)
+                return NULL;
+            (*each)(events[n].data.fd);
         }
     }
+}
+
+static void serve_what_was_added(int fd) {
+    if (!echo(fd))
+        close(fd);
 }
 
 static void *accept_all(void *unused) {
@@ -124,7 +129,7 @@ void scenario_pool_added_by_acceptor(void) {
     }
     pthread_t acceptor, worker;
     begin_serving();
-    pthread_create(&worker, NULL, serve_what_was_added, NULL);
+    pthread_create(&worker, NULL, serve, &(void (*)(int)){serve_what_was_added});
     pthread_create(&acceptor, NULL, accept_all, NULL);
     pthread_join(acceptor, NULL);
     meet();
@@ -133,32 +138,23 @@ void scenario_pool_added_by_acceptor(void) {
 
 static const uint32_t ONCE = EPOLLIN | EPOLLRDHUP | EPOLLET | EPOLLONESHOT;
 
-static void *serve_one_at_a_time(void *unused) {
-    struct epoll_event events[4];
-    for (;;) {
-        int count = epoll_wait(set, events, COUNT(events), -1);
-        for (int n = 0; n < count; n++) {
-            int fd = events[n].data.fd;
-            if (fd == over)
-                return unused;
-            if (fd == me.listener) {
-                while ((fd = accept4(me.listener, NULL, NULL, SOCK_NONBLOCK)) >= 0)
-                    control(EPOLL_CTL_ADD, fd, ONCE);
-                continue;
-            }
-            if (holders[fd]++ != 0)
-                say("! two threads were told of one event");
-            bool open;
-            do
-                errno = 0;
-            while ((open = echo(fd)) && errno != EAGAIN);
-            holders[fd]--;
-            if (!open)
-                close(fd);
-            else if (control(EPOLL_CTL_MOD, fd, ONCE) != 0)
-                say("! armed by one thread, closed by another: %s", strerrorname_np(errno));
-        }
+static void serve_one_at_a_time(int fd) {
+    if (fd == me.listener) {
+        while ((fd = accept4(me.listener, NULL, NULL, SOCK_NONBLOCK)) >= 0)
+            control(EPOLL_CTL_ADD, fd, ONCE);
+        return;
     }
+    if (holders[fd]++ != 0)
+        say("! two threads were told of one event");
+    bool open;
+    do
+        errno = 0;
+    while ((open = echo(fd)) && errno != EAGAIN);
+    holders[fd]--;
+    if (!open)
+        close(fd);
+    else if (control(EPOLL_CTL_MOD, fd, ONCE) != 0)
+        say("! armed by one thread, closed by another: %s", strerrorname_np(errno));
 }
 
 /* Whoever is told of a one-shot registration has the connection to himself until he arms it, also while it is lifted. */
@@ -169,11 +165,12 @@ void scenario_pool_of_one_shots(void) {
         return;
     }
     pthread_t workers[WORKERS];
+    void (*each)(int) = serve_one_at_a_time;
     begin_serving();
     fcntl(me.listener, F_SETFL, O_NONBLOCK);
     control(EPOLL_CTL_ADD, me.listener, EPOLLIN | EPOLLET);
     for (int n = 0; n < WORKERS; n++)
-        pthread_create(&workers[n], NULL, serve_one_at_a_time, NULL);
+        pthread_create(&workers[n], NULL, serve, &each);
     meet();
     end_serving(workers, WORKERS);
 }
