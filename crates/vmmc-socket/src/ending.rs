@@ -7,7 +7,7 @@ use vmmc::stream::{CLOSED, FROZEN, HANDED, LINGERS, take_announcement};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, repeat, thread};
+use crate::{bells, epoll, kernel, loan, lower, repeat, thread};
 
 /// The last descriptor of this process for the connection is about to be closed.
 pub(crate) fn close(fd: i32, index: u32) {
@@ -26,6 +26,9 @@ pub(crate) fn close(fd: i32, index: u32) {
         end_on_tcp(fd, slot);
     }
     if pair != 0 {
+        if last {
+            lower::settle_before_end(fd, index);
+        }
         let goodbye = if last { part(fd, slot, local) } else { Goodbye::Plain };
         let_go(index, pair, goodbye, lent);
     }
@@ -106,6 +109,9 @@ pub(crate) fn end_at_exit(fd: i32, index: u32, how: AtExit) {
         return;
     }
     let (slot, local) = (slot::get(index), local::get(index));
+    if how == AtExit::Whole {
+        lower::settle_before_end(fd, index);
+    }
     if slot.phase() == Phase::Attached && part(fd, slot, local) == Goodbye::Linger {
         let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
         match how {
@@ -212,14 +218,21 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
             reset(fd);
         }
     } else if outward == Way::Ring {
-        if slot.outward.stream.unread(ends.mine) > 0 {
+        let unread = slot.outward.stream.unread(ends.mine) > 0;
+        let lingers = unread && local.held.load(Ordering::Relaxed);
+        if lingers {
             goodbye = Goodbye::Linger;
             ends.theirs.tell(LINGERS);
-        } else {
+        }
+        slot.outward.stream.finish(ends.theirs);
+        if unread && !lingers {
+            // No service would write to this socket what the peer lowers unread: it is on TCP before the end.
+            let _ = repeat::freeze_and_repeat(fd, slot, local, ends);
+        }
+        if !lingers {
             // The service closes its duplicate a moment later; what the peer writes until then must find the end before it.
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
-        slot.outward.stream.finish(ends.theirs);
     } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot)
         || is_handed_over(slot, outward, ends)
     {

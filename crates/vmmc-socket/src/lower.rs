@@ -9,7 +9,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, Place, take_announcement};
+use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, LINGERS, Place, take_announcement};
 
 use crate::anew::Return;
 use crate::descriptor;
@@ -37,9 +37,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         return;
     }
     let local = local::get(index);
-    if !local.held.load(Ordering::Relaxed) {
-        lift::hold(fd, slot, local);
-    }
+    make_held(fd, slot, local);
     if would_lose_bytes(fd, slot, local) {
         return;
     }
@@ -85,6 +83,15 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     }
 }
 
+/// Sees to it that the service has this end, if there is a service: another than before, perhaps.
+fn make_held(fd: i32, slot: &Slot, local: &Local) {
+    // It tells of its death by mail.
+    lift::progress();
+    if !local.held.load(Ordering::Relaxed) {
+        lift::hold(fd, slot, local);
+    }
+}
+
 /// The receiving direction before its unread bytes were taken out of the ring.
 struct Before {
     way: Way,
@@ -123,12 +130,20 @@ impl Before {
     }
 }
 
-/// Whether there is something to read that could not come back, because the peer's socket is gone after a reset: those who have it in their ring keep it, and
-/// whoever gets the connection otherwise finds its end.
+/// Whether there is something to read that could not come back, because the peer's socket is gone after a reset, or together with
+/// the service that kept it: those who have it in their ring keep it, and whoever gets the connection otherwise finds its end.
 fn would_lose_bytes(fd: i32, slot: &Slot, local: &Local) -> bool {
     let _inward = slot.inward.lock.hold();
-    let unread = local.ends().is_some_and(|ends| slot.inward.stream.unread(ends.mine) > 0);
-    unread && kernel::pending(fd, 0) & libc::POLLERR != 0
+    local.ends().is_some_and(|ends| {
+        // As long as the service has the socket for a peer that lingers, TCP knows of no end.
+        let ended = libc::POLLRDHUP;
+        let kept = !ends.mine.told(LINGERS)
+            || slot.inward.stream.frozen(ends.mine)
+            || slot.deaf.load(Ordering::Relaxed)
+            || kernel::pending(fd, ended) & ended == 0;
+        slot.inward.stream.unread(ends.mine) > 0
+            && (!kept || kernel::pending(fd, 0) & libc::POLLERR != 0)
+    })
 }
 
 /// Milliseconds that a peer's unread bytes may take to TCP.
@@ -250,6 +265,32 @@ pub(crate) fn await_handover(index: u32) -> bool {
         std::thread::sleep(Duration::from_millis(1));
     }
     false
+}
+
+/// Before the last close. What the peer lowered without having read it is on TCP then, so that the end follows it there; and
+/// where bytes stay in the ring, it is known whether a service is there to keep the socket for them.
+pub(crate) fn settle_before_end(fd: i32, index: u32) {
+    let (slot, local) = (slot::get(index), local::get(index));
+    let unsettled = |ends: Ends| {
+        slot.outward.way() != Way::Lowered
+            && (slot.outward.stream.unread(ends.mine) > 0 || slot.outward.stream.closed(ends.theirs))
+    };
+    if !local.pin().is_some_and(|pin| unsettled(pin.ends())) {
+        return;
+    }
+    make_held(fd, slot, local);
+    transmit::notice_freeze(index, slot, local);
+    let _outward = slot.outward.lock.hold();
+    let Some(ends) = local.ends() else { return };
+    if slot.outward.way() == Way::Ring
+        && slot.outward.stream.closed(ends.theirs)
+        && ends.mine.told(HAND_YOURSELF)
+    {
+        slot.outward.set_way(Way::Handover);
+    }
+    if slot.outward.way() == Way::Handover {
+        transmit::settle_handover(fd, slot, local, ends);
+    }
 }
 
 /// Gives an idle connection back to TCP, with nothing to move: true if it was done.

@@ -510,7 +510,7 @@ pub fn finish(fd: i32) -> bool {
 
 /// Before the end of a stream is put into a ring that the peer may have frozen: there nobody would look for it.
 #[cold]
-fn notice_freeze(index: u32, slot: &Slot, local: &Local) {
+pub(crate) fn notice_freeze(index: u32, slot: &Slot, local: &Local) {
     let frozen = {
         let _held = slot.outward.lock.hold();
         let closed = local.ends().is_some_and(|ends| slot.outward.stream.closed(ends.theirs));

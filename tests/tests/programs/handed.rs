@@ -117,7 +117,7 @@ impl Talk {
 }
 
 /// Whether somebody listens on a port; nothing connects, as the server takes one connection only.
-fn listens(port: u16) -> bool {
+pub(crate) fn listens(port: u16) -> bool {
     let end = format!(":{port:04X} 00000000:0000 0A");
     fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&end))
 }

@@ -5,10 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use vmmc_tests::{Running, Site, Watchdog, Way, missing_programs};
+use vmmc_tests::{Running, Site, Watchdog, Way, free_port, missing_programs};
 
 use crate::echo::{ask, paused_ping, serve, stable_lines};
-use crate::in_every_way::{Failure, LIMIT, prove};
+use crate::handed::listens;
+use crate::in_every_way::{Failure, LIMIT, prove, same_in_every_way};
+use crate::load::{program, wait_until};
 use crate::redis;
 
 #[test]
@@ -68,6 +70,79 @@ fn redis_under_load_survives_the_death_of_the_service() -> Result<(), Failure> {
     assert_eq!(Running::start(ping.arg("ping"))?.succeed(LIMIT)?.stdout, "PONG\n");
     assert!(server.is_running());
     Ok(())
+}
+
+/// A server that, once there is a file `lost`, gives up what it has not read to the kernel (what stands under a standard number is
+/// the kernel's), and a client that closes after that, before it, or before the service is lost.
+const LEAVE: &str = r#"
+import os, socket, sys, time
+
+def await_file(name):
+    while not os.path.exists(name):
+        time.sleep(.001)
+
+def client(port, when):
+    connection = socket.create_connection(('127.0.0.1', port))
+    while not os.path.exists('enough'):
+        connection.sendall(b'ping')
+        assert connection.recv(4) == b'ping'
+        time.sleep(.001)
+    connection.sendall(b'last' + bytes(range(250)) * 20)
+    if when == 'before':
+        connection.close()
+    open('sent', 'w').close()
+    await_file('lost')
+    if when == 'early':
+        connection.close()
+    open('left', 'w').close()
+    await_file('lowered')
+
+def server(port):
+    listener = socket.create_server(('127.0.0.1', port))
+    connection, _ = listener.accept()
+    while (message := connection.recv(4)) == b'ping':
+        connection.sendall(message)
+    assert message == b'last'
+    await_file('left')
+    os.dup2(connection.fileno(), 0)
+    open('lowered', 'w').close()
+    data = b''
+    while piece := connection.recv(100000):
+        data += piece
+    print(data == bytes(range(250)) * 20, len(data))
+
+if sys.argv[1] == 'client':
+    client(int(sys.argv[2]), sys.argv[3])
+else:
+    server(int(sys.argv[2]))
+"#;
+
+#[test]
+fn unread_bytes_survive_the_death_of_the_service_and_lowering() {
+    for when in ["late", "early", "before"] {
+        let test = format!("unread bytes of a client that closes {when} without a service");
+        same_in_every_way(&test, &["python3"], |site, way| {
+            let port = free_port();
+            fs::write(site.path().join("leave.py"), LEAVE)?;
+            let start = |lifted, arguments: &[&str]| {
+                let mut command = site.command(lifted, program("python3"));
+                Running::start(command.arg("leave.py").args(arguments))
+            };
+            let port_text = port.to_string();
+            let mut server = start(way.lifts_server(), &["server", &port_text])?;
+            wait_until("the server", || Ok(listens(port)))?;
+            let mut client = start(way.lifts_client(), &["client", &port_text, when])?;
+            prove(site, way, port)?;
+            fs::write(site.path().join("enough"), "")?;
+            wait_until("the client", || Ok(site.path().join("sent").exists()))?;
+            if way != Way::Plain {
+                kill_service(site)?;
+            }
+            fs::write(site.path().join("lost"), "")?;
+            client.succeed(LIMIT)?;
+            Ok(server.succeed(LIMIT)?.stdout)
+        });
+    }
 }
 
 #[test]
