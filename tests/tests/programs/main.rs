@@ -16,6 +16,7 @@ mod echo;
 mod explain;
 mod grpc;
 mod handed;
+mod hot_path;
 mod in_every_way;
 mod iperf3;
 mod json;
