@@ -187,15 +187,20 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     let was_frozen = slot.inward.stream.frozen(ends.mine);
     repeat::pass_over_all(fd, slot, ends);
     let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
-    // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP.
-    if outward == Way::Ring && ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 {
+    // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP. Unless the peer
+    // froze it because it closed.
+    let frozen = ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0;
+    if outward == Way::Ring && frozen && !ends.mine.told(CLOSED) {
         outward = Way::Handover;
     }
-    let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
+    let unread_in_ring = || {
+        let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
+        switched && slot.inward.stream.unread(ends.mine) > 0
+    };
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)
         && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
-    let unread = switched && slot.inward.stream.unread(ends.mine) > 0;
+    let unread = unread_in_ring();
     // Of these the kernel makes a reset by itself, unless somebody who is not of this family goes on with the connection.
     let unread_on_tcp = kernel::unread(fd) > 0;
     let wanted = wants_reset(fd);
@@ -240,6 +245,12 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     }
     if inward != Way::Lowered {
         ends.theirs.tell(CLOSED);
+        // Who had not seen that may still have published something: it has reached a closed socket.
+        if slot.inward.stream.freeze(ends.mine) && !over && unread_in_ring() {
+            reset(fd);
+            ends.theirs.untell(LINGERS);
+            goodbye = Goodbye::Plain;
+        }
     }
     let reader = take_announcement(&ends.mine.reader_waiting);
     if take_announcement(&ends.mine.writer_waiting) || reader {

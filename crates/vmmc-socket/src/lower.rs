@@ -9,7 +9,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, LINGERS, Place, take_announcement};
+use vmmc::stream::{
+    CLOSED, FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, LINGERS, Place, take_announcement,
+};
 
 use crate::anew::Return;
 use crate::descriptor;
@@ -273,7 +275,9 @@ pub(crate) fn settle_before_end(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
     let unsettled = |ends: Ends| {
         slot.outward.way() != Way::Lowered
-            && (slot.outward.stream.unread(ends.mine) > 0 || slot.outward.stream.closed(ends.theirs))
+            && !ends.mine.told(CLOSED)
+            && (slot.outward.stream.unread(ends.mine) > 0
+                || slot.outward.stream.closed(ends.theirs))
     };
     if !local.pin().is_some_and(|pin| unsettled(pin.ends())) {
         return;

@@ -430,6 +430,8 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
         if lower::hand_over_myself(fd, slot, local, ends) {
             slot.outward.set_way(Way::Lowered);
         }
+    } else if ends.mine.told(CLOSED) {
+        look_at_peer(fd, slot, ends);
     } else if kernel::pending(fd, 0) != 0 {
         // After a reset nobody says any more that they are.
         slot.outward.set_way(Way::Lowered);

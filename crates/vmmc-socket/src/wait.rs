@@ -311,7 +311,7 @@ pub(crate) fn silence(local: &Local, other: Direction, slot: &Slot, ends: Ends) 
 
 /// Whether a peer that froze the ring has said how its unread bytes come to TCP.
 pub(crate) fn handover_answered(ends: Ends) -> bool {
-    ends.mine.told(HANDED) || ends.mine.told(HAND_YOURSELF)
+    [HANDED, HAND_YOURSELF, CLOSED].into_iter().any(|flag| ends.mine.told(flag))
 }
 
 /// After a signal that interrupted a sleep: would the native call have gone on? The kernel knows, per handler. Which of them ran is not

@@ -492,3 +492,51 @@ void scenario_thread_with_descriptors_of_its_own(void) {
 void scenario_thread_closes_unshared(void) {
     goes_on_after(close_own_by_range);
 }
+
+struct duel {
+    int fd;
+    unsigned delay;
+    _Atomic int *there;
+};
+
+/* Both begin at the same moment, but for the delay. */
+static void begin_duel(const struct duel *duel) {
+    ++*duel->there;
+    while (*duel->there < 2)
+        ;
+    for (volatile unsigned i = 0; i < duel->delay; i++)
+        ;
+}
+
+static void *close_now(void *argument) {
+    begin_duel(argument);
+    close(((struct duel *)argument)->fd);
+    return NULL;
+}
+
+/* One end is closed in the moment in which the other is written to: whoever is first, the writer learns of it. */
+void scenario_close_against_write(void) {
+    int heard = 0;
+    for (int round = 0; round < 100; round++) {
+        int ends[2];
+        both_ends(ends);
+        for (int trip = 0; trip < 20; trip++) {
+            round_trip(ends);
+            usleep(50);
+        }
+        _Atomic int there = 0;
+        struct duel closer = {ends[0], 0, &there};
+        struct duel writer = {ends[1], round * 100, &there};
+        pthread_t thread;
+        pthread_create(&thread, NULL, close_now, &closer);
+        begin_duel(&writer);
+        send(ends[1], "late", 4, MSG_NOSIGNAL);
+        pthread_join(thread, NULL);
+        struct pollfd one = {ends[1], 0, 0};
+        if (poll(&one, 1, 1000) == 1 && one.revents & POLLERR)
+            heard++;
+        close(ends[1]);
+    }
+    say("%d of 100 writers hear of the reset", heard);
+    meet();
+}

@@ -285,6 +285,7 @@ macro_rules! for_every_scenario {
             thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
             thread_shutdown_while_send: Warm;
             thread_cancelled_in_recv: Warm;
+            close_against_write: Cold;
             thread_cancelled_in_poll: Warm;
             thread_cancelled_at_entry: Warm;
             thread_cancelled_anywhere: Warm;

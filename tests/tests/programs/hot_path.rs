@@ -23,7 +23,10 @@ fn hot_paths_make_no_system_call() {
             let (path, calls) = line.split_once(": ").ok_or("a line without a count")?;
             let calls: u32 = calls.parse()?;
             if way == Way::BothLifted {
-                assert!(calls <= NOW_AND_THEN, "{ROUNDS} rounds of {path} make {calls} system calls");
+                assert!(
+                    calls <= NOW_AND_THEN,
+                    "{ROUNDS} rounds of {path} make {calls} system calls"
+                );
             } else {
                 assert!(calls >= ROUNDS, "{path} is counted wrong: {calls}");
             }
