@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{CLOSED, FROZEN, HANDED, LINGERS, take_announcement};
+use vmmc::stream::{CLOSED, HANDED, LINGERS, take_announcement};
 
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
@@ -187,10 +187,8 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     let was_frozen = slot.inward.stream.frozen(ends.mine);
     repeat::pass_over_all(fd, slot, ends);
     let (inward, mut outward) = (slot.inward.way(), slot.outward.way());
-    // A ring that the peer froze holds nothing any more; the service puts what was unread before the end on TCP. Unless the peer
-    // froze it because it closed.
-    let frozen = ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0;
-    if outward == Way::Ring && frozen && !ends.mine.told(CLOSED) {
+    // A ring that the peer took back holds nothing any more; the service puts what was unread before the end on TCP.
+    if outward == Way::Ring && lower::is_taken_back(ends) {
         outward = Way::Handover;
     }
     let unread_in_ring = || {

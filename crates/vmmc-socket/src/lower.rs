@@ -276,8 +276,7 @@ pub(crate) fn settle_before_end(fd: i32, index: u32) {
     let unsettled = |ends: Ends| {
         slot.outward.way() != Way::Lowered
             && !ends.mine.told(CLOSED)
-            && (slot.outward.stream.unread(ends.mine) > 0
-                || slot.outward.stream.closed(ends.theirs))
+            && (slot.outward.stream.unread(ends.mine) > 0 || is_taken_back(ends))
     };
     if !local.pin().is_some_and(|pin| unsettled(pin.ends())) {
         return;
@@ -286,10 +285,7 @@ pub(crate) fn settle_before_end(fd: i32, index: u32) {
     transmit::notice_freeze(index, slot, local);
     let _outward = slot.outward.lock.hold();
     let Some(ends) = local.ends() else { return };
-    if slot.outward.way() == Way::Ring
-        && slot.outward.stream.closed(ends.theirs)
-        && ends.mine.told(HAND_YOURSELF)
-    {
+    if slot.outward.way() == Way::Ring && is_taken_back(ends) && ends.mine.told(HAND_YOURSELF) {
         slot.outward.set_way(Way::Handover);
     }
     if slot.outward.way() == Way::Handover {
@@ -452,6 +448,11 @@ pub(crate) fn has_left(slot: &Slot, ends: Ends) -> bool {
         }
 }
 
+/// Whether the peer has frozen what this side sends because it lowers it, not because it has closed.
+pub(crate) fn is_taken_back(ends: Ends) -> bool {
+    ends.theirs.tail.load(Ordering::Acquire) & FROZEN != 0 && !ends.mine.told(CLOSED)
+}
+
 /// The peer has lowered what it sends: if it has frozen this side's direction too, that is settled here, for a program
 /// that only reads.
 pub(crate) fn settle(fd: i32, index: u32) {
@@ -460,7 +461,7 @@ pub(crate) fn settle(fd: i32, index: u32) {
         let _outward = slot.outward.lock.hold();
         let Some(ends) = local.ends() else { return };
         if slot.outward.way() == Way::Ring
-            && slot.outward.stream.closed(ends.theirs)
+            && is_taken_back(ends)
             // After its end the service says when it is done; if there is none, this side has to do it.
             && (!slot.finished.load(Ordering::Relaxed) || ends.mine.told(HAND_YOURSELF))
         {

@@ -30,14 +30,15 @@ pub(crate) enum Written {
 
 /// Freezes what this side sends, and repeats on TCP what is unread of it. The outward lock is held.
 ///
-/// `Some`: whether everything that was unread is on TCP. None: the peer had frozen the stream, and sees to its bytes.
+/// `Some`: whether everything that was unread is on TCP, or will be read by nobody. None: the peer had frozen the stream, and sees to
+/// its bytes.
 pub(crate) fn freeze_and_repeat(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> Option<bool> {
     let stream = &slot.outward.stream;
     // Writing to a connection that is gone would take the error that the program has to be told.
     let gone =
         ends.mine.told(CLOSED) || kernel::pending(fd, 0) & (libc::POLLERR | libc::POLLHUP) != 0;
     let from = if gone { None } else { stream.begin_repeat(ends.mine, ends.theirs) };
-    if !stream.freeze(ends.theirs) {
+    if !stream.freeze(ends.theirs) && !ends.mine.told(CLOSED) {
         return None;
     }
     let Some(from) = from else { return Some(true) };

@@ -431,7 +431,11 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
             slot.outward.set_way(Way::Lowered);
         }
     } else if ends.mine.told(CLOSED) {
+        // It closed, and nothing is handed over.
         look_at_peer(fd, slot, ends);
+        if slot.finished.load(Ordering::Relaxed) {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        }
     } else if kernel::pending(fd, 0) != 0 {
         // After a reset nobody says any more that they are.
         slot.outward.set_way(Way::Lowered);
@@ -515,8 +519,8 @@ pub fn finish(fd: i32) -> bool {
 pub(crate) fn notice_freeze(index: u32, slot: &Slot, local: &Local) {
     let frozen = {
         let _held = slot.outward.lock.hold();
-        let closed = local.ends().is_some_and(|ends| slot.outward.stream.closed(ends.theirs));
-        if closed && slot.outward.way() == Way::Ring && !slot.finished.load(Ordering::Relaxed) {
+        let taken_back = local.ends().is_some_and(lower::is_taken_back);
+        if taken_back && slot.outward.way() == Way::Ring && !slot.finished.load(Ordering::Relaxed) {
             slot.outward.set_way(Way::Handover);
         }
         slot.outward.way() == Way::Handover
