@@ -96,6 +96,8 @@ impl Injection {
                         end_stream(socket);
                     }
                     self.queue.pop_front();
+                    #[cfg(chaos)]
+                    vmmc_os::chaos::pause(300);
                     handed();
                 }
                 Ok(count) => {

@@ -28,6 +28,8 @@ use crate::service::Service;
 impl Service {
     /// Does what a client asks. Anything but Hello from a client without identity, and a second Hello, disconnects it.
     pub(crate) fn handle(&mut self, key: ClientKey, request: Request, goods: Goods) {
+        #[cfg(chaos)]
+        vmmc_os::chaos::pause(300);
         let Some(client) = self.clients.get(key) else { return };
         match (client.identity.is_some(), client.process_id(), request) {
             (false, _, Request::Hello(hello)) => self.hello(key, hello),

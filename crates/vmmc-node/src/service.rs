@@ -441,6 +441,8 @@ impl Service {
                 }
             }
             for key in touched {
+                #[cfg(chaos)]
+                vmmc_os::chaos::pause(300);
                 self.flush(key);
             }
             for key in std::mem::take(&mut self.doomed) {

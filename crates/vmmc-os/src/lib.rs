@@ -6,6 +6,8 @@
 //!
 //! Nothing here knows what a process, an export or a pair is.
 
+#[cfg(chaos)]
+pub mod chaos;
 #[cfg(target_os = "linux")]
 mod linux;
 

@@ -195,6 +195,8 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
         switched && slot.inward.stream.unread(ends.mine) > 0
     };
+    // Never lowered, so nobody has it but this process and, a moment longer, the service.
+    let is_own = inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring);
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)
         && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
@@ -212,8 +214,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         if slot.finished.load(Ordering::Relaxed) && outward == Way::Ring {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
-        // Never lowered, so nobody has it but this process and, a moment longer, the service.
-        if inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) {
+        if is_own {
             // A peer that is just writing what it had sent to TCP, or begins to, would take the error that its program shall get.
             if !slot.inward.stream.freeze(ends.mine) && !was_frozen {
                 repeat::pass_over_all(fd, slot, ends);
@@ -244,10 +245,13 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     if inward != Way::Lowered {
         ends.theirs.tell(CLOSED);
         // Who had not seen that may still have published something: it has reached a closed socket.
-        if slot.inward.stream.freeze(ends.mine) && !over && unread_in_ring() {
-            reset(fd);
-            ends.theirs.untell(LINGERS);
-            goodbye = Goodbye::Plain;
+        if slot.inward.stream.freeze(ends.mine) && !over && !unread && unread_in_ring() {
+            set_reset_at_close(fd, true);
+            if is_own {
+                reset(fd);
+                ends.theirs.untell(LINGERS);
+                goodbye = Goodbye::Plain;
+            }
         }
     }
     let reader = take_announcement(&ends.mine.reader_waiting);

@@ -25,6 +25,8 @@ pub type Outcome = Result<usize, Errno>;
 #[inline]
 pub unsafe fn system_call(number: libc::c_long, a: [usize; 6]) -> Outcome {
     let result: isize;
+    #[cfg(chaos)]
+    vmmc::chaos::pause(40);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel's calling convention; rcx and r11 are its only clobbers beside the result and memory.
     unsafe {
@@ -37,6 +39,8 @@ pub unsafe fn system_call(number: libc::c_long, a: [usize; 6]) -> Outcome {
         asm!("svc 0", in("x8") number, inlateout("x0") a[0] => result, in("x1") a[1], in("x2") a[2], in("x3") a[3],
              in("x4") a[4], in("x5") a[5], options(nostack));
     }
+    #[cfg(chaos)]
+    vmmc::chaos::pause(40);
     if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
 }
 

@@ -45,7 +45,11 @@ impl Lock {
     #[inline]
     pub(crate) fn hold(&self) -> Held<'_> {
         let inside = Inside::enter();
+        #[cfg(chaos)]
+        vmmc::chaos::pause(20);
         self.take();
+        #[cfg(chaos)]
+        vmmc::chaos::pause(20);
         Held { lock: self, _inside: inside }
     }
 

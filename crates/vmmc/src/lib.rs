@@ -211,6 +211,9 @@ pub use redirection::{
     NotPosted, PostedBuffer, Posting, RedirectBuffer, RedirectError, Redirected,
 };
 pub use transfer::TransferError;
+#[cfg(chaos)]
+#[doc(hidden)]
+pub use vmmc_os::chaos;
 pub use vmmc_os::{
     OsError, RuntimeDirError, ServiceOf, ServicePlace, StartError, default_runtime_dir,
 };
