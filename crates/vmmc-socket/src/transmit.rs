@@ -294,6 +294,10 @@ pub fn is_over(fd: i32) -> bool {
 pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: Ends) -> Way {
     match slot.outward.way() {
         Way::Tcp if lift::switch_outward(fd, index, slot, ends) => {}
+        // It closed before this direction had left TCP.
+        Way::Tcp if ends.mine.told(CLOSED) && !slot.finished.load(Ordering::Relaxed) => {
+            look_at_peer(fd, slot, ends);
+        }
         Way::Tcp if slot.outward.stream.closed(ends.theirs) => slot.outward.set_way(Way::Lowered),
         Way::Handover => settle_handover(fd, slot, local, ends),
         _ => {}
