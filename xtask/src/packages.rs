@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use vmmc_tests::{Running, find_program};
 
-/// A program (or `python3 -m MODULE`, or the path of a file), the package that brings it, and what is left out without it.
+/// A program (or `python3 -m MODULE`, or the path of a file), the package that brings it (or several, ` | ` between them, as in
+/// Debian's control files: the first that there is), and what is left out without it.
 pub(crate) struct Wanted {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
@@ -16,6 +17,9 @@ pub(crate) struct Wanted {
 const fn wanted(program: &'static str, package: &'static str, without_it: &'static str) -> Wanted {
     Wanted { program, package, without_it }
 }
+
+/// Not every mirror has the first.
+const CPYTHON_TESTS: &str = "libpython3-testsuite | libpython3.11-testsuite";
 
 /// What `cargo xtask demo` runs besides the workspace's own programs.
 pub(crate) const FOR_DEMO: &[Wanted] = &[
@@ -33,7 +37,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("curl", "curl", "the tests of nginx with curl"),
     wanted("wrk", "wrk", "the test of nginx with wrk"),
     wanted("python3", "python3", "the Python tests"),
-    wanted("python3 -m test", "libpython3-testsuite", "CPython's own tests"),
+    wanted("python3 -m test", CPYTHON_TESTS, "CPython's own tests"),
     wanted("apache2", "apache2", "the Apache tests"),
     wanted("ab", "apache2-utils", "the tests with ab"),
     wanted("haproxy", "haproxy", "the haproxy tests"),
@@ -70,7 +74,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
 /// What `cargo xtask suites` runs.
 pub(crate) const FOR_SUITES: &[Wanted] = &[
     wanted("python3", "python3", "CPython's tests"),
-    wanted("python3 -m test", "libpython3-testsuite", "CPython's tests"),
+    wanted("python3 -m test", CPYTHON_TESTS, "CPython's tests"),
 ];
 
 /// What `cargo xtask fuzz` builds the fuzzers with.
@@ -170,13 +174,19 @@ fn apt(prefix: &[&str], names: &[&str], say: &dyn Fn(&str)) {
     let install = ["apt-get", "install", "-y", "-q", "--no-install-recommends"];
     // One by one: a package that this release does not have must not keep the others out.
     for name in names {
-        if let Err(error) = call(&[&install[..], &[name]].concat()) {
-            say(&format!("{name} could not be installed: {}", first_line(&error.to_string())));
+        let mut failed = None;
+        let installed = name.split(" | ").find(|package| {
+            failed = call(&[&install[..], &[*package]].concat()).err();
+            failed.is_none()
+        });
+        let Some(package) = installed else {
+            let error = failed.map(|error| error.to_string()).unwrap_or_default();
+            say(&format!("{name} could not be installed: {}", first_line(&error)));
             continue;
-        }
+        };
         // We start our own servers on our own ports; the packages' services would only hold theirs.
         let service =
-            SERVICES.iter().find(|(package, _)| package == name).map(|(_, service)| *service);
+            SERVICES.iter().find(|(name, _)| *name == package).map(|(_, service)| *service);
         if let Some(service) = service.filter(|_| Path::new("/run/systemd/system").exists())
             && call(&["systemctl", "disable", "--now", service]).is_ok()
         {

@@ -26,10 +26,12 @@ pub(crate) fn close(fd: i32, index: u32) {
         end_on_tcp(fd, slot);
     }
     if pair != 0 {
-        if last {
+        let goodbye = if last {
             lower::settle_before_end(fd, index);
-        }
-        let goodbye = if last { part(fd, slot, local) } else { Goodbye::Plain };
+            part(fd, slot, local)
+        } else {
+            Goodbye::Plain
+        };
         let_go(index, pair, goodbye, lent);
     }
     if last {

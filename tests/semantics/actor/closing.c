@@ -687,3 +687,33 @@ void scenario_close_then_write_before_reading(void) {
     T(read(fd, buffer, 6));
     meet();
 }
+
+/* The peer has sent all the bytes there were, and closes while the last are unread: the first answer of this end, and so the first that
+ * it sends at all, is taken, and one after it is refused. */
+void scenario_first_answer_after_close(void) {
+    enum { ROUNDS = 500 };
+    int fd = cold_connection();
+    for (int round = 0; round < ROUNDS; round++) {
+        char byte = 0;
+        if (me.client) {
+            put(fd, &byte, 1);
+            usleep(200);
+        } else {
+            get(fd, &byte, 1);
+        }
+    }
+    if (me.client) {
+        put_text(fd, "unread");
+        close(fd);
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 6);
+    int taken = 0;
+    while (taken < 1000 && send(fd, "y", 1, MSG_NOSIGNAL) == 1) {
+        taken++;
+        usleep(1000);
+    }
+    say("the first is %s, a later one %s", taken > 0 ? "taken" : "refused", taken < 1000 ? "refused" : "taken");
+}

@@ -129,6 +129,7 @@ macro_rules! for_every_scenario {
             epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
             // closing.c
             half_close: Warm;
+            first_answer_after_close: Cold;
             shutdown_read: Warm;
             shutdown_both: Warm;
             shutdown_unconnected: Cold;
