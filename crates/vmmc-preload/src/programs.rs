@@ -1,8 +1,8 @@
-//! Starting other programs, whose inheritance must be whole in the kernel; and ending.
+//! Starting other programs, whose inheritance must be whole in the kernel, and threads; and ending.
 //!
 //! The C library's own calls among these functions do not come through the hooks, so each is hooked by itself.
 
-use libc::{FILE, c_char, c_int, c_void, pid_t};
+use libc::{FILE, c_char, c_int, c_void, pid_t, pthread_attr_t, pthread_t};
 
 use vmmc_socket::Handing;
 
@@ -49,6 +49,21 @@ pub(crate) unsafe extern "C-unwind" fn _exit(status: c_int) -> ! {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn _Exit(status: c_int) -> ! {
     _exit(status)
+}
+
+/// What a thread runs.
+type Routine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn pthread_create(
+    thread: *mut pthread_t,
+    attributes: *const pthread_attr_t,
+    start: Routine,
+    argument: *mut c_void,
+) -> c_int {
+    keep_errno(|| catch((), vmmc_socket::family::before_thread));
+    let native = next!(pthread_create: fn(*mut pthread_t, *const pthread_attr_t, Routine, *mut c_void) -> c_int);
+    native(thread, attributes, start, argument)
 }
 
 #[unsafe(no_mangle)]

@@ -1,6 +1,6 @@
 //! What each descriptor number of this process is to the layer: one word a number, looked up without a lock.
 
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::kernel::{self, Errno};
 use crate::layer;
@@ -19,6 +19,9 @@ static CHANGES: AtomicU32 = AtomicU32::new(0);
 
 /// How many are the layer's own.
 static OWNED: AtomicUsize = AtomicUsize::new(0);
+
+/// The kernel's table of this process's descriptors reaches the layer's own numbers.
+static REACHES: AtomicBool = AtomicBool::new(false);
 
 /// Nothing or kind in the two top bits, index below.
 const CONNECTION: u32 = 1 << 30;
@@ -109,6 +112,27 @@ pub(crate) fn remove(fd: i32, was: Kind) -> bool {
         }
         removed
     })
+}
+
+/// Lets the kernel's table of descriptors grow to the layer's own numbers, once.
+///
+/// The table grows as the highest number demands and never shrinks. In a process of one thread that takes 20 µs; with more it
+/// waits until no processor can read the old table (`expand_fdtable` in the kernel's `fs/file.c`), 15 to 30 ms measured, which the
+/// first lifted connection would wait too.
+pub(crate) fn reach() {
+    if REACHES.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let Ok(low) = kernel::call!(SYS_eventfd2, 0, libc::EFD_CLOEXEC) else { return };
+    if let Ok(high) = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor()) {
+        let _ = kernel::call!(SYS_close, high);
+    }
+    let _ = kernel::call!(SYS_close, low);
+}
+
+/// A child of fork begins with a table as large as its open descriptors need.
+pub(crate) fn forked() {
+    REACHES.store(false, Ordering::Relaxed);
 }
 
 /// A descriptor that only the layer uses; closed when dropped.

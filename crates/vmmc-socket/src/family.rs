@@ -8,7 +8,8 @@ use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE};
 use crate::slot::{self, Phase, Why};
 use crate::{
-    armed_poll, board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, thread,
+    armed_poll, board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, service,
+    thread,
 };
 
 /// Numbers that this process has as connections.
@@ -66,6 +67,13 @@ fn attached() -> impl Iterator<Item = (i32, u32)> {
     connections().filter(|&(_, index)| slot::get(index).phase() == Phase::Attached)
 }
 
+/// Before a thread is started: what is cheap in a process of one thread is done now.
+pub fn before_thread() {
+    if layer::enabled() && !layer::confined() && !service::absent() && thread::alone() {
+        descriptor::reach();
+    }
+}
+
 /// After a fork, in the child: it holds every connection too, and is a process of its own to the node service.
 pub fn after_fork_in_child() {
     if !layer::enabled() {
@@ -74,6 +82,7 @@ pub fn after_fork_in_child() {
     thread::forked();
     layer::moved();
     armed_poll::forked();
+    descriptor::forked();
     slot::after_fork_in_child();
     ENDED_BY.store(0, Ordering::Relaxed);
     STRUCTURE.release_after_fork();

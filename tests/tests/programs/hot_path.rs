@@ -1,10 +1,10 @@
 //! The system calls of the hot paths, counted: `docs/hot-path.md` says how many each may make, and a single one more would be seen
-//! in no other test, only in a benchmark.
+//! in no other test, only in a benchmark. And what must have been done before the first of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vmmc_tests::{Running, Site, Way, find_program};
+use vmmc_tests::{Running, Site, Watchdog, Way, find_program, missing_programs};
 
 use crate::in_every_way::{Failure, LIMIT, same_in_every_way};
 
@@ -34,6 +34,36 @@ fn hot_paths_make_no_system_call() {
         }
         Ok(paths)
     });
+}
+
+/// A thread says how many numbers the kernel's table of descriptors has room for, and the limit of the process.
+const TABLE: &str = r#"
+import resource, threading
+def tell():
+    size = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("FDSize:"))
+    print(size, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+thread = threading.Thread(target=tell)
+thread.start()
+thread.join()
+"#;
+
+#[test]
+fn the_table_of_descriptors_has_grown_before_the_first_thread() {
+    if !missing_programs("the_table_of_descriptors_has_grown", &["python3"]).is_empty() {
+        return;
+    }
+    let grown = |lifted| -> Result<bool, Failure> {
+        let site = Site::new()?;
+        let python = find_program("python3").ok_or("no python3")?;
+        let mut told = Running::start(site.command(lifted, python).args(["-c", TABLE]))?;
+        let told = told.succeed(LIMIT)?.stdout;
+        let (size, limit) = told.trim_end().split_once(' ').ok_or("two numbers")?;
+        let (size, limit): (u64, u64) = (size.parse()?, limit.parse()?);
+        Ok(size > (limit / 4 * 3).min(16 * 1024))
+    };
+    let _watchdog = Watchdog::new("the_table_of_descriptors_has_grown", 4 * LIMIT);
+    assert!(!grown(false).unwrap(), "this test sees nothing: the table is that large without us");
+    assert!(grown(true).unwrap(), "the first lifted connection waits for the table to grow");
 }
 
 fn compile(site: &Site) -> Result<PathBuf, Failure> {
