@@ -46,8 +46,6 @@ pub struct Comparison {
     pub failed: usize,
     /// What came out differently every time.
     pub differences: Vec<String>,
-    /// What differs and is documented to.
-    pub known: Vec<String>,
     /// What came out differently only sometimes.
     pub unsteady: Vec<String>,
 }
@@ -105,9 +103,7 @@ pub fn compare(
         }
         let shown = |verdict: Option<&Verdict>| verdict.map_or("missing", |verdict| verdict.word());
         let line = format!("{name}: {}, lifted {}", shown(was), shown(is));
-        if let Some(why) = module.known_difference(name) {
-            comparison.known.push(format!("{line} ({why})"));
-        } else if is_steady(module, lifting, name, limit)? {
+        if is_steady(module, lifting, name, limit)? {
             comparison.differences.push(line);
         } else {
             comparison.unsteady.push(line);

@@ -66,6 +66,18 @@ pub(crate) unsafe extern "C-unwind" fn pthread_create(
     native(thread, attributes, start, argument)
 }
 
+/// Also for the threads of C11, which the C library starts past its own `pthread_create`.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn thrd_create(
+    thread: *mut pthread_t,
+    start: unsafe extern "C-unwind" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> c_int {
+    keep_errno(|| catch((), vmmc_socket::family::before_thread));
+    let native = next!(thrd_create: fn(*mut pthread_t, unsafe extern "C-unwind" fn(*mut c_void) -> c_int, *mut c_void) -> c_int);
+    native(thread, start, argument)
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn fork() -> pid_t {
     // The handlers that `pthread_atfork` was given do the rest, for every way to fork.

@@ -183,6 +183,10 @@ fn not_carried(level: c_int, name: c_int) -> bool {
     }
 }
 
+/// Options that set how large the send buffer is, and whether it stays so.
+const SIZE_OF_SEND_BUFFER: [c_int; 3] =
+    [libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, vmmc_socket::SO_BUF_LOCK];
+
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn setsockopt(
     fd: c_int,
@@ -199,6 +203,9 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     let done = native(fd, level, name, value, len);
     if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {
         catch((), || keep_errno(|| vmmc_socket::left_is_told_or_not(fd)));
+    }
+    if done == 0 && level == libc::SOL_SOCKET && SIZE_OF_SEND_BUFFER.contains(&name) {
+        catch((), || keep_errno(|| vmmc_socket::send_buffer_is_set(fd)));
     }
     done
 }

@@ -69,7 +69,7 @@ fn attached() -> impl Iterator<Item = (i32, u32)> {
 
 /// Before a thread is started: what is cheap in a process of one thread is done now.
 pub fn before_thread() {
-    if layer::enabled() && !layer::confined() && !service::absent() && thread::alone() {
+    if layer::enabled() && !layer::confined() && !service::absent() {
         descriptor::reach();
     }
 }

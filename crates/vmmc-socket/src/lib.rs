@@ -82,4 +82,7 @@ pub use receive::{
     Receiving, TCP_INQ, at_mark, left, left_is_told_or_not, only_error_left, receive, unread,
 };
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
-pub use transmit::{Sending, complete_info, deafen, finish, is_over, send, send_file, unsent};
+pub use transmit::{
+    SO_BUF_LOCK, Sending, complete_info, deafen, finish, is_over, send, send_buffer_is_set,
+    send_file, unsent,
+};

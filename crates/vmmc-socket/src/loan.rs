@@ -261,12 +261,17 @@ impl Lending<'_> {
         let look = || stream.room(ends.mine, most);
         let mut room = look();
         let too_small = |room: usize| {
-            let window = stream.tier().window();
+            let window = stream.window();
             room < least || room < most && (room < window / 2 || most > window)
         };
         while too_small(room) && stream.grow(ends.theirs) {
             room = look();
             shrink::grown(local);
+        }
+        if least > stream.window() {
+            // Who reserves so much wants it, whatever the send buffer.
+            stream.set_bound(None);
+            room = look();
         }
         let ring = local.ring_out(stream.tier());
         let (Some(ring), true) = (ring, room >= least) else {

@@ -283,7 +283,7 @@ impl Wait {
 #[inline]
 pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
     let stream = &slot.outward.stream;
-    let window = stream.tier().window();
+    let window = stream.window();
     // The credit comes last: the peer writes it at every read, so that to look at it costs each of them a transfer of its line.
     policy::may_grow(stream.tier())
         || stream.spare(ends.mine) * 2 >= window

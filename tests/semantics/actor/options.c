@@ -241,6 +241,59 @@ void scenario_socket_options(void) {
     meet();
 }
 
+/* Sends while there is room, though nobody reads; how many bytes. */
+static size_t fill(int fd, size_t offset) {
+    static unsigned char bytes[4096];
+    size_t total = 0;
+    struct pollfd room = {.fd = fd, .events = POLLOUT};
+    while (poll(&room, 1, 200) == 1) {
+        ssize_t part;
+        do {
+            fill_pattern(bytes, offset + total, sizeof bytes, 1);
+            part = send(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+            total += part > 0 ? part : 0;
+        } while (part > 0);
+        if (errno != EAGAIN)
+            say("! send: %s", strerrorname_np(errno));
+    }
+    return total;
+}
+
+/* Who makes the send buffer small can send little that nobody reads; made larger, it takes more. */
+void scenario_send_buffer_size(void) {
+    int fd = connection();
+    if (me.server) {
+        size_t total = 0;
+        for (int i = 0; i < 3; i++) {
+            size_t more = told();
+            get_pattern(fd, total, more, 1);
+            total += more;
+            meet();
+        }
+        return;
+    }
+    int size = 4096;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    size_t small = fill(fd, 0);
+    say("little: %s", small > 4096 && small < 500000 ? "yes" : "no");
+    tell(small);
+    meet();
+    size = 200000;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    size_t large = fill(fd, small);
+    say("more: %s", large > small + 100000 && large < 1000000 ? "yes" : "no");
+    tell(large);
+    meet();
+    /* While more than the new size lies unread. */
+    size_t before = fill(fd, small + large);
+    size = 4096;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    size_t after = fill(fd, small + large + before);
+    say("nothing more: %zu", after);
+    tell(before + after);
+    meet();
+}
+
 static struct tcp_info counters(int fd) {
     struct tcp_info info;
     socklen_t length = sizeof info;

@@ -175,6 +175,7 @@ macro_rules! for_every_scenario {
             timestamps_of_listener: Cold;
             addresses: Warm;
             socket_options: Warm;
+            send_buffer_size: Warm;
             tcp_info_counts: Warm;
             upper_layer_protocol: Warm;
             // connecting.c

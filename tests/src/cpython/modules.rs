@@ -10,18 +10,6 @@ pub struct Module {
     pub(super) arguments: &'static [&'static str],
 }
 
-/// What comes out differently, and why; also in docs/sockets.md, "What differs from the kernel".
-const KNOWN: &[(&str, &str)] = &[(
-    "test_sendfile_close_peer_in_the_middle_of_receiving",
-    "it makes the socket buffers smaller than the file, and the rings stay as they are",
-)];
-
-impl Module {
-    pub(super) fn known_difference(&self, test: &str) -> Option<&'static str> {
-        KNOWN.iter().find(|(name, _)| test.ends_with(name)).map(|(_, why)| *why)
-    }
-}
-
 const fn short(name: &'static str) -> Module {
     Module { name, short: true, arguments: &[] }
 }

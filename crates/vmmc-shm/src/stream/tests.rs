@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -117,6 +118,27 @@ fn the_writer_keeps_its_distance_from_what_was_just_read() {
         assert_eq!(pair.send(&bytes[window..]), 1);
         assert_eq!(pair.receive(window).unwrap(), bytes[1000..]);
     }
+}
+
+#[test]
+fn a_bound_holds_for_all_that_is_unread_once_the_bulk_ring_is_in_use() {
+    let mut pair = Pair::new();
+    pair.tx.set_bound(NonZeroU32::new(100_000));
+    assert_eq!(pair.tx.window(), Tier::Page.window());
+    assert_eq!(pair.send(&[1; 1000]), 1000);
+    let (_, theirs) = pair.words();
+    while pair.tx.grow(theirs) {}
+    assert_eq!(pair.send(&[1; 150_000]), 99_000);
+    assert_eq!(pair.send(&[1]), 0);
+    assert_eq!(pair.receive(1000).unwrap().len(), 1000);
+    assert_eq!(pair.send(&[1; 1500]), 1000);
+    // Less than what is unread already.
+    pair.tx.set_bound(NonZeroU32::new(1000));
+    assert_eq!(pair.receive(99_500).unwrap().len(), 99_500);
+    assert_eq!(pair.send(&[1; 1000]), 500);
+    pair.tx.set_bound(None);
+    assert_eq!(pair.tx.window(), Tier::Bulk.window());
+    assert_eq!(pair.send(&[1; 1000]), 1000);
 }
 
 #[test]

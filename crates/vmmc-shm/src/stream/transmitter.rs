@@ -1,5 +1,6 @@
 //! The writing end.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{FIN, FROZEN, OFFSET, Tier, Words};
@@ -35,6 +36,8 @@ pub struct Transmitter {
     tier: AtomicU32,
     /// Stream offset at which each tier begins, as far as it is in use.
     begins: [AtomicU64; 3],
+    /// How many bytes may be unread in all while the bulk ring is in use; zero: what fits.
+    bound: AtomicU32,
 }
 
 impl Transmitter {
@@ -45,6 +48,7 @@ impl Transmitter {
         }
         self.position.store(0, Ordering::Relaxed);
         self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+        self.bound.store(0, Ordering::Relaxed);
     }
 
     /// Stream offset up to which bytes were published.
@@ -60,6 +64,26 @@ impl Transmitter {
     /// The tier in use.
     pub fn tier(&self) -> Tier {
         Tier::nth(self.tier.load(Ordering::Relaxed))
+    }
+
+    /// How many bytes may be unread in the tier in use.
+    #[inline]
+    pub fn window(&self) -> usize {
+        let window = self.tier().window();
+        self.bound().map_or(window, |bound| bound.min(window))
+    }
+
+    /// From now on, while the bulk ring is in use, at most `bytes` may be unread, wherever; `None`: what fits.
+    pub fn set_bound(&self, bytes: Option<NonZeroU32>) {
+        self.bound.store(bytes.map_or(0, NonZeroU32::get), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn bound(&self) -> Option<usize> {
+        if self.tier() != Tier::Bulk {
+            return None;
+        }
+        NonZeroU32::new(self.bound.load(Ordering::Relaxed)).map(|bound| bound.get() as usize)
     }
 
     /// Bytes that can be written now, by the credit known; looks again in `mine` only when that is less than `wanted`.
@@ -83,8 +107,13 @@ impl Transmitter {
     fn room_with(&self, credit: u64) -> usize {
         let tier = self.tier.load(Ordering::Relaxed);
         let begin = self.begins[tier as usize % 3].load(Ordering::Relaxed);
-        let used = self.tail.load(Ordering::Relaxed).saturating_sub(begin.max(credit));
-        Tier::nth(tier).window().saturating_sub(used as usize)
+        let tail = self.tail.load(Ordering::Relaxed);
+        let room = |window: usize, from| window.saturating_sub(tail.saturating_sub(from) as usize);
+        let in_ring = room(Tier::nth(tier).window(), begin.max(credit));
+        match self.bound() {
+            Some(bound) => in_ring.min(room(bound, credit)),
+            None => in_ring,
+        }
     }
 
     fn newest_credit(&self, mine: &Words) -> u64 {
