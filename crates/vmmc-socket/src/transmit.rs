@@ -416,8 +416,13 @@ fn heed_send_buffer(fd: i32, slot: &Slot) {
 
 /// The program has set the size of its send buffer.
 pub fn send_buffer_is_set(fd: i32) {
-    if let Some(index) = descriptor::connection(fd) {
-        heed_send_buffer(fd, slot::get(index));
+    let Some(index) = descriptor::connection(fd) else { return };
+    let slot = slot::get(index);
+    let window = slot.outward.stream.window();
+    heed_send_buffer(fd, slot);
+    if slot.outward.stream.window() > window {
+        // A thread of this process may wait for room.
+        local::get(index).ring_own();
     }
 }
 

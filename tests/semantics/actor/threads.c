@@ -150,6 +150,43 @@ void scenario_thread_shutdown_while_send(void) {
     meet();
 }
 
+enum { MUCH = 350000 };
+
+static void *send_much(void *argument) {
+    struct reader *writer = argument;
+    static char bytes[MUCH];
+    writer->thread = gettid();
+    writer->result = send(writer->fd, bytes, sizeof bytes, 0);
+    writer->error = errno;
+    return NULL;
+}
+
+/* A thread that waits for room goes on when another makes the send buffer larger. */
+void scenario_thread_send_buffer_enlarged(void) {
+    int fd = connection();
+    if (me.client) {
+        static char bytes[MUCH];
+        meet();
+        get(fd, bytes, sizeof bytes);
+        meet();
+        return;
+    }
+    int size = 4096;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    struct reader writer = {.fd = fd};
+    pthread_t thread;
+    pthread_create(&thread, NULL, send_much, &writer);
+    while (writer.thread == 0)
+        usleep(100);
+    await_asleep(writer.thread);
+    size = 200000;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    pthread_join(thread, NULL);
+    say("sent %zd", writer.result);
+    meet();
+    meet();
+}
+
 void scenario_thread_cancelled_in_recv(void) {
     int fd = connection();
     if (me.client) {

@@ -286,6 +286,7 @@ macro_rules! for_every_scenario {
             thread_close_while_recv: Warm, "a descriptor closed under a sleeping recv ends that call with EBADF";
             thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
             thread_shutdown_while_send: Warm;
+            thread_send_buffer_enlarged: Warm;
             thread_cancelled_in_recv: Warm;
             close_against_write: Cold;
             thread_cancelled_in_poll: Warm;
