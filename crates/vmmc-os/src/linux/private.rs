@@ -26,7 +26,9 @@ impl PrivateMemory {
     pub fn new(len: usize) -> Result<Self, OsError> {
         let page = crate::page_size();
         let len = len.checked_next_multiple_of(page).ok_or(OsError::NOMEM)?;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // Miri knows no other flag.
+        let more = if cfg!(miri) { MapFlags::empty() } else { MapFlags::NORESERVE };
+        let flags = MapFlags::PRIVATE | more;
         // SAFETY: the kernel chooses an address range that nobody uses.
         let start = unsafe {
             mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags)
@@ -68,7 +70,9 @@ impl ForkMark {
         let memory = PrivateMemory::new(1)?;
         // SAFETY: the range is ours, private and anonymous; what the kernel is told takes effect in children only.
         unsafe {
-            mm::madvise(memory.as_ptr().cast(), memory.len(), mm::Advice::LinuxWipeOnFork)?;
+            if !cfg!(miri) {
+                mm::madvise(memory.as_ptr().cast(), memory.len(), mm::Advice::LinuxWipeOnFork)?;
+            }
             memory.as_ptr().write_volatile(1);
         }
         Ok(Self(memory))
