@@ -28,6 +28,7 @@
 //! | `scale` | what goes through the node service, beside a crowd of processes and without | one operation | the same |
 //! | `utlb` | lookups in the translation table: hit, pin, unpin, miss | mean of 1000 (hit), one operation | the same |
 //! | `sockets` | round trips and streams of a `std::net` pair, plain and under `vmmc run` | one round trip, or one turn of 4 MiB | the same |
+//! | `connections` | such connections made, used for one request and its answer, and closed | one connection | the same |
 //! | `loans` | such messages produced and consumed whole, in place and through buffers | as `sockets` | the same |
 //! | `congestion` | streams to another node beside kernel TCP, alone in turns and then at once | one round | |
 //! | `idle` | memory for each of many idle connections of a `std::net` pair, and their processor time | one round | the worst round |
@@ -42,6 +43,7 @@ mod bandwidth;
 mod buffer;
 mod clock;
 mod congestion;
+mod connections;
 mod control;
 mod error;
 mod exchange;

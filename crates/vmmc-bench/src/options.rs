@@ -33,6 +33,8 @@ pub enum Bench {
     Utlb,
     /// A program that knows only `std::net`, plain and under `vmmc run`.
     Sockets,
+    /// Short connections of such programs, plain and under `vmmc run`.
+    Connections,
     /// Messages that are produced and consumed in place, plain and under `vmmc run`.
     Loans,
     /// Idle connections of such programs, plain and under `vmmc run`.
@@ -56,6 +58,7 @@ impl Bench {
             Bench::Setup => &[4096, 16384, 65536, 262_144, 1_048_576],
             Bench::Utlb => &[4096, 16384, 32768, 49152, 65536],
             Bench::Sockets => &[8, 64, 1024, 16384, 65536],
+            Bench::Connections => &[64, 1024, 16384],
             Bench::Loans => &[64, 65536, LARGEST],
             Bench::Idle => &[],
             Bench::Congestion => &[LARGEST],
@@ -104,6 +107,7 @@ impl Bench {
             Bench::Setup => "setup",
             Bench::Utlb => "utlb",
             Bench::Sockets => "sockets",
+            Bench::Connections => "connections",
             Bench::Loans => "loans",
             Bench::Idle => "idle",
             Bench::Congestion => "congestion",

@@ -66,7 +66,7 @@ pub struct Row {
     pub path: String,
     /// Payload in bytes; `idle`: connections; `scale`: a page, or processes.
     pub size: usize,
-    /// Which part of the whole, where a measurement has parts (`notify`, `setup`, `sockets`, `loans`, `idle`).
+    /// Which part of the whole, where a measurement has parts (`notify`, `setup`, `sockets`, `connections`, `loans`, `idle`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub part: Option<&'static str>,
     /// Unit of the three figures.

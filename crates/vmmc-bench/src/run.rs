@@ -44,7 +44,9 @@ pub fn run(bench: Bench, options: &Options) -> Result<Report, BenchError> {
         Bench::Scale => scale::run(options, &machine, &mut notes)?,
         Bench::Setup => setup::run(options, &machine)?,
         Bench::Utlb => utlb::run(options, &machine, &mut notes)?,
-        Bench::Sockets | Bench::Loans => sockets::run(bench, options, &machine)?,
+        Bench::Sockets | Bench::Connections | Bench::Loans => {
+            sockets::run(bench, options, &machine)?
+        }
         Bench::Idle => idle::run(options, &mut notes)?,
         Bench::Congestion => return Err(BenchError::OneNode(bench.name())),
     };

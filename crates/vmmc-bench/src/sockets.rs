@@ -3,7 +3,7 @@
 //! The two programs and every system call they make are the same in both cases; they are started
 //! anew in each round, plain and lifted alternately. `ping-pong` is half a round trip, blocking (`tcp-blocking`, `lifted`)
 //! and with non-blocking sockets polled without pause (`tcp-spinning`, `lifted-spinning`); `stream` is a
-//! one-way stream of blocking writes. p99 and p999 are medians over the rounds.
+//! one-way stream of blocking writes. `connections` has the same two programs make short connections beside theirs. p99 and p999 are medians over the rounds.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -26,7 +26,7 @@ use crate::rounds::fill;
 use crate::socket::{Stream, accept, connect, listen};
 use crate::spin::Spin;
 use crate::statistics::{Samples, median};
-use crate::{BenchError, bandwidth, loans};
+use crate::{BenchError, bandwidth, connections, loans};
 
 const ASK: &str = "sockets-ask";
 const ANSWER: &str = "sockets-answer";
@@ -61,22 +61,26 @@ enum Kind {
     Messages,
     /// The same in place.
     MessagesInPlace,
+    /// Short connections beside the one between the programs.
+    Connection,
 }
 
 /// Every kind, by its number in an order.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::Blocking,
     Kind::Spinning,
     Kind::Stream,
     Kind::InPlace,
     Kind::Messages,
     Kind::MessagesInPlace,
+    Kind::Connection,
 ];
 
 impl Kind {
     fn measured_by(bench: Bench) -> &'static [Kind] {
         match bench {
             Bench::Loans => &[Kind::Blocking, Kind::InPlace, Kind::Messages, Kind::MessagesInPlace],
+            Bench::Connections => &[Kind::Connection],
             _ => &[Kind::Blocking, Kind::Spinning, Kind::Stream],
         }
     }
@@ -85,10 +89,20 @@ impl Kind {
         matches!(self, Kind::Stream | Kind::Messages | Kind::MessagesInPlace)
     }
 
+    /// How many operations a sample consists of.
+    fn ways(self) -> f64 {
+        match self {
+            Kind::Blocking | Kind::Spinning | Kind::InPlace => 2.0,
+            Kind::Stream | Kind::Messages | Kind::MessagesInPlace | Kind::Connection => 1.0,
+        }
+    }
+
     /// Names of its path, plain and lifted.
     fn paths(self) -> [&'static str; 2] {
         match self {
-            Kind::Blocking | Kind::Stream | Kind::Messages => ["tcp-blocking", "lifted"],
+            Kind::Blocking | Kind::Stream | Kind::Messages | Kind::Connection => {
+                ["tcp-blocking", "lifted"]
+            }
             Kind::Spinning => ["tcp-spinning", "lifted-spinning"],
             Kind::InPlace | Kind::MessagesInPlace => ["tcp-in-place", "lifted-in-place"],
         }
@@ -142,9 +156,10 @@ fn row(rounds: &[Vec<Figure>], index: usize, name: &'static str) -> Row {
         median(&rounds.iter().filter_map(|round| round.get(index)).map(figure).collect::<Vec<_>>())
     };
     let first = &rounds[0][index];
-    let (part, unit) = match first.kind.streams() {
-        true => ("stream", Unit::GigabytesPerSecond),
-        false => ("ping-pong", Unit::Microseconds),
+    let (part, unit) = match first.kind {
+        kind if kind.streams() => ("stream", Unit::GigabytesPerSecond),
+        Kind::Connection => ("connection", Unit::Microseconds),
+        _ => ("ping-pong", Unit::Microseconds),
     };
     let samples = rounds.iter().filter_map(|round| round.get(index)).map(|f| f.samples).sum();
     let row = Row::new(name, first.size, unit, over_rounds(&|f| f.p50))
@@ -269,9 +284,8 @@ impl Asking {
         let (samples, cpu) = self.operations(kind, size, count * unit)?;
         let figure = |quantile: f64| match kind.streams() {
             true => (unit * size as u64) as f64 / clock.nanoseconds(samples.quantile(quantile)),
-            false => clock.microseconds(samples.quantile(quantile)) / 2.0,
+            false => clock.microseconds(samples.quantile(quantile)) / kind.ways(),
         };
-        let ways = if kind.streams() { 1.0 } else { 2.0 };
         Ok(Figure {
             kind,
             size,
@@ -279,7 +293,7 @@ impl Asking {
             p99: figure(0.99),
             p999: figure(0.999),
             samples: samples.len(),
-            cpu_us: cpu as f64 / (count * unit) as f64 / 1000.0 / ways,
+            cpu_us: cpu as f64 / (count * unit) as f64 / 1000.0 / kind.ways(),
         })
     }
 
@@ -310,7 +324,10 @@ impl Asking {
                 let mut stream = InPlace::new(&self.socket);
                 ask(&mut stream, (size, size), first, (count, 1), clock, &mut samples)?;
             }
-            _ => ask(&mut stream, (size, size), first, (count, 1), clock, &mut samples)?,
+            Kind::Connection => samples = connections::ask(&self.socket, size, first, count)?,
+            Kind::Blocking | Kind::Spinning => {
+                ask(&mut stream, (size, size), first, (count, 1), clock, &mut samples)?;
+            }
         }
         let cpu = cpu_time() - before;
         let mut theirs = [0; 8];
@@ -362,7 +379,10 @@ fn answer_all(contact: &Contact) -> Result<(), BenchError> {
             Kind::InPlace => {
                 answer(InPlace::new(&socket), size as usize, size as usize, first, count)?;
             }
-            _ => answer(stream, size as usize, size as usize, first, count)?,
+            Kind::Connection => connections::answer(&socket, size as usize, count)?,
+            Kind::Blocking | Kind::Spinning => {
+                answer(stream, size as usize, size as usize, first, count)?;
+            }
         }
         let used = cpu_time() - before;
         Stream::new(&socket, None)?.write_all(&used.to_ne_bytes())?;

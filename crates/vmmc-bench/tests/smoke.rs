@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     {
         return serve_peer(role);
     }
-    let tests: [Test; 12] = [
+    let tests: [Test; 13] = [
         ("latencies", latencies),
         ("bandwidths", bandwidths),
         ("send_rate", send_rate),
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ("setup", setup),
         ("utlb", utlb),
         ("sockets", sockets),
+        ("connections", connections),
         ("loans", loans),
         ("idle", idle),
         ("no_peer", no_peer),
@@ -224,6 +225,15 @@ fn sockets(place: &Place) {
     let report = run(Bench::Sockets, &place.options(&[8, 4096])).unwrap();
     let paths = ["tcp-blocking", "tcp-spinning", "lifted", "lifted-spinning"];
     check(&report, &paths.map(|path| (path, 8)));
+}
+
+fn connections(place: &Place) {
+    let report = run(Bench::Connections, &place.options(&[64, 1024])).unwrap();
+    check(
+        &report,
+        &[("tcp-blocking", 64), ("lifted", 64), ("tcp-blocking", 1024), ("lifted", 1024)],
+    );
+    assert!(report.rows.iter().all(|row| row.part == Some("connection")));
 }
 
 fn loans(place: &Place) {

@@ -69,6 +69,8 @@ enum Name {
     Utlb,
     /// A program that knows only std::net, plain and under vmmc run
     Sockets,
+    /// Short connections of such a program (made, used for one request of 64 bytes and its answer, closed), plain and under vmmc run
+    Connections,
     /// Messages produced and consumed in place, without a copy, and through buffers, plain and under vmmc run
     Loans,
     /// Memory and processor time of idle connections, plain and under vmmc run
@@ -91,6 +93,7 @@ impl From<Name> for Bench {
             Name::Setup => Bench::Setup,
             Name::Utlb => Bench::Utlb,
             Name::Sockets => Bench::Sockets,
+            Name::Connections => Bench::Connections,
             Name::Loans => Bench::Loans,
             Name::Idle => Bench::Idle,
             Name::Congestion => Bench::Congestion,

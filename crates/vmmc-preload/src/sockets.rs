@@ -7,8 +7,8 @@ use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
 use crate::boundary::{catch, keep_errno, next};
 use crate::descriptors::note;
 
-fn accepted(fd: c_int, nonblocking: bool) {
-    keep_errno(|| catch((), || vmmc_socket::accepted(fd, nonblocking)));
+fn accepted(listener: c_int, fd: c_int, nonblocking: bool) {
+    keep_errno(|| catch((), || vmmc_socket::accepted(listener, fd, nonblocking)));
 }
 
 /// What a connection has from the socket that it came by and no ring follows, and how it is unless the program sets it. `SO_ZEROCOPY`
@@ -113,7 +113,7 @@ pub(crate) unsafe extern "C-unwind" fn accept(
     let made = native(fd, address, len);
     if made >= 0 {
         renewed(made);
-        accepted(made, false);
+        accepted(fd, made, false);
         mind_handed_down(made);
     }
     made
@@ -130,7 +130,7 @@ pub(crate) unsafe extern "C-unwind" fn accept4(
     let made = native(fd, address, len, flags);
     if made >= 0 {
         renewed(made);
-        accepted(made, flags & libc::SOCK_NONBLOCK != 0);
+        accepted(fd, made, flags & libc::SOCK_NONBLOCK != 0);
         mind_handed_down(made);
     }
     made

@@ -108,6 +108,9 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             return crate::limits::prlimit(a as libc::pid_t, b as c_uint, new, old).into();
         }
         libc::SYS_rt_sigaction => {
+            if b != 0 {
+                vmmc_socket::signals::pass_one_by();
+            }
             let result = native(number, a, b, c, d, e, f);
             if result == 0 {
                 crate::signals::reveal_after_system_call(a as c_int, c as *mut _);

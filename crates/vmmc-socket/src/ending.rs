@@ -9,8 +9,8 @@ use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
 use crate::{bells, epoll, kernel, loan, lower, repeat, thread};
 
-/// The last descriptor of this process for the connection is about to be closed.
-pub(crate) fn close(fd: i32, index: u32) {
+/// The last descriptor of this process for the connection is about to be closed; whether it is registered in epoll objects.
+pub(crate) fn close(fd: i32, index: u32, registered: bool) {
     let (slot, local) = (slot::get(index), local::get(index));
     let (pair, phase) = (slot.pair.load(Ordering::Relaxed), slot.phase());
     // The program may still look at what it has on loan.
@@ -20,7 +20,9 @@ pub(crate) fn close(fd: i32, index: u32) {
     // From here on the slot is another's, unless this is the last.
     let last = slot::set_out(index);
     // The service may have the socket too, a moment longer than the pair, or the offer.
-    epoll::leave(index, local, pair != 0 || returned || last && shown);
+    if registered {
+        epoll::leave(index, local, pair != 0 || returned || last && shown);
+    }
     let offered = matches!(phase, Phase::Offered | Phase::Exchanged);
     if last && (offered || phase == Phase::Tcp && returned) {
         end_on_tcp(fd, slot);

@@ -179,7 +179,7 @@ pub(crate) fn closing(fd: i32, number: u32) {
     }
     // Registrations of the layer's in the kernel object vanish with it.
     let members = set.with(|registrations| std::mem::take(registrations).into_members());
-    STRUCTURE.with(|_| {
+    STRUCTURE.briefly(|_| {
         for (slot, registration) in members {
             // SAFETY: the structure's lock is held.
             let parts = unsafe { local::get(slot).parts() };
@@ -287,7 +287,7 @@ fn add(
     }
     // As soon as the kernel knows of a new one another thread may be told of it, and close it: that waits until everybody else
     // knows of it too.
-    let carried = STRUCTURE.with(|_| {
+    let carried = STRUCTURE.briefly(|_| {
         if descriptor::kind(fd) != Kind::Connection(index) {
             return None;
         }
@@ -359,7 +359,7 @@ pub(crate) fn release(index: u32, bell: i32, parts: &mut Parts) {
 /// while the peer holds the bell and the service the socket.
 pub(crate) fn leave(index: u32, local: &Local, others_hold: bool) {
     let bell = local.bell.load(Ordering::Acquire);
-    STRUCTURE.with(|_| {
+    STRUCTURE.briefly(|_| {
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local.parts() };
         for (number, registration) in parts.members.drain(..) {

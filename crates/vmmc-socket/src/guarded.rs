@@ -1,15 +1,17 @@
 //! The slow structures of the layer behind one lock, safe against signals and fork.
 
 use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::kernel;
 use crate::lock::Lock;
+use crate::{kernel, signals};
 
-/// A value behind a [`Lock`]. While it is borrowed all signals are blocked, so that no handler on the same thread can
-/// come in; and [`Guarded::hold_for_fork`] keeps it whole in a child.
+/// A value behind a [`Lock`]. While it is borrowed no handler on the same thread can come in; and
+/// [`Guarded::hold_for_fork`] keeps it whole in a child.
 #[derive(Debug)]
 pub(crate) struct Guarded<T> {
     lock: Lock,
+    borrowed: Borrowed,
     value: UnsafeCell<T>,
 }
 
@@ -18,19 +20,28 @@ unsafe impl<T: Send> Sync for Guarded<T> {}
 
 impl<T> Guarded<T> {
     pub(crate) const fn new(value: T) -> Self {
-        Self { lock: Lock::new(), value: UnsafeCell::new(value) }
+        Self { lock: Lock::new(), borrowed: Borrowed::new(), value: UnsafeCell::new(value) }
     }
 
-    /// Calls `use_it` with the value, alone.
+    /// Calls `use_it` with the value, alone. All signals are blocked meanwhile.
     pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
-        let signals = Blocked::all();
-        let held = self.lock.hold();
-        // SAFETY: the lock excludes other threads, the blocked signals exclude handlers on this one, and no user calls
-        // `with` on the same value from within `use_it`.
-        let result = use_it(unsafe { &mut *self.value.get() });
-        drop(held);
-        drop(signals);
-        result
+        let _signals = Blocked::all();
+        self.borrow(use_it)
+    }
+
+    /// As [`Guarded::with`], where `use_it` makes no system call that a signal interrupts: handlers that can be put off are
+    /// ([`crate::signals`]), which saves two system calls, 0.4 µs.
+    pub(crate) fn briefly<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        let _signals = (!signals::can_all_be_put_off()).then(Blocked::all);
+        self.borrow(use_it)
+    }
+
+    fn borrow<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        let _held = self.lock.hold();
+        let _borrow = self.borrowed.enter();
+        // SAFETY: the lock excludes other threads, and `borrowed` what this one does further up: a handler that the program has
+        // installed past the C library, say. No user comes back to the same value from within `use_it`.
+        use_it(unsafe { &mut *self.value.get() })
     }
 
     /// Takes the lock until [`Guarded::release_after_fork`], and has the value prepared for that.
@@ -44,6 +55,32 @@ impl<T> Guarded<T> {
     /// Gives the lock back, in the parent or in the child.
     pub(crate) fn release_after_fork(&self) {
         self.lock.break_open();
+    }
+}
+
+/// Whether the value is borrowed; looked at and changed with the lock held.
+#[derive(Debug)]
+struct Borrowed(AtomicBool);
+
+impl Borrowed {
+    const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Borrowed until what this returns is dropped.
+    ///
+    /// # Panics
+    /// If it is already. Whoever called the layer then has the kernel do it.
+    fn enter(&self) -> impl Drop {
+        struct Borrow<'a>(&'a AtomicBool);
+        impl Drop for Borrow<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        assert!(!self.0.load(Ordering::Relaxed), "this thread is at work on it further up");
+        self.0.store(true, Ordering::Relaxed);
+        Borrow(&self.0)
     }
 }
 

@@ -157,9 +157,11 @@ fn program_name() -> String {
 
 /// Switches the layer on for this process. Call once, before the program runs.
 pub fn start() {
-    if std::env::var_os("VMMC_DISABLE").is_some_and(|value| !value.is_empty() && value != "0")
-        || !slot::prepare()
-    {
+    if std::env::var_os("VMMC_DISABLE").is_some_and(|value| !value.is_empty() && value != "0") {
+        return;
+    }
+    explain::remember();
+    if !slot::prepare() {
         return;
     }
     FLOOR.store((descriptor_limit() / 4 * 3).min(16 * 1024) as i32, Ordering::Relaxed);
@@ -180,7 +182,6 @@ pub fn start() {
     CRAMPED.store(!kernel::limit(libc::RLIMIT_AS).is_some_and(unlimited), Ordering::Relaxed);
     service::remember();
     policy::remember();
-    explain::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);
     ENABLED.store(true, Ordering::Release);
     handing::find_inherited();
@@ -227,12 +228,17 @@ pub(crate) fn moved() {
 /// A TCP socket that the program has just opened as `fd`: it may become a connection, and be registered in epoll objects
 /// before.
 pub fn opened(fd: i32, nonblocking: bool) {
-    track_as(fd, Some(nonblocking), false);
+    if is_new(fd) && is_tcp(fd) {
+        follow(fd, Some(nonblocking), false);
+    }
 }
 
-/// A TCP connection that the kernel has just given to the program as `fd`.
-pub fn accepted(fd: i32, nonblocking: bool) {
-    track_as(fd, Some(nonblocking), true);
+/// A connection that the kernel has just given to the program as `fd`, from the queue of `listener`.
+pub fn accepted(listener: i32, fd: i32, nonblocking: bool) {
+    // What comes from a socket that is followed is what that is.
+    if is_new(fd) && (is_connection(listener) || is_tcp(fd)) {
+        follow(fd, Some(nonblocking), true);
+    }
     made(fd);
 }
 
@@ -254,17 +260,23 @@ fn made(fd: i32) {
 
 /// Follows `fd`, which this process has from elsewhere.
 pub(crate) fn adopt(fd: i32) -> Option<u32> {
-    track_as(fd, None, board::address(fd, true).is_some());
+    if is_new(fd) && is_tcp(fd) {
+        follow(fd, None, board::address(fd, true).is_some());
+    }
     descriptor::connection(fd)
 }
 
-fn track_as(fd: i32, nonblocking: Option<bool>, connected: bool) {
-    if !enabled() || descriptor::kind(fd) != Kind::Other {
-        return;
-    }
-    if kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP)
-        || !at_home()
-    {
+/// Whether the layer may follow `fd`, and does not yet.
+fn is_new(fd: i32) -> bool {
+    enabled() && descriptor::kind(fd) == Kind::Other
+}
+
+fn is_tcp(fd: i32) -> bool {
+    kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
+}
+
+fn follow(fd: i32, nonblocking: Option<bool>, connected: bool) {
+    if !at_home() {
         return;
     }
     let nonblocking = nonblocking
@@ -272,7 +284,7 @@ fn track_as(fd: i32, nonblocking: Option<bool>, connected: bool) {
         .unwrap_or_default();
     let Some(index) = slot::allocate() else { return };
     slot::get(index).nonblocking.store(nonblocking, Ordering::Relaxed);
-    let entered = STRUCTURE.with(|_| {
+    let entered = STRUCTURE.briefly(|_| {
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local::get(index).parts() };
         parts.descriptors.clear();
@@ -294,7 +306,7 @@ pub fn leave(fd: i32) {
     if !at_home() {
         return;
     }
-    let last = STRUCTURE.with(|_| {
+    let last = STRUCTURE.briefly(|_| {
         descriptor::remove(fd, Kind::Connection(index));
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local::get(index).parts() };
@@ -345,7 +357,7 @@ pub fn duplicated(old: i32, new: i32) {
 
 /// `new` is one more descriptor of a connection that this process has.
 pub(crate) fn enter_duplicate(index: u32, new: i32) {
-    STRUCTURE.with(|_| {
+    STRUCTURE.briefly(|_| {
         // SAFETY: the structure's lock is held.
         unsafe { local::get(index).parts() }.descriptors.push(new);
         descriptor::enter(new, Kind::Connection(index));
@@ -363,9 +375,9 @@ pub fn closing(fd: i32) {
 }
 
 fn close_connection(fd: i32, index: u32) {
-    let last = STRUCTURE.with(|_| {
+    let last = STRUCTURE.briefly(|_| {
         if !descriptor::remove(fd, Kind::Connection(index)) {
-            return false;
+            return None;
         }
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local::get(index).parts() };
@@ -374,11 +386,11 @@ fn close_connection(fd: i32, index: u32) {
         if let Some(other) = parts.descriptors.first() {
             board::renumber(index, fd, *other);
         }
-        parts.descriptors.is_empty()
+        parts.descriptors.is_empty().then_some(!parts.members.is_empty())
     });
-    if last {
-        ending::close(fd, index);
+    if let Some(registered) = last {
         board::close(index);
+        ending::close(fd, index, registered);
     }
 }
 

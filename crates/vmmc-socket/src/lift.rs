@@ -439,7 +439,7 @@ fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
 #[cold]
 pub(crate) fn retry_ready(index: u32, slot: &Slot) {
     if slot.receiving.load(Ordering::SeqCst) == 0 && layer::at_home() {
-        STRUCTURE.with(|_| {
+        STRUCTURE.briefly(|_| {
             let local = local::get(index);
             // SAFETY: the structure's lock is held.
             get_ready(index, slot, local, unsafe { local.parts() });

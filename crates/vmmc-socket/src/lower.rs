@@ -423,7 +423,7 @@ pub(crate) fn follow(fd: i32, index: u32) {
         // A relative was first, who could not give this process's registrations back.
         let bell = local.bell.load(Ordering::Acquire);
         // SAFETY: the structure's lock is held.
-        return STRUCTURE.with(|_| epoll::release(index, bell, unsafe { local.parts() }));
+        return STRUCTURE.briefly(|_| epoll::release(index, bell, unsafe { local.parts() }));
     }
     {
         let _inward = slot.inward.lock.hold();

@@ -13,7 +13,7 @@
 use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 use libc::siginfo_t;
 
@@ -34,12 +34,30 @@ static HANDLERS: [AtomicUsize; 65] = [const { AtomicUsize::new(0) }; 65];
 /// No address has this bit.
 const TOLD: usize = 1 << (usize::BITS - 1);
 
+/// The program has perhaps installed a handler that the kernel calls, and not [`door`].
+static SOME_PASS_BY: AtomicBool = AtomicBool::new(false);
+
+/// The program installs what may be a handler where the kernel will call it, and not [`door`].
+pub fn pass_one_by() {
+    SOME_PASS_BY.store(true, Ordering::Relaxed);
+}
+
 /// Whether the kernel shall call [`door`] in place of the function at `address`.
 pub fn may_wait(signal: c_int, address: usize) -> bool {
     let is_function = ![libc::SIG_DFL, libc::SIG_IGN, libc::SIG_ERR, SIG_HOLD].contains(&address);
     let is_new = is_function && address != door() && (1..65).contains(&signal);
     // A child of vfork has handlers of its own, but not this table; to find out takes a system call.
-    is_new && layer::enabled() && !layer::confined() && layer::at_home()
+    let may = is_new && layer::enabled() && !layer::confined() && layer::at_home();
+    if is_new && !may {
+        pass_one_by();
+    }
+    may
+}
+
+/// Whether every handler is put off while this thread is `Inside`, as far as the C library knows.
+#[inline]
+pub(crate) fn can_all_be_put_off() -> bool {
+    !SOME_PASS_BY.load(Ordering::Relaxed) && !layer::confined()
 }
 
 /// To `sigset` no handler.

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use vmmc::stream::{Receiver, Transmitter};
 
-use crate::kernel;
 use crate::loan::Loan;
 use crate::lock::Lock;
 use crate::members::Members;
 use crate::tenure::Tenure;
+use crate::{explain, kernel};
 
 /// Connections a fork family can track; more stay on TCP.
 pub(crate) const SLOTS: usize = 32 * 1024;
@@ -272,6 +272,12 @@ impl Slot {
         self.tenure.holders() == 1 && self.handed.load(Ordering::Acquire) == 0
     }
 
+    /// Whether a thread is in a call on it, or was when it was closed.
+    fn is_in_call(&self) -> bool {
+        let calls = [&self.receiving, &self.sending, &self.receiver_asleep, &self.sender_asleep];
+        calls.into_iter().any(|count| count.load(Ordering::Relaxed) != 0)
+    }
+
     /// Leaves the connection on TCP.
     pub(crate) fn stay(&self, why: Why) {
         self.set_why(why);
@@ -335,9 +341,16 @@ impl Slot {
     }
 }
 
+/// Slots that are used as long as most of them are free.
+const FIRST: u32 = 256;
+/// Slots in turn that are held: most are.
+const MANY: u32 = 16;
+
 #[derive(Debug)]
 struct Table {
     next: AtomicU32,
+    /// Slots are taken in turn out of the first so many, a power of two.
+    span: AtomicU32,
     /// Children of fork that have told the node service what they hold.
     arrivals: AtomicU32,
     slots: [Slot; SLOTS],
@@ -366,7 +379,12 @@ fn table() -> Option<&'static Table> {
 
 /// Makes the table; before the first fork of a family that shall share it.
 pub(crate) fn prepare() -> bool {
-    table().inspect(|table| table.members.found()).is_some()
+    let Some(table) = table() else { return false };
+    // What became of a connection is to be told at the end, and stands in its place until another gets that.
+    let span = if explain::asked() { SLOTS as u32 } else { FIRST };
+    table.span.store(span, Ordering::Relaxed);
+    table.members.found();
+    true
 }
 
 /// Children of fork in this family that have announced themselves, counted; processes wait for it to change.
@@ -441,12 +459,23 @@ pub(crate) fn fork_failed() {
 }
 
 impl Table {
+    /// In turn, so that what comes late for a connection does not meet the next one in its place; out of few, because what a slot
+    /// has in all its tables is two dozen cache lines, and at first as many pages.
     fn take(&self) -> Option<u32> {
-        for _ in 0..SLOTS {
-            let index = self.next.fetch_add(1, Ordering::Relaxed) % SLOTS as u32;
+        let mut held = 0;
+        for tried in 0..2 * SLOTS {
+            let span = self.span.load(Ordering::Relaxed);
+            let index = self.next.fetch_add(1, Ordering::Relaxed) % span;
             let slot = &self.slots[index as usize];
+            // Calls that were under way as it was closed; or nobody's, left by a process that was killed.
+            let in_call = tried < SLOTS && slot.is_in_call();
             // Noted before it is taken, or another process would free it.
-            if slot.tenure.holders() > 0 || !self.members.note(index) {
+            if slot.tenure.holders() > 0 || in_call || !self.members.note(index) {
+                held += 1;
+                if held == MANY {
+                    held = 0;
+                    self.widen(span);
+                }
                 continue;
             }
             if slot.tenure.begin() {
@@ -456,5 +485,13 @@ impl Table {
             self.members.forget(index);
         }
         None
+    }
+
+    /// Most of the first `span` slots are held: goes on behind them.
+    fn widen(&self, span: u32) {
+        let (wider, order) = (span * 2, Ordering::Relaxed);
+        if wider <= SLOTS as u32 && self.span.compare_exchange(span, wider, order, order).is_ok() {
+            self.next.store(span, Ordering::Relaxed);
+        }
     }
 }

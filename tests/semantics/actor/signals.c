@@ -525,6 +525,74 @@ void scenario_queued_signals(void) {
     meet();
 }
 
+/* A connection that is made, used and closed at once; what is still missing of it. */
+static int short_connection(int listener) {
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    int bytes = 0;
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    int from = socket(AF_INET, SOCK_STREAM, 0);
+    int done = connect(from, (struct sockaddr *)&address, length);
+    int to = accept(listener, NULL, NULL);
+    for (char byte = 'a'; byte < 'g'; byte++) {
+        char got = 0;
+        bytes += send(from, &byte, 1, 0) == 1 && recv(to, &got, 1, 0) == 1 && got == byte;
+        bytes += send(to, &byte, 1, 0) == 1 && recv(from, &got, 1, 0) == 1 && got == byte;
+    }
+    return 12 - bytes - done - close(from) - close(to);
+}
+
+static int listeners[2];
+static volatile int missing_in_handler;
+
+static void connect_in_handler(int number) {
+    (void)number;
+    int error = errno;
+    handled = 1;
+    missing_in_handler += short_connection(listeners[1]);
+    errno = error;
+}
+
+/* Installs it by an instruction of the program's own. */
+static void install_past_the_library(int number, const void *action) {
+#if defined __x86_64__
+    long result;
+    register long size __asm__("r10") = 8;
+    __asm__ volatile("syscall" : "=a"(result)
+                     : "0"((long)SYS_rt_sigaction), "D"((long)number), "S"(action), "d"(0L), "r"(size)
+                     : "rcx", "r11", "memory");
+#else
+    syscall(SYS_rt_sigaction, number, action, NULL, 8);
+#endif
+}
+
+/* A handler makes connections of its own wherever it comes in while the program makes others, however it was installed. */
+void scenario_connections_in_handler(void) {
+    struct itimerval every = {{0, 400}, {0, 400}}, never = {{0, 0}, {0, 0}};
+    struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } bare;
+    for (int i = 0; i < 2; i++)
+        listen(listeners[i] = socket(AF_INET, SOCK_STREAM, 0), 16);
+    int before = dup(0);
+    for (int way = 0; way < 3; way++) {
+        on_signal(SIGALRM, connect_in_handler, SA_RESTART);
+        syscall(SYS_rt_sigaction, SIGALRM, NULL, &bare, 8);
+        bare.handler = (void *)connect_in_handler;
+        if (way == 1)
+            install_past_the_library(SIGALRM, &bare);
+        else if (way == 2)
+            syscall(SYS_rt_sigaction, SIGALRM, &bare, NULL, 8);
+        int missing = handled = missing_in_handler = 0;
+        setitimer(ITIMER_REAL, &every, NULL);
+        for (int i = 0; i < 500; i++)
+            missing += short_connection(listeners[0]);
+        setitimer(ITIMER_REAL, &never, NULL);
+        say("handled %d, missing %d and %d", (int)handled, missing, (int)missing_in_handler);
+    }
+    close(before);
+    say("the same number %d", dup(0) == before);
+    meet();
+}
+
 /* Signal-driven input: the kernel sends SIGIO when bytes arrive. */
 void scenario_signal_driven_input(void) {
     int fd = connection();

@@ -314,6 +314,7 @@ macro_rules! for_every_scenario {
             handler_called_once: Warm;
             signal_storm: Warm;
             queued_signals: Warm;
+            connections_in_handler: Cold;
             signal_driven_input: Warm;
             // crowd.c
             crowd: Cold;
