@@ -310,6 +310,9 @@ fn a_lying_peer_is_found_out() {
     );
 }
 
+/// Of a random history, at the most.
+const STEPS: usize = if cfg!(miri) { 20 } else { 60 };
+
 proptest::proptest! {
     /// Whatever stands in the words, a reader sees at most a ring full and a writer at most a ring free.
     #[test]
@@ -362,7 +365,7 @@ proptest::proptest! {
     /// However writing, reading, growing and returning are mixed, the bytes come out as they went in, and both ends' lists of
     /// what is unread agree with it.
     #[test]
-    fn bytes_survive_every_change_of_ring(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..60)) {
+    fn bytes_survive_every_change_of_ring(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..STEPS)) {
         let mut pair = Pair::new();
         let (mut next_in, mut next_out) = (0usize, 0usize);
         let byte = |at: usize| (at % 251) as u8;
