@@ -351,7 +351,7 @@ mod tests {
     fn what_processes_held_that_are_gone_is_free_again() {
         const OWN: usize = 100;
         const THEIRS: usize = 20_000;
-        assert!(slot::prepare());
+        let _alone = slot::tests::fresh_table();
         let mut own: Vec<_> = std::iter::from_fn(slot::allocate).take(OWN).collect();
         for becomes_another in [false, true] {
             let (pid, go) = child(&own[..OWN], THEIRS, becomes_another);
@@ -375,5 +375,6 @@ mod tests {
                 libc::waitpid(pid, std::ptr::null_mut(), 0);
             }
         }
+        own.into_iter().for_each(slot::release);
     }
 }

@@ -343,8 +343,6 @@ impl Slot {
 
 /// Slots that are used as long as most of them are free.
 const FIRST: u32 = 256;
-/// Slots in turn that are held: most are.
-const MANY: u32 = 16;
 
 #[derive(Debug)]
 struct Table {
@@ -472,7 +470,7 @@ impl Table {
             // Noted before it is taken, or another process would free it.
             if slot.tenure.holders() > 0 || in_call || !self.members.note(index) {
                 held += 1;
-                if held == MANY {
+                if held > span / 2 {
                     held = 0;
                     self.widen(span);
                 }
@@ -487,11 +485,55 @@ impl Table {
         None
     }
 
-    /// Most of the first `span` slots are held: goes on behind them.
+    /// More than half of the first `span` slots are held: goes on behind them.
     fn widen(&self, span: u32) {
         let (wider, order) = (span * 2, Ordering::Relaxed);
         if wider <= SLOTS as u32 && self.span.compare_exchange(span, wider, order, order).is_ok() {
             self.next.store(span, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    use super::*;
+
+    /// The table of this process, for one test at a time.
+    pub(crate) fn fresh_table() -> MutexGuard<'static, ()> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(prepare());
+        alone
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps memory for processes to share")]
+    fn few_slots_take_turns_as_long_as_few_are_held() {
+        let _alone = fresh_table();
+        let busy = allocate().unwrap();
+        get(busy).receiving.store(1, Ordering::Relaxed);
+        release(busy);
+        for _ in 0..3 * FIRST {
+            let index = allocate().unwrap();
+            assert!(index < FIRST);
+            assert_ne!(index, busy, "a call on its last connection is still under way");
+            release(index);
+        }
+        // Held ones in a row are passed over.
+        let mut held: Vec<_> = std::iter::from_fn(allocate).take(FIRST as usize / 16).collect();
+        for _ in 0..3 * FIRST {
+            let index = allocate().unwrap();
+            assert!(index < FIRST);
+            release(index);
+        }
+        held.extend(std::iter::from_fn(allocate).take(2 * FIRST as usize - held.len()));
+        held.sort_unstable();
+        held.dedup();
+        assert_eq!(held.len(), 2 * FIRST as usize);
+        assert!(held.iter().all(|index| *index < 4 * FIRST));
+        held.into_iter().for_each(release);
+        get(busy).receiving.store(0, Ordering::Relaxed);
     }
 }
