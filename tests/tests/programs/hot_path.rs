@@ -13,6 +13,11 @@ const ROUNDS: u32 = 1000;
 /// Listeners and what is not lifted are looked after now and then on the way, by time, which the counting makes long.
 const NOW_AND_THEN: u32 = ROUNDS / 10;
 
+/// What is never lifted, but entered into the library's tables and taken out again: at each end whose process it is, when it gets
+/// it and when it closes it, and at one what it is.
+const SHORT: &str = "a short connection";
+const MORE_WHEN_SHORT: u32 = 5;
+
 #[test]
 fn hot_paths_make_no_system_call() {
     same_in_every_way("hot_paths_make_no_system_call", &["cc"], |site, way| {
@@ -22,13 +27,17 @@ fn hot_paths_make_no_system_call() {
         for line in counted.lines() {
             let (path, calls) = line.split_once(": ").ok_or("a line without a count")?;
             let calls: u32 = calls.parse()?;
+            let (plainly, lifted) = match path {
+                SHORT => (7 * ROUNDS, (7 + MORE_WHEN_SHORT) * ROUNDS),
+                _ => (ROUNDS, 0),
+            };
             if way == Way::BothLifted {
                 assert!(
-                    calls <= NOW_AND_THEN,
+                    calls <= lifted + NOW_AND_THEN,
                     "{ROUNDS} rounds of {path} make {calls} system calls"
                 );
             } else {
-                assert!(calls >= ROUNDS, "{path} is counted wrong: {calls}");
+                assert!(calls >= plainly, "{path} is counted wrong: {calls}");
             }
             paths.push(path.to_owned());
         }

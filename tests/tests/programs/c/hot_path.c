@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static int near, far, set, rounds;
+static int near, far, listener, set, rounds;
 static char bytes[64];
 
 static void die(const char *what) {
@@ -92,6 +92,24 @@ static void wait_by_select(void) {
     take_some();
 }
 
+/* Seven system calls. */
+static void connect_shortly(void) {
+    struct sockaddr_in address;
+    socklen_t size = sizeof address;
+    static in_port_t port;
+    if (port == 0) {
+        want(getsockname(listener, (struct sockaddr *)&address, &size) == 0, "getsockname");
+        port = address.sin_port;
+    }
+    address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = port, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int from = socket(AF_INET, SOCK_STREAM, 0);
+    want(connect(from, (struct sockaddr *)&address, sizeof address) == 0, "connect");
+    int to = accept(listener, NULL, NULL);
+    want(send(from, bytes, sizeof bytes, 0) == sizeof bytes, "send");
+    want(recv(to, bytes, sizeof bytes, 0) == sizeof bytes, "recv");
+    want(close(from) == 0 && close(to) == 0, "close");
+}
+
 static const struct {
     const char *name;
     void (*step)(void);
@@ -103,6 +121,7 @@ static const struct {
     {"epoll_ctl", register_anew},
     {"poll", wait_by_poll},
     {"select", wait_by_select},
+    {"a short connection", connect_shortly},
 };
 enum { PATHS = sizeof paths / sizeof *paths };
 
@@ -110,14 +129,13 @@ static void connect_both(void) {
     struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t size = sizeof address;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    listener = socket(AF_INET, SOCK_STREAM, 0);
     want(bind(listener, (struct sockaddr *)&address, size) == 0, "bind");
     want(listen(listener, 1) == 0, "listen");
     want(getsockname(listener, (struct sockaddr *)&address, &size) == 0, "getsockname");
     near = socket(AF_INET, SOCK_STREAM, 0);
     want(connect(near, (struct sockaddr *)&address, size) == 0, "connect");
     want((far = accept(listener, NULL, NULL)) >= 0, "accept");
-    close(listener);
 }
 
 /* Between two paths there is a call that nothing else makes. */
