@@ -99,3 +99,31 @@ impl Drop for Blocked {
         kernel::set_signal_mask(self.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls of its own")]
+    fn who_has_it_already_gets_it_no_second_time() {
+        let guarded = Guarded::new(vec![1]);
+        let again = guarded.briefly(|value| {
+            value.push(2);
+            catch_unwind(AssertUnwindSafe(|| guarded.with(Vec::clear))).is_ok()
+        });
+        assert!(!again);
+        assert_eq!(guarded.with(|value| value.len()), 2);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls of its own")]
+    fn after_a_panic_it_is_there_for_others() {
+        let guarded = Guarded::new(1);
+        let panics = || guarded.briefly(|_| panic!("as asked"));
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+        assert_eq!(guarded.briefly(|value| *value), 1);
+    }
+}
