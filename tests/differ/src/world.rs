@@ -221,10 +221,8 @@ impl World {
                 self.end_at(by, *place).is_some_and(|end| self.can_send(end, call, *count))
             }
             Action::Receive { place, .. } => {
-                self.end_at(by, *place).is_some_and(|end| {
-                    !self.ends[end].withholds(action)
-                        && (!is_peek_for_all(action) || self.can_go_to_others(end))
-                }) && !self.sleeps(by, action)
+                self.end_at(by, *place).is_some_and(|end| self.can_receive(end, action))
+                    && !self.sleeps(by, action)
             }
             Action::Reserve { place, count } => {
                 self.end_at(by, *place).is_some_and(|end| self.can_reserve(end, *count))
@@ -312,6 +310,12 @@ impl World {
             .iter()
             .any(|one| (one.end == number || one.end == number ^ 1) && (one.oneshot || one.edge));
         self.can_be_lowered(number) && !withheld && !delicate && !self.ends_once_more(number)
+    }
+
+    /// Whether the connection gives a receiving call an answer that is the same on both ways, and may do to it what the layer does then.
+    fn can_receive(&self, number: usize, call: &Action) -> bool {
+        !self.ends[number].withholds(call)
+            && (!is_peek_for_all(call) || self.can_go_to_others(number))
     }
 
     /// Whether a receiving call would find less than it waits for.
@@ -428,7 +432,7 @@ impl World {
         let watched: Vec<usize> = match call {
             Action::Receive { place, .. } if self.sleeps(by, call) => {
                 let end = self.end_at(by, *place);
-                end.filter(|end| !self.ends[*end].withholds(call)).into_iter().collect()
+                end.filter(|end| self.can_receive(*end, call)).into_iter().collect()
             }
             Action::Poll { wait: true, wanted, .. } => {
                 wanted.iter().filter_map(|(place, _)| self.end_at(by, *place)).collect()
