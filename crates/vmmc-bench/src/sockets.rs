@@ -3,7 +3,8 @@
 //! The two programs and every system call they make are the same in both cases; they are started
 //! anew in each round, plain and lifted alternately. `ping-pong` is half a round trip, blocking (`tcp-blocking`, `lifted`)
 //! and with non-blocking sockets polled without pause (`tcp-spinning`, `lifted-spinning`); `stream` is a
-//! one-way stream of blocking writes. `connections` has the same two programs make short connections beside theirs. p99 and p999 are medians over the rounds.
+//! one-way stream of blocking writes. `connections` has the same two programs make short connections beside
+//! theirs. p99 and p999 are medians over the rounds.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

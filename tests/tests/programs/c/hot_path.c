@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 static int near, far, listener, set, rounds;
+static struct sockaddr_in address = {.sin_family = AF_INET};
 static char bytes[64];
 
 static void die(const char *what) {
@@ -94,14 +95,6 @@ static void wait_by_select(void) {
 
 /* Seven system calls. */
 static void connect_shortly(void) {
-    struct sockaddr_in address;
-    socklen_t size = sizeof address;
-    static in_port_t port;
-    if (port == 0) {
-        want(getsockname(listener, (struct sockaddr *)&address, &size) == 0, "getsockname");
-        port = address.sin_port;
-    }
-    address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = port, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int from = socket(AF_INET, SOCK_STREAM, 0);
     want(connect(from, (struct sockaddr *)&address, sizeof address) == 0, "connect");
     int to = accept(listener, NULL, NULL);
@@ -126,7 +119,6 @@ static const struct {
 enum { PATHS = sizeof paths / sizeof *paths };
 
 static void connect_both(void) {
-    struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t size = sizeof address;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     listener = socket(AF_INET, SOCK_STREAM, 0);
