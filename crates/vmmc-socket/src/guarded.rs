@@ -11,7 +11,8 @@ use crate::{kernel, signals};
 #[derive(Debug)]
 pub(crate) struct Guarded<T> {
     lock: Lock,
-    borrowed: Borrowed,
+    /// Changed with the lock held.
+    borrowed: AtomicBool,
     value: UnsafeCell<T>,
 }
 
@@ -20,7 +21,7 @@ unsafe impl<T: Send> Sync for Guarded<T> {}
 
 impl<T> Guarded<T> {
     pub(crate) const fn new(value: T) -> Self {
-        Self { lock: Lock::new(), borrowed: Borrowed::new(), value: UnsafeCell::new(value) }
+        Self { lock: Lock::new(), borrowed: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
     /// Calls `use_it` with the value, alone. All signals are blocked meanwhile.
@@ -36,11 +37,16 @@ impl<T> Guarded<T> {
         self.borrow(use_it)
     }
 
+    /// # Panics
+    /// If this thread has borrowed it already, further up: it is in a handler that the program has installed past the C library,
+    /// say. Whoever called the layer then has the kernel do it.
     fn borrow<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        // Looked at before: who has the lock gets it again, and would give it back for both.
+        let again = self.borrowed.load(Ordering::Relaxed) && self.lock.is_mine();
+        assert!(!again, "this thread is at work on it further up");
         let _held = self.lock.hold();
-        let _borrow = self.borrowed.enter();
-        // SAFETY: the lock excludes other threads, and `borrowed` what this one does further up: a handler that the program has
-        // installed past the C library, say. No user comes back to the same value from within `use_it`.
+        let _borrow = Borrow::begin(&self.borrowed);
+        // SAFETY: the lock excludes other threads, and what was asserted excludes this one's own borrow further up.
         use_it(unsafe { &mut *self.value.get() })
     }
 
@@ -58,29 +64,19 @@ impl<T> Guarded<T> {
     }
 }
 
-/// Whether the value is borrowed; looked at and changed with the lock held.
-#[derive(Debug)]
-struct Borrowed(AtomicBool);
+/// The value is borrowed until this is dropped.
+struct Borrow<'a>(&'a AtomicBool);
 
-impl Borrowed {
-    const fn new() -> Self {
-        Self(AtomicBool::new(false))
+impl<'a> Borrow<'a> {
+    fn begin(borrowed: &'a AtomicBool) -> Self {
+        borrowed.store(true, Ordering::Relaxed);
+        Self(borrowed)
     }
+}
 
-    /// Borrowed until what this returns is dropped.
-    ///
-    /// # Panics
-    /// If it is already. Whoever called the layer then has the kernel do it.
-    fn enter(&self) -> impl Drop {
-        struct Borrow<'a>(&'a AtomicBool);
-        impl Drop for Borrow<'_> {
-            fn drop(&mut self) {
-                self.0.store(false, Ordering::Relaxed);
-            }
-        }
-        assert!(!self.0.load(Ordering::Relaxed), "this thread is at work on it further up");
-        self.0.store(true, Ordering::Relaxed);
-        Borrow(&self.0)
+impl Drop for Borrow<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
