@@ -225,7 +225,7 @@ pub fn lower_for_spawning(fd: i32) {
 }
 
 /// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP.
-fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+pub(crate) fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     if slot.outward.way() == Way::Tcp {
         slot.outward.stream.freeze(ends.theirs);
         slot.outward.set_way(Way::Lowered);

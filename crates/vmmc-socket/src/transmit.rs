@@ -13,7 +13,9 @@ use crate::message::Pieces;
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
-use crate::{board, descriptor, ending, family, lift, loan, lower, policy, shrink, tcp, thread};
+use crate::{
+    board, descriptor, ending, family, layer, lift, loan, lower, policy, shrink, tcp, thread,
+};
 
 /// Flags with which the layer can send; others lower the connection.
 const CARRIED: i32 =
@@ -68,6 +70,10 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
     let local = local::get(index);
     if !local.held.load(Ordering::Relaxed) {
         lift::hold(fd, slot, local);
+    }
+    // Who does nothing but send learns in no other way that the peer has died.
+    if layer::process().is_some_and(vmmc::Process::has_mail) {
+        lift::progress();
     }
     Ok(index)
 }
@@ -299,7 +305,7 @@ pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: End
         Way::Tcp if lift::switch_outward(fd, index, slot, ends) => {}
         // It closed before this direction had left TCP.
         Way::Tcp if ends.mine.told(CLOSED) && !slot.finished.load(Ordering::Relaxed) => {
-            look_at_peer(fd, slot, ends);
+            look_at_peer(fd, slot, local, ends);
         }
         Way::Tcp if slot.outward.stream.closed(ends.theirs) => slot.outward.set_way(Way::Lowered),
         Way::Handover => settle_handover(fd, slot, local, ends),
@@ -310,32 +316,40 @@ pub(crate) fn prepare(fd: i32, index: u32, slot: &Slot, local: &Local, ends: End
         && (ends.mine.told(CLOSED) || slot.look.load(Ordering::Relaxed))
         && !slot.finished.load(Ordering::Relaxed)
     {
-        look_at_peer(fd, slot, ends);
+        look_at_peer(fd, slot, local, ends);
     }
     slot.outward.way()
 }
 
 /// A peer that has closed, or died, gets what is written from now on over TCP, whose answer is then the right one.
-fn look_at_peer(fd: i32, slot: &Slot, ends: Ends) {
-    if peer_is_gone(fd, slot, ends) {
-        ending::settle_peer(slot, ends);
+fn look_at_peer(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+    if !peer_is_gone(fd, slot, ends) {
+        return;
+    }
+    ending::settle_peer(slot, ends);
+    if ends.mine.told(CLOSED) {
         // What follows on TCP must find the end there: a service that comes to it late would take it for unread bytes.
-        if ends.mine.told(CLOSED) && !slot.deaf.load(Ordering::Relaxed) {
+        if !slot.deaf.load(Ordering::Relaxed) {
             lower::await_arrival(fd, slot, libc::POLLRDHUP);
         }
         slot.outward.set_way(Way::Lowered);
+    } else {
+        // To TCP a peer that died and one whose own direction has ended there look the same: if it lives, it is told.
+        lower::lower_outward(fd, slot, local, ends);
+        if take_announcement(&ends.mine.reader_waiting) {
+            local.ring_peer();
+        }
     }
 }
 
-/// Whether the peer will take nothing out of its ring any more, by what it or TCP says.
+/// Whether the peer will take nothing out of its ring any more, or may not, by what it or TCP says. Of an end that stands in
+/// the ring TCP knows nothing, so an end on TCP is another one.
 fn peer_is_gone(fd: i32, slot: &Slot, ends: Ends) -> bool {
     ends.mine.told(CLOSED) || {
         let events = kernel::pending(fd, libc::POLLRDHUP);
-        let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
         // To the kernel a program that does not listen any more and a peer that has ended look the same.
         let own = slot.deaf.load(Ordering::Relaxed) && tcp::established(fd);
-        events & (libc::POLLERR | libc::POLLHUP) != 0
-            || events & libc::POLLRDHUP != 0 && !ended && !own
+        events & (libc::POLLERR | libc::POLLHUP) != 0 || events & libc::POLLRDHUP != 0 && !own
     }
 }
 
@@ -471,7 +485,7 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
         }
     } else if ends.mine.told(CLOSED) {
         // It closed, and nothing is handed over.
-        look_at_peer(fd, slot, ends);
+        look_at_peer(fd, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }

@@ -196,12 +196,18 @@ impl Wait {
             return Ok(None);
         }
         let handover = way == Way::Handover && self.direction == Direction::Out;
-        if handover {
+        // To the kernel a socket that does not listen has always ended: of the peer's end the service tells.
+        let deaf = way == Way::Ring
+            && self.direction == Direction::Out
+            && slot.deaf.load(Ordering::Relaxed);
+        if handover || deaf {
             lift::progress();
         }
         let tcp = match (self.direction, way) {
             (Direction::In, _) => libc::POLLIN | libc::POLLRDHUP,
-            (Direction::Out, Way::Ring | Way::Handover) => {
+            (Direction::Out, Way::Ring) if deaf => 0,
+            (Direction::Out, Way::Ring) => libc::POLLRDHUP,
+            (Direction::Out, Way::Handover) => {
                 let ended = ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
                 if ended { 0 } else { libc::POLLRDHUP }
             }
@@ -209,7 +215,11 @@ impl Wait {
         };
         board::slept(self.index);
         self.since = explain::clock();
-        let soon = if handover { Some(Duration::from_millis(2)) } else { bell.patience() };
+        let soon = match () {
+            () if handover => Some(Duration::from_millis(2)),
+            () if deaf => Some(bell.patience().unwrap_or(DEAF)),
+            () => bell.patience(),
+        };
         self.on(bell.number(), tcp, soon.or(most)).map(Some)
     }
 
@@ -278,6 +288,9 @@ impl Wait {
         }
     }
 }
+
+/// After what time a writer that does not listen looks for mail again.
+const DEAF: Duration = Duration::from_millis(50);
 
 /// Whether a sleeping writer should try again: half of the ring is free, or the ring is not the way any more.
 #[inline]

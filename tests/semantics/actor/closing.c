@@ -136,6 +136,41 @@ void scenario_simultaneous_close(void) {
     meet();
 }
 
+/* One direction ends after so many messages on a new connection, which may come to be lifted just then; the other goes on. */
+static void end_after(int messages) {
+    int fd = cold_connection();
+    for (int i = 0; i < messages; i++) {
+        bool mine = me.client == (i % 2 == 0);
+        if (mine)
+            put_pattern(fd, 40 * i, 40, 1);
+        else
+            get_pattern(fd, 40 * i, 40, 1);
+        usleep(500);
+        meet();
+    }
+    if (me.client) {
+        shutdown(fd, SHUT_WR);
+        for (int i = 0; i < 20; i++) {
+            get_pattern(fd, 40 * i, 40, 2);
+            meet();
+        }
+        expect_end(fd);
+    } else {
+        for (int i = 0; i < 20; i++) {
+            say_poll("ended", await_bits(fd, POLLRDHUP));
+            put_pattern(fd, 40 * i, 40, 2);
+            meet();
+        }
+        expect_end(fd);
+    }
+    close(fd);
+}
+
+void scenario_half_close_of_the_new(void) {
+    for (int messages = 0; messages < 20; messages++)
+        end_after(messages);
+}
+
 /* Closing a socket with bytes nobody read resets the connection. */
 void scenario_close_with_unread_bytes(void) {
     char buffer[32];

@@ -130,6 +130,97 @@ void scenario_peer_killed_while_waiting_for_room(void) {
     waitpid(killer, NULL, 0);
 }
 
+/* Sends until that is refused, and says how. */
+static void send_until_refused(int fd) {
+    struct timespec start = now();
+    ssize_t sent;
+    while ((sent = send(fd, "x", 1, MSG_NOSIGNAL)) == 1 && elapsed_ms(&start) < 5000)
+        usleep(1000);
+    traced("refused", sent);
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+}
+
+/* Its end had come before, so nothing more comes that would tell of its death. */
+void scenario_peer_killed_after_its_end(void) {
+    int fd = connection();
+    if (me.client) {
+        shutdown(fd, SHUT_WR);
+        expect_text(fd, "read");
+        tell(1);
+        wait_to_be_killed();
+    }
+    expect_end(fd);
+    put_text(fd, "read");
+    told();
+    kill_peer();
+    send_until_refused(fd);
+    expect_end(fd);
+}
+
+/* A process that kills the peer as soon as this one sleeps. */
+static pid_t start_killer(int fd) {
+    pid_t killer = fork();
+    if (killer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    return killer;
+}
+
+void scenario_peer_killed_after_its_end_while_writing(void) {
+    int fd = connection();
+    if (me.client) {
+        shutdown(fd, SHUT_WR);
+        wait_to_be_killed();
+    }
+    expect_end(fd);
+    fill_up(fd, 1);
+    pid_t killer = start_killer(fd);
+    T(send(fd, "no room for this", 16, MSG_NOSIGNAL));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    waitpid(killer, NULL, 0);
+}
+
+void scenario_peer_killed_after_its_end_while_waiting_for_room(void) {
+    int fd = connection();
+    if (me.client) {
+        shutdown(fd, SHUT_WR);
+        wait_to_be_killed();
+    }
+    expect_end(fd);
+    fill_up(fd, 1);
+    struct epoll_event output = {.events = EPOLLOUT}, found;
+    int set = epoll_create1(0);
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &output);
+    struct pollfd item = {.fd = fd, .events = POLLOUT};
+    pid_t killer = start_killer(fd);
+    T(poll(&item, 1, 5000));
+    say("room %d", (item.revents & POLLOUT) != 0);
+    T(epoll_wait(set, &found, 1, 5000));
+    say("room %d", (found.events & EPOLLOUT) != 0);
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    waitpid(killer, NULL, 0);
+}
+
+/* The writer does not listen: to its kernel that looks like the peer's end. */
+void scenario_peer_killed_while_a_deaf_one_writes(void) {
+    int fd = connection();
+    if (me.client) {
+        tell(1);
+        wait_to_be_killed();
+    }
+    told();
+    shutdown(fd, SHUT_RD);
+    fill_up(fd, 1);
+    pid_t killer = start_killer(fd);
+    ssize_t sent = send(fd, "no room for this", 16, MSG_NOSIGNAL);
+    say("refused %d", sent < 0 && (errno == EPIPE || errno == ECONNRESET));
+    waitpid(killer, NULL, 0);
+}
+
 void scenario_peer_killed_while_polling(void) {
     int fd = connection();
     if (me.client)

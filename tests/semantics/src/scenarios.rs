@@ -129,6 +129,7 @@ macro_rules! for_every_scenario {
             epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
             // closing.c
             half_close: Warm;
+            half_close_of_the_new: Cold;
             first_answer_after_close: Cold;
             shutdown_read: Warm;
             shutdown_both: Warm;
@@ -164,6 +165,10 @@ macro_rules! for_every_scenario {
             peer_killed_while_reading: Warm;
             peer_killed_while_writing: Warm, "as peer_killed_with_unread_bytes";
             peer_killed_while_waiting_for_room: Warm;
+            peer_killed_after_its_end: Warm;
+            peer_killed_after_its_end_while_writing: Warm;
+            peer_killed_after_its_end_while_waiting_for_room: Warm;
+            peer_killed_while_a_deaf_one_writes: Warm;
             peer_killed_while_polling: Warm;
             peer_killed_in_mid_stream: Warm;
             peer_stopped: Warm;
