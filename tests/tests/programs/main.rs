@@ -27,6 +27,7 @@ mod memcached;
 mod mpi;
 mod nginx;
 mod openssh;
+mod own_functions;
 mod parking;
 mod proxies;
 mod python;
