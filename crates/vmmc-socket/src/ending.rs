@@ -7,7 +7,7 @@ use vmmc::stream::{CLOSED, HANDED, LINGERS, take_announcement};
 use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{bells, epoll, kernel, loan, lower, repeat, thread};
+use crate::{bells, epoll, kernel, lift, loan, lower, repeat, thread};
 
 /// The last descriptor of this process for the connection is about to be closed; whether it is registered in epoll objects.
 pub(crate) fn close(fd: i32, index: u32, registered: bool) {
@@ -19,6 +19,9 @@ pub(crate) fn close(fd: i32, index: u32, registered: bool) {
     let shown = slot.shown.load(Ordering::Relaxed);
     // From here on the slot is another's, unless this is the last.
     let last = slot::set_out(index);
+    if last {
+        lift::learn(slot);
+    }
     // The service may have the socket too, a moment longer than the pair, or the offer.
     if registered {
         epoll::leave(index, local, pair != 0 || returned || last && shown);

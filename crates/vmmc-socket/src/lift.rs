@@ -8,7 +8,7 @@
 //! has been told switches its direction at the offset it has reached, at its next call.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use vmmc::stream::{READY, Tier};
 use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process, ProcessId};
@@ -22,12 +22,11 @@ use crate::thread::{self, MICROSECOND};
 use crate::{anew, board, epoll, kernel, park, policy, receive, service, tcp, transmit};
 
 mod later;
+mod worth;
 
 pub(crate) use later::seconds;
 use later::{await_room, fail, hindrance, stay, take_back, try_later, wait_longer};
-
-/// Calls that moved data before a connection is worth lifting: those of one short request and its answer are fewer.
-static CALLS: AtomicU32 = AtomicU32::new(4);
+pub(crate) use worth::{learn, set_calls};
 
 /// How long a call waits for the next step of lifting, where every connection shall be lifted from its first byte.
 const PATIENCE: u64 = 1000 * MICROSECOND;
@@ -38,14 +37,9 @@ const EAGER: u32 = 8;
 const PATIENCE_WITH_PEER: u32 = 2;
 const CALLS_TO_LOOK: u32 = 16;
 
-/// Sets after how many calls that moved data a connection is lifted. 0: when it is made, and the first calls wait for that.
-pub(crate) fn set_calls(calls: u32) {
-    CALLS.store(calls, Ordering::Relaxed);
-}
-
 /// The connection `fd` was made just now.
 pub(crate) fn made(fd: i32, index: u32, slot: &'static Slot) {
-    if CALLS.load(Ordering::Relaxed) == 0 {
+    if worth::calls() == 0 {
         moved(fd, index, slot);
     }
 }
@@ -55,7 +49,7 @@ pub(crate) fn made(fd: i32, index: u32, slot: &'static Slot) {
 pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
     let calls = slot.calls.load(Ordering::Relaxed).wrapping_add(1);
     slot.calls.store(calls, Ordering::Relaxed);
-    let enough = anew::calls_before_lifting(CALLS.load(Ordering::Relaxed), slot);
+    let enough = anew::calls_before_lifting(worth::calls(), slot);
     match slot.phase() {
         Phase::Tcp | Phase::Retired if calls >= enough => {
             offer(fd, index, slot);
@@ -147,6 +141,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             Ok(offer) => {
                 structure.offers.insert(offer.0, (index, slot.tenure.serial()));
                 slot.shown.store(true, Ordering::Relaxed);
+                worth::begin(slot);
                 if slot.returned.load(Ordering::Relaxed) == 0 {
                     slot.set_why(Why::PeerNotLifted);
                 }

@@ -146,6 +146,8 @@ pub(crate) struct Slot {
     /// How often it was handed to others than this family, or came from them; 0: nobody else has it.
     pub(crate) handed: AtomicU32,
     pub(crate) calls: AtomicU32,
+    /// When it was last offered for lifting, in ticks.
+    pub(crate) offered: AtomicU64,
     /// How often it came back to TCP from being lifted, without having carried much: so long it waits to be lifted again.
     /// 0: it was never lifted.
     pub(crate) returned: AtomicU32,
