@@ -151,6 +151,7 @@ static void end_after(int messages) {
     if (me.client) {
         shutdown(fd, SHUT_WR);
         for (int i = 0; i < 20; i++) {
+            await_bits(fd, POLLIN);
             get_pattern(fd, 40 * i, 40, 2);
             meet();
         }

@@ -12,6 +12,19 @@ static void wait_to_be_killed(void) {
         pause();
 }
 
+/* A process that kills the peer as soon as this one sleeps. */
+static pid_t start_killer(int fd) {
+    pid_t killer = fork();
+    if (killer == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(fd);
+        await_asleep(getppid());
+        kill_peer();
+        _exit(0);
+    }
+    return killer;
+}
+
 void scenario_peer_killed(void) {
     int fd = connection();
     if (me.client) {
@@ -55,14 +68,7 @@ void scenario_peer_killed_while_reading(void) {
     if (me.client) {
         wait_to_be_killed();
     }
-    pid_t killer = fork();
-    if (killer == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        close(fd);
-        await_asleep(getppid());
-        kill_peer();
-        _exit(0);
-    }
+    pid_t killer = start_killer(fd);
     T(recv(fd, buffer, sizeof buffer, 0));
     waitpid(killer, NULL, 0);
 }
@@ -76,13 +82,7 @@ void scenario_peer_killed_while_writing(void) {
     }
     told();
     fill_up(fd, 1);
-    pid_t killer = fork();
-    if (killer == 0) {
-        close(fd);
-        await_asleep(getppid());
-        kill_peer();
-        _exit(0);
-    }
+    pid_t killer = start_killer(fd);
     T(send(fd, "no room for this", 16, 0));
     T(send(fd, "x", 1, 0));
     waitpid(killer, NULL, 0);
@@ -103,14 +103,7 @@ void scenario_peer_killed_while_waiting_for_room(void) {
     epoll_ctl(sets[1], EPOLL_CTL_ADD, fd, &edge);
     while (epoll_wait(sets[1], &found, 1, 0) == 1)
         ;
-    pid_t killer = fork();
-    if (killer == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        close(fd);
-        await_asleep(getppid());
-        kill_peer();
-        _exit(0);
-    }
+    pid_t killer = start_killer(fd);
     struct pollfd item = {.fd = fd, .events = POLLOUT};
     T(poll(&item, 1, 5000));
     say("room %d", (item.revents & POLLOUT) != 0);
@@ -155,19 +148,6 @@ void scenario_peer_killed_after_its_end(void) {
     kill_peer();
     send_until_refused(fd);
     expect_end(fd);
-}
-
-/* A process that kills the peer as soon as this one sleeps. */
-static pid_t start_killer(int fd) {
-    pid_t killer = fork();
-    if (killer == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        close(fd);
-        await_asleep(getppid());
-        kill_peer();
-        _exit(0);
-    }
-    return killer;
 }
 
 void scenario_peer_killed_after_its_end_while_writing(void) {
@@ -228,13 +208,7 @@ void scenario_peer_killed_while_polling(void) {
     int set = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
     epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-    pid_t killer = fork();
-    if (killer == 0) {
-        close(fd);
-        await_asleep(getppid());
-        kill_peer();
-        _exit(0);
-    }
+    pid_t killer = start_killer(fd);
     T(epoll_wait(set, &event, 1, 5000));
     say_epoll("killed", event.events);
     expect_end(fd);
