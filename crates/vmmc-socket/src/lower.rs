@@ -43,6 +43,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     if would_lose_bytes(fd, slot, local) {
         return;
     }
+    let mut ends_late = false;
     // Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service. Waits
     // for that, but not for ever.
     for left in (0..HANDOVER).rev() {
@@ -52,7 +53,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
             if slot.phase() != Phase::Attached {
                 return;
             }
-            lower_outward(fd, slot, local, ends);
+            ends_late |= lower_outward(fd, slot, local, ends);
             if slot.outward.way() == Way::Lowered {
                 break;
             }
@@ -69,16 +70,23 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         let Some(ends) = local.ends() else { return };
         slot.set_why(why);
         let before = Before::now(fd, slot);
+        let on_tcp = before.on_tcp;
         let on_their_way = lower_inward(fd, slot, local, ends);
         let reader = take_announcement(&ends.mine.reader_waiting);
         if take_announcement(&ends.mine.writer_waiting) || reader {
             local.ring_peer();
         }
-        on_their_way.is_some_and(|arrival| {
+        let came_to_nothing = on_their_way.is_some_and(|arrival| {
             // What was there to read stays so: whoever looks without waiting must not find it gone for a moment.
             await_arrival(fd, slot, arrival);
             before.restore_if_lost(fd, slot)
-        })
+        });
+        let all_here = on_their_way.is_none() || kernel::unread(fd) > on_tcp;
+        if ends_late && all_here && !came_to_nothing {
+            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+            slot.mute.store(false, Ordering::Release);
+        }
+        came_to_nothing
     };
     if !came_to_nothing {
         retire(fd, index);
@@ -224,21 +232,24 @@ pub fn lower_for_spawning(fd: i32) {
     lower_for(fd, Why::Exec);
 }
 
-/// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP.
-pub(crate) fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
+/// Lowers what this side sends, unless the peer was first and has not said yet that its unread bytes are on TCP. True: the
+/// kernel is to be told of this side's end, but not before all that is unread here is on TCP.
+pub(crate) fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
+    let mut ends_late = false;
     if slot.outward.way() == Way::Tcp {
         slot.outward.stream.freeze(ends.theirs);
         slot.outward.set_way(Way::Lowered);
     }
     if slot.outward.way() == Way::Ring {
         let Some(complete) = repeat::freeze_and_repeat(fd, slot, local, ends) else {
-            return slot.outward.set_way(Way::Handover);
+            slot.outward.set_way(Way::Handover);
+            return false;
         };
         slot.outward.set_way(Way::Lowered);
         if slot.finished.load(Ordering::Relaxed) {
             // The end stands in the ring; whoever writes to the descriptor from now on must find it in the kernel. Unless it
-            // cannot follow its bytes there. And unless this side has unread bytes and does not listen any more: to the
-            // kernel those would come too late.
+            // cannot follow its bytes there. And unless this side has unread bytes and does not listen any more: the
+            // kernel would refuse them.
             let deaf =
                 slot.deaf.load(Ordering::Relaxed) && slot.inward.stream.unread(ends.mine) > 0;
             if complete && !deaf {
@@ -246,11 +257,13 @@ pub(crate) fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
             } else {
                 slot.mute.store(true, Ordering::Release);
             }
+            ends_late = complete && deaf;
         }
     }
     if slot.outward.way() == Way::Handover {
         transmit::settle_handover(fd, slot, local, ends);
     }
+    ends_late
 }
 
 /// The peer lowers the connection, and what it had not read is on its way to TCP. A call that does not wait would find no

@@ -172,6 +172,30 @@ void scenario_half_close_of_the_new(void) {
         end_after(messages);
 }
 
+/* The kernel has to know of both ends once the connection is back on TCP, though not before what is unread. */
+void scenario_shutdown_both_then_lower_unread(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.server) {
+        put_text(fd, "unread");
+        meet();
+        meet();
+        say_poll("ended", await_bits(fd, POLLRDHUP));
+        expect_end(fd);
+        return;
+    }
+    await_readable(fd, 6);
+    meet();
+    T(shutdown(fd, SHUT_RDWR));
+    T(recv(fd, buffer, sizeof buffer, MSG_ERRQUEUE | MSG_DONTWAIT));
+    struct pollfd item = {.fd = fd, .events = 0};
+    T(poll(&item, 1, 0));
+    say_poll("both", item.revents);
+    meet();
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+}
+
 /* Closing a socket with bytes nobody read resets the connection. */
 void scenario_close_with_unread_bytes(void) {
     char buffer[32];

@@ -133,6 +133,7 @@ macro_rules! for_every_scenario {
             first_answer_after_close: Cold;
             shutdown_read: Warm;
             shutdown_both: Warm;
+            shutdown_both_then_lower_unread: Warm;
             shutdown_unconnected: Cold;
             simultaneous_close: Warm;
             close_with_unread_bytes: Warm;
