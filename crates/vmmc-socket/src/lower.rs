@@ -70,7 +70,6 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         let Some(ends) = local.ends() else { return };
         slot.set_why(why);
         let before = Before::now(fd, slot);
-        let on_tcp = before.on_tcp;
         let on_their_way = lower_inward(fd, slot, local, ends);
         let reader = take_announcement(&ends.mine.reader_waiting);
         if take_announcement(&ends.mine.writer_waiting) || reader {
@@ -81,7 +80,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
             await_arrival(fd, slot, arrival);
             before.restore_if_lost(fd, slot)
         });
-        let all_here = on_their_way.is_none() || kernel::unread(fd) > on_tcp;
+        let all_here = on_their_way.is_none() || kernel::unread(fd) > before.on_tcp;
         if ends_late && all_here && !came_to_nothing {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
             slot.mute.store(false, Ordering::Release);
@@ -123,7 +122,7 @@ impl Before {
 
     /// The peer closed or reset the connection before the service could write to it: the bytes are still in the ring, and are
     /// read there, before what TCP says of the end.
-    fn restore_if_lost(self, fd: i32, slot: &Slot) -> bool {
+    fn restore_if_lost(&self, fd: i32, slot: &Slot) -> bool {
         let events = kernel::pending(fd, libc::POLLRDHUP);
         let own = slot.deaf.load(Ordering::Relaxed);
         let ended = events & libc::POLLERR != 0 || events & libc::POLLRDHUP != 0 && !own;

@@ -25,6 +25,29 @@ static pid_t start_killer(int fd) {
     return killer;
 }
 
+/* Sends until that is refused, for some seconds at the most; what the last call returned. */
+static ssize_t send_until_refused(int fd) {
+    struct timespec start = now();
+    ssize_t sent;
+    while ((sent = send(fd, "x", 1, MSG_NOSIGNAL)) == 1 && elapsed_ms(&start) < 5000)
+        usleep(1000);
+    return sent;
+}
+
+static bool is_refusal(ssize_t sent) {
+    return sent < 0 && (errno == EPIPE || errno == ECONNRESET);
+}
+
+/* Who waits for room is told to try. */
+static void expect_room(int fd, int set) {
+    struct pollfd item = {.fd = fd, .events = POLLOUT};
+    struct epoll_event found;
+    T(poll(&item, 1, 5000));
+    say("room %d", (item.revents & POLLOUT) != 0);
+    T(epoll_wait(set, &found, 1, 5000));
+    say("room %d", (found.events & EPOLLOUT) != 0);
+}
+
 void scenario_peer_killed(void) {
     int fd = connection();
     if (me.client) {
@@ -104,33 +127,15 @@ void scenario_peer_killed_while_waiting_for_room(void) {
     while (epoll_wait(sets[1], &found, 1, 0) == 1)
         ;
     pid_t killer = start_killer(fd);
-    struct pollfd item = {.fd = fd, .events = POLLOUT};
-    T(poll(&item, 1, 5000));
-    say("room %d", (item.revents & POLLOUT) != 0);
+    expect_room(fd, sets[0]);
     fd_set writing;
     FD_ZERO(&writing);
     FD_SET(fd, &writing);
     struct timeval wait = {5, 0};
     T(select(fd + 1, NULL, &writing, NULL, &wait));
-    for (int i = 0; i < 2; i++) {
-        T(epoll_wait(sets[i], &found, 1, 5000));
-        say("room %d", (found.events & EPOLLOUT) != 0);
-    }
-    ssize_t sent;
-    while ((sent = send(fd, "x", 1, MSG_NOSIGNAL)) == 1)
-        usleep(1000);
-    say("refused %d", sent < 0 && (errno == EPIPE || errno == ECONNRESET));
+    expect_room(fd, sets[1]);
+    say("refused %d", is_refusal(send_until_refused(fd)));
     waitpid(killer, NULL, 0);
-}
-
-/* Sends until that is refused, and says how. */
-static void send_until_refused(int fd) {
-    struct timespec start = now();
-    ssize_t sent;
-    while ((sent = send(fd, "x", 1, MSG_NOSIGNAL)) == 1 && elapsed_ms(&start) < 5000)
-        usleep(1000);
-    traced("refused", sent);
-    T(send(fd, "x", 1, MSG_NOSIGNAL));
 }
 
 /* Its end had come before, so nothing more comes that would tell of its death. */
@@ -146,7 +151,8 @@ void scenario_peer_killed_after_its_end(void) {
     put_text(fd, "read");
     told();
     kill_peer();
-    send_until_refused(fd);
+    traced("refused", send_until_refused(fd));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
     expect_end(fd);
 }
 
@@ -172,15 +178,11 @@ void scenario_peer_killed_after_its_end_while_waiting_for_room(void) {
     }
     expect_end(fd);
     fill_up(fd, 1);
-    struct epoll_event output = {.events = EPOLLOUT}, found;
+    struct epoll_event output = {.events = EPOLLOUT};
     int set = epoll_create1(0);
     epoll_ctl(set, EPOLL_CTL_ADD, fd, &output);
-    struct pollfd item = {.fd = fd, .events = POLLOUT};
     pid_t killer = start_killer(fd);
-    T(poll(&item, 1, 5000));
-    say("room %d", (item.revents & POLLOUT) != 0);
-    T(epoll_wait(set, &found, 1, 5000));
-    say("room %d", (found.events & EPOLLOUT) != 0);
+    expect_room(fd, set);
     T(send(fd, "x", 1, MSG_NOSIGNAL));
     waitpid(killer, NULL, 0);
 }
@@ -196,8 +198,7 @@ void scenario_peer_killed_while_a_deaf_one_writes(void) {
     shutdown(fd, SHUT_RD);
     fill_up(fd, 1);
     pid_t killer = start_killer(fd);
-    ssize_t sent = send(fd, "no room for this", 16, MSG_NOSIGNAL);
-    say("refused %d", sent < 0 && (errno == EPIPE || errno == ECONNRESET));
+    say("refused %d", is_refusal(send(fd, "no room for this", 16, MSG_NOSIGNAL)));
     waitpid(killer, NULL, 0);
 }
 
