@@ -20,6 +20,8 @@ static ENABLED: AtomicBool = AtomicBool::new(false);
 static CONFINED: AtomicBool = AtomicBool::new(false);
 static CRAMPED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
+/// The descriptor of [`PROCESS`], which a forked child can have without a lock; 0: none.
+static LINK: AtomicI32 = AtomicI32::new(0);
 static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
 /// From this number on the layer keeps its own descriptors.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
@@ -87,6 +89,7 @@ impl Structure {
         let process: &'static Process = Box::leak(Box::new(process));
         for fd in process.owned_fds() {
             descriptor::enter(fd, Kind::Own);
+            LINK.store(fd, Ordering::Relaxed);
         }
         board::publish(process);
         PROCESS.store(std::ptr::from_ref(process).cast_mut(), Ordering::Release);
@@ -96,6 +99,7 @@ impl Structure {
     /// The connection to the service is gone: forget it (a few bytes stay) and everything that was asked over it.
     pub(crate) fn lose_process(&mut self) {
         let old = PROCESS.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        LINK.store(0, Ordering::Relaxed);
         // SAFETY: the pointer came from a leaked box; it is never freed.
         if let Some(old) = unsafe { old.as_ref() } {
             for fd in old.owned_fds() {
@@ -114,9 +118,14 @@ pub(crate) fn process() -> Option<&'static Process> {
     unsafe { PROCESS.load(Ordering::Acquire).as_ref() }
 }
 
-/// Forgets the parent's connection, in a forked child.
+/// Gives up the parent's connection, in a forked child: the service shall see its end when the parent becomes another program.
 pub(crate) fn forget_process() {
     PROCESS.store(std::ptr::null_mut(), Ordering::Release);
+    let link = LINK.swap(0, Ordering::Relaxed);
+    if link != 0 {
+        descriptor::remove(link, Kind::Own);
+        let _ = kernel::call!(SYS_close, link);
+    }
 }
 
 /// Descriptors of the layer's own get numbers from here on, so that the program's own numbers stay as they would be.

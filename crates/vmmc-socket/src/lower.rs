@@ -25,7 +25,7 @@ use crate::{anew, board, ending, epoll, lift, park, policy, repeat, thread, tran
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
-    let slot = slot::get(index);
+    let (slot, local) = (slot::get(index), local::get(index));
     // The handshake may be under way: what it still brings is not wanted.
     if slot.phase() != Phase::Attached {
         match (slot.phase(), why) {
@@ -36,9 +36,9 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
             _ => slot.stay(why),
         }
         board::update(index, slot);
+        let_go(slot, local);
         return;
     }
-    let local = local::get(index);
     make_held(fd, slot, local);
     if would_lose_bytes(fd, slot, local) {
         return;
@@ -432,10 +432,11 @@ pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) 
 pub(crate) fn follow(fd: i32, index: u32) {
     let (slot, local) = (slot::get(index), local::get(index));
     if slot.phase() != Phase::Attached && layer::at_home() {
-        // A relative was first, who could not give this process's registrations back.
+        // A relative was first, who could not give back what this process has of it.
         let bell = local.bell.load(Ordering::Acquire);
         // SAFETY: the structure's lock is held.
-        return STRUCTURE.briefly(|_| epoll::release(index, bell, unsafe { local.parts() }));
+        STRUCTURE.briefly(|_| epoll::release(index, bell, unsafe { local.parts() }));
+        return let_go(slot, local);
     }
     {
         let _inward = slot.inward.lock.hold();
@@ -513,11 +514,16 @@ pub(crate) fn retire(fd: i32, index: u32) {
         let may_pass = shared && slot.why().passes();
         slot.set_phase(if may_pass { Phase::Retired } else { Phase::Stay });
         board::update(index, slot);
-        // What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds
-        // it the kernel could not end the connection.
-        let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
-        if let Some(process) = layer::process() {
-            let _ = process.pair_drop(pair);
-        }
+        let_go(slot, local);
     });
+}
+
+/// What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds it for this process
+/// the kernel could not end the connection.
+fn let_go(slot: &Slot, local: &Local) {
+    if local.held.swap(false, Ordering::AcqRel)
+        && let Some(process) = layer::process()
+    {
+        let _ = process.pair_drop(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
+    }
 }

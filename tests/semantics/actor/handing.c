@@ -284,6 +284,47 @@ static int wait_in_next_program(int set) {
     return 0;
 }
 
+/* The peer takes the connection back to TCP. A child is the first to find that, and lets go of it; its parent becomes another program
+ * and has it no longer either. That is the end, though the child lives on. */
+static void end_beside_child(bool inherited) {
+    int fd = connection(), start[2], done[2];
+    char byte;
+    if (me.client) {
+        T(recv(fd, &byte, 1, MSG_ERRQUEUE | MSG_DONTWAIT));
+        meet();
+        expect_end(fd);
+        meet();
+        return;
+    }
+    pipe(start);
+    pipe(done);
+    pid_t child = fork();
+    if (child == 0) {
+        close(start[1]);
+        close(done[0]);
+        read(start[0], &byte, 1);
+        T(recv(fd, &byte, 1, MSG_DONTWAIT));
+        close(fd);
+        write(done[1], "", 1);
+        while (read(start[0], &byte, 1) > 0)
+            continue;
+        _exit(0);
+    }
+    meet();
+    write(start[1], "", 1);
+    read(done[0], &byte, 1);
+    fcntl(fd, F_SETFD, inherited ? 0 : FD_CLOEXEC);
+    become(inherited ? "close" : "keep_nothing", fd);
+}
+
+void scenario_lowered_in_child_then_exec(void) {
+    end_beside_child(true);
+}
+
+void scenario_lowered_in_child_then_exec_without(void) {
+    end_beside_child(false);
+}
+
 /* `actor resume VERB FD`. */
 int resume_handed(const char *verb, int fd) {
     if (strcmp(verb, "talk_elsewhere") == 0)
@@ -300,5 +341,11 @@ int resume_handed(const char *verb, int fd) {
         return connect_here(fd);
     if (strcmp(verb, "wait") == 0)
         return wait_in_next_program(fd);
+    if (strcmp(verb, "close") == 0)
+        close(fd);
+    if (strcmp(verb, "close") == 0 || strcmp(verb, "keep_nothing") == 0) {
+        meet();
+        return 0;
+    }
     return 2;
 }

@@ -255,6 +255,8 @@ macro_rules! for_every_scenario {
             shared_by_programs_then_alone: Warm;
             connected_by_next_program: Cold;
             exec_inherits_epoll_set_and_library: Cold;
+            lowered_in_child_then_exec: Warm;
+            lowered_in_child_then_exec_without: Warm;
             // urgent.c
             urgent_byte: Warm;
             urgent_inline: Warm;
