@@ -11,6 +11,7 @@ use vmmc_shm::stream::{Receiver, Ring, Tier, Transmitter, Words};
 enum Act {
     Send {
         len: u32,
+        corked: bool,
     },
     Grow,
     Finish,
@@ -67,7 +68,7 @@ fn play(acts: Vec<Act>, mine: *mut u8, theirs: *mut u8, buffer: &mut [u8]) {
     let (sender, receiver) = (Transmitter::default(), Receiver::default());
     for act in acts {
         match act {
-            Act::Send { len } => {
+            Act::Send { len, corked } => {
                 let tier = sender.tier();
                 let len = sender.room(my_words, len as usize).min(len as usize);
                 assert!(len <= tier.capacity());
@@ -76,7 +77,11 @@ fn play(acts: Vec<Act>, mine: *mut u8, theirs: *mut u8, buffer: &mut [u8]) {
                 // SAFETY: `len` is at most the capacity.
                 unsafe { ring.copy_in(sender.position(), buffer.as_ptr(), len) };
                 let next = ring.advance(sender.position(), len);
-                let _ = sender.publish(their_words, len, next);
+                let _ = if corked {
+                    sender.publish_corked(their_words, len, next)
+                } else {
+                    sender.publish(their_words, len, next)
+                };
             }
             Act::Grow => drop(sender.grow(their_words)),
             Act::Finish => sender.finish(their_words),

@@ -204,6 +204,9 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {
         catch((), || keep_errno(|| vmmc_socket::left_is_told_or_not(fd)));
     }
+    if done == 0 && level == libc::IPPROTO_TCP {
+        catch((), || keep_errno(|| vmmc_socket::option_is_set(fd, name)));
+    }
     if done == 0 && level == libc::SOL_SOCKET && SIZE_OF_SEND_BUFFER.contains(&name) {
         catch((), || keep_errno(|| vmmc_socket::send_buffer_is_set(fd)));
     }

@@ -1,5 +1,6 @@
 //! Structures that live in memory shared with a process that may be hostile.
 
+pub mod clock;
 pub mod command;
 mod copy;
 #[cfg(not(loom))]

@@ -20,6 +20,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+mod cork;
 mod receiver;
 mod ring;
 mod transmitter;
@@ -32,8 +33,10 @@ pub use transmitter::{Piece, Publish, Transmitter};
 pub const FROZEN: u64 = 1 << 63;
 /// Set in [`Words::tail`] by the producer: the stream ends at the offset in it.
 pub const FIN: u64 = 1 << 62;
+/// Set in [`Words::tail`] by the producer: it holds back what lies behind [`Words::uncorked`]. Either side may take it away.
+pub const CORKED: u64 = 1 << 61;
 /// The bits of [`Words::tail`] that are the stream offset.
-pub const OFFSET: u64 = FIN - 1;
+pub const OFFSET: u64 = CORKED - 1;
 
 /// The peer will take bytes from its ring: see [`Words::state`].
 pub const READY: u32 = 1;
@@ -54,7 +57,7 @@ pub const IDLE: u32 = 32;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Words {
-    /// Stream offset produced so far, with [`FIN`] and [`FROZEN`].
+    /// Stream offset produced so far, with [`FIN`], [`FROZEN`] and [`CORKED`].
     pub tail: AtomicU64,
     /// One more than the stream offset at which the stream left the first and the second [`Tier`] of ring for the
     /// next larger one; 0: it did not.
@@ -63,7 +66,11 @@ pub struct Words {
     pub returned: AtomicU64,
     /// One more than the processor the peer was last seen on; 0 if it did not say.
     pub cpu: AtomicU32,
-    line_1: [u8; 28],
+    line_1: [u8; 4],
+    /// With [`CORKED`]: stream offset up to which nothing is held back, and when that began, in [`crate::clock::ticks`].
+    uncorked: AtomicU64,
+    corked_at: AtomicU64,
+    line_1_end: [u8; 8],
     /// How much of the owner's outgoing stream the peer has consumed.
     pub credit: AtomicU64,
     line_2: [u8; 56],

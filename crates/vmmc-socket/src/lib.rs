@@ -13,8 +13,9 @@
 //! | `lift`, `lower` | from TCP onto VMMC and back |
 //! | `anew` | what was lowered, lifted again |
 //! | `bells` | what peers ring, and which connections share it |
-//! | `ending` | closing, and what is left to do for the peer |
+//! | `half_close`, `ending` | `shutdown`; closing, and what is left to do for the peer |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
+//! | `cork` | bytes that the program holds back |
 //! | `loan` | space and bytes of the rings, lent to the program |
 //! | `shrink`, `park` | large rings that become small again; idle connections that go back to TCP |
 //! | `rest` | what is looked after before a sleep |
@@ -32,10 +33,12 @@
 mod anew;
 mod armed_poll;
 mod bells;
+mod cork;
 mod descriptor;
 mod ending;
 mod explain;
 mod guarded;
+mod half_close;
 mod handing;
 mod layer;
 mod lift;
@@ -68,6 +71,8 @@ pub mod kernel;
 pub mod readiness;
 pub mod signals;
 
+pub use cork::option_is_set;
+pub use half_close::{deafen, finish, is_over};
 pub use handing::{Handing, received};
 pub use layer::{
     accepted, closing, closing_between, confined, connecting, duplicated, is_connection, is_own,
@@ -83,6 +88,5 @@ pub use receive::{
 };
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{
-    SO_BUF_LOCK, Sending, complete_info, deafen, finish, is_over, send, send_buffer_is_set,
-    send_file, unsent,
+    SO_BUF_LOCK, Sending, complete_info, send, send_buffer_is_set, send_file, unsent,
 };

@@ -19,7 +19,7 @@ use crate::layer::{self, Inquiry, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{anew, board, epoll, kernel, park, policy, receive, service, tcp, transmit};
+use crate::{anew, board, cork, epoll, kernel, park, policy, receive, service, tcp, transmit};
 
 mod later;
 mod worth;
@@ -329,6 +329,7 @@ fn exchange(
                 kernel::option::<u64>(fd, libc::SOL_SOCKET, libc::SO_COOKIE).unwrap_or_default();
             slot.cookie.store(cookie, Ordering::Relaxed);
             receive::learn_whether_left_is_told(fd, slot);
+            cork::learn(fd, slot);
             slot.set_why(Why::Young);
             slot.put_off_until.store(seconds() + PATIENCE_WITH_PEER, Ordering::Relaxed);
             slot.set_phase(Phase::Exchanged);

@@ -14,7 +14,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmmc::stream::{Publish, Ring};
+use vmmc::stream::Ring;
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -23,7 +23,7 @@ use crate::route::{Route, Sleep, Transfer};
 use crate::slot::{self, Phase, Slot, Way};
 use crate::transmit::{self, Sending};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, ending, layer, lift, repeat, shrink};
+use crate::{board, cork, descriptor, ending, half_close, layer, lift, repeat, shrink};
 
 /// What a direction has on loan. Changed with the direction's lock held.
 #[derive(Debug, Default)]
@@ -250,7 +250,7 @@ impl Lending<'_> {
         loan.in_the_way()?;
         let way = transmit::prepare(self.fd, self.index, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
-            return Err(transmit::after_end(self.fd));
+            return Err(half_close::after_end(self.fd));
         }
         if way != Way::Ring {
             return Ok(Step::Elsewhere);
@@ -321,6 +321,9 @@ impl Lending<'_> {
                 return self.lend_pieces(slot, local, ends);
             }
             if slot.look.load(Ordering::Acquire) || receive::due(slot) {
+                if cork::end_lets_go(self.fd, ends) {
+                    continue;
+                }
                 // TCP may have an end or an error to tell, which comes after what is here; unless there is more by now.
                 let told = kernel::pending(self.fd, libc::POLLIN | libc::POLLRDHUP) != 0;
                 if stream.stirred_beyond(ends.mine, unread) {
@@ -375,16 +378,17 @@ pub fn commit(fd: i32, len: usize) -> Return<Sending<'static>> {
     let way = transmit::prepare(fd, index, slot, local, ends);
     if slot.finished.load(Ordering::Relaxed) {
         loan.end();
-        return Return::Done(Err(transmit::after_end(fd)));
+        return Return::Done(Err(half_close::after_end(fd)));
     }
-    let stream = &slot.outward.stream;
+    let (stream, corks) = (&slot.outward.stream, slot.corked.load(Ordering::Relaxed));
     if way == Way::Ring
         && let Some(ring) = local.ring_out(stream.tier())
-        && transmit::publish(index, slot, local, ends, len, ring.advance(stream.position(), len))
-            == Publish::Done
     {
-        loan.end();
-        return Return::Done(Ok(len));
+        let next = ring.advance(stream.position(), len);
+        if transmit::publish(index, slot, local, ends, (len, next), corks) {
+            loan.end();
+            return Return::Done(Ok(len));
+        }
     }
     Return::OverTcp(Sending::lent(fd, index, len))
 }

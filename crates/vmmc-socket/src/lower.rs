@@ -21,7 +21,9 @@ use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
-use crate::{anew, board, ending, epoll, lift, park, policy, repeat, thread, transmit, wait};
+use crate::{
+    anew, board, ending, epoll, half_close, lift, park, policy, repeat, thread, transmit, wait,
+};
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
@@ -294,7 +296,7 @@ pub(crate) fn settle_before_end(fd: i32, index: u32) {
         return;
     }
     make_held(fd, slot, local);
-    transmit::notice_freeze(index, slot, local);
+    half_close::notice_freeze(index, slot, local);
     let _outward = slot.outward.lock.hold();
     let Some(ends) = local.ends() else { return };
     if slot.outward.way() == Way::Ring && is_taken_back(ends) && ends.mine.told(HAND_YOURSELF) {
@@ -453,7 +455,7 @@ pub(crate) fn follow(fd: i32, index: u32) {
 /// Whether the peer has gone back to TCP with what it sends, everything was read, and this side has not noticed.
 #[inline]
 pub(crate) fn has_left(slot: &Slot, ends: Ends) -> bool {
-    ends.mine.tail.load(Ordering::Acquire) == FROZEN | slot.inward.stream.head()
+    ends.mine.visible() == FROZEN | slot.inward.stream.head()
         && match slot.inward.way() {
             Way::Ring => true,
             Way::Tcp => ends.mine.switch_offset().is_none(),

@@ -85,7 +85,7 @@ impl Beds {
             return;
         }
         let bed = local.bed(pin);
-        self.patience = self.patience.or(bed.patience());
+        self.lie_for(bed.patience());
         match bed {
             Bed::Own(bell) => self.bells.push(bell),
             Bed::Ear(ear) => {
@@ -94,6 +94,13 @@ impl Beds {
                 self.ears.push(ear);
             }
         }
+    }
+}
+
+impl Beds {
+    /// For no longer than `time`, if it says one.
+    fn lie_for(&mut self, time: Option<Duration>) {
+        self.patience = [self.patience, time].into_iter().flatten().min();
     }
 }
 
@@ -528,6 +535,8 @@ impl<'a> Polling<'a> {
         }
         if wanted & (IN | libc::POLLRDHUP) != 0 {
             announce(reader);
+            // Nobody rings when what the peer holds back can be read after all.
+            beds.lie_for(pin.ends().mine.corked_for());
         }
         if wanted & OUT != 0 {
             announce(writer);

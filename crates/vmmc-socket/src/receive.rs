@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, descriptor, ending, epoll, family, lift, lower, tcp};
+use crate::{board, cork, descriptor, ending, epoll, family, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -253,6 +253,9 @@ unsafe fn step(
                 }
                 if !slot.look.load(Ordering::Acquire) && !due(slot) {
                     return Ok(Step::Nothing);
+                }
+                if cork::end_lets_go(fd, ends) {
+                    continue;
                 }
                 // TCP has something to say: the end of a peer that could not say it in the ring, an error, or (after a
                 // freeze that happens just now, or by a call that nobody saw) bytes.

@@ -138,6 +138,8 @@ pub(crate) struct Slot {
     pub(crate) ready: AtomicBool,
     /// Receiving calls tell how much is left to read (`TCP_INQ`); known from the exchange of memories on.
     pub(crate) tells_left: AtomicBool,
+    /// The program has corked the connection (`TCP_CORK`); known as long.
+    pub(crate) corked: AtomicBool,
     /// The node service was shown the socket, and may have it a moment longer than the program.
     pub(crate) shown: AtomicBool,
     pub(crate) pair: AtomicU64,
@@ -290,7 +292,9 @@ impl Slot {
         self.set_phase(Phase::Tcp);
         self.set_why(Why::Young);
         let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
-        for flag in flags.into_iter().chain([&self.ready, &self.tells_left, &self.shown]) {
+        for flag in
+            flags.into_iter().chain([&self.ready, &self.tells_left, &self.corked, &self.shown])
+        {
             flag.store(false, Ordering::Relaxed);
         }
         self.pair.store(0, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+pub(crate) use vmmc::clock::{MICROSECOND, ticks};
+
 use crate::kernel;
 
 /// Counts forks, so that a child does not go on with its parent's thread id.
@@ -47,22 +49,3 @@ pub(crate) fn processor() -> u32 {
     // SAFETY: takes no argument and cannot fail on Linux.
     unsafe { libc::sched_getcpu() as u32 }
 }
-
-/// A clock for spinning: the time stamp counter where there is one. Only differences mean something.
-#[inline]
-pub(crate) fn ticks() -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the instruction has no preconditions.
-    unsafe {
-        std::arch::x86_64::_rdtsc()
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        use std::time::Instant;
-        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-        START.get_or_init(Instant::now).elapsed().as_nanos() as u64 * 3
-    }
-}
-
-/// About one microsecond in [`ticks`] (counters run at 2 to 4 GHz; nothing here needs more precision).
-pub(crate) const MICROSECOND: u64 = 3_000;

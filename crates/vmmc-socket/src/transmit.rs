@@ -3,9 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{
-    CLOSED, HAND_YOURSELF, HANDED, LINGERS, Publish, Ring, Tier, take_announcement,
-};
+use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, Tier, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -14,7 +12,8 @@ use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
 use crate::{
-    board, descriptor, ending, family, layer, lift, loan, lower, policy, shrink, tcp, thread,
+    board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, shrink,
+    tcp, thread,
 };
 
 /// Flags with which the layer can send; others lower the connection.
@@ -250,10 +249,13 @@ impl Sending<'_> {
         slot.outward.stream.prepare(ends.theirs);
         let way = prepare(self.fd, self.index, slot, local, ends);
         if slot.finished.load(Ordering::Relaxed) {
-            return Err(after_end(self.fd));
+            return Err(half_close::after_end(self.fd));
         }
         match way {
-            Way::Ring => put((self.fd, self.index), slot, local, ends, &self.source),
+            Way::Ring => {
+                let corks = self.flags & libc::MSG_MORE != 0;
+                put((self.fd, self.index), slot, local, ends, &self.source, corks)
+            }
             Way::Handover => Ok(Step::Nothing),
             Way::Tcp | Way::Lowered => self.to_kernel(slot, local),
         }
@@ -275,28 +277,6 @@ impl Sending<'_> {
             Err(error) => Err(error),
         }
     }
-}
-
-/// What sending on a direction that the program has ended comes to: an error that waits to be told is told first.
-#[cold]
-pub(crate) fn after_end(fd: i32) -> Errno {
-    match kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
-        Some(error) if error != 0 => Errno(error),
-        _ => Errno(libc::EPIPE),
-    }
-}
-
-/// Whether both directions of `fd` have ended: such a connection is none any more to `shutdown`, but the kernel may not
-/// know of ends that stand in the rings.
-pub fn is_over(fd: i32) -> bool {
-    let Some(index) = descriptor::connection(fd) else { return false };
-    let slot = slot::get(index);
-    let Some(pin) = local::get(index).pin() else { return false };
-    let ended = || {
-        slot.inward.way() == Way::Ring
-            && pin.ends().mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0
-    };
-    slot.finished.load(Ordering::SeqCst) && ended() || tcp::over(fd)
 }
 
 /// Brings the sending direction as far as it can come and says where the bytes go now. The outward lock is held.
@@ -362,7 +342,7 @@ pub(crate) fn has_room(fd: i32, slot: &Slot, ends: Ends) -> bool {
 /// Bytes of a ring that are never used.
 const ODD: usize = 53;
 
-/// Puts a part of `source` into the ring. The outward lock is held and the way is the ring.
+/// Puts a part of `source` into the ring; `corks`: the call wants it held back. The outward lock is held and the way is the ring.
 #[inline]
 fn put(
     (fd, index): (i32, u32),
@@ -370,6 +350,7 @@ fn put(
     local: &Local,
     ends: Ends,
     source: &Source<'_>,
+    corks: bool,
 ) -> Result<Step, Errno> {
     let stream = &slot.outward.stream;
     let want = source.left().min(CHUNK);
@@ -390,6 +371,8 @@ fn put(
         shrink::grown(local);
     }
     if room == 0 && want > 0 {
+        // Nobody makes room by reading what he does not see.
+        cork::let_go(local, ends);
         slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
         return Ok(Step::Nothing);
     }
@@ -403,10 +386,9 @@ fn put(
         // A signal handler on this very thread sent in between, or reserved; its bytes stand where ours would go.
         return Ok(Step::Sent(0));
     }
-    match publish(index, slot, local, ends, len, next) {
-        Publish::Done => Ok(Step::Sent(len)),
-        Publish::Frozen => Ok(Step::Sent(0)),
-    }
+    let corks = corks || slot.corked.load(Ordering::Relaxed);
+    let published = publish(index, slot, local, ends, (len, next), corks);
+    Ok(Step::Sent(if published { len } else { 0 }))
 }
 
 /// Which of a socket's buffers keep the size that the program has set: `asm-generic/socket.h`, Linux 5.16; the libc crate does not have it.
@@ -440,27 +422,39 @@ pub fn send_buffer_is_set(fd: i32) {
     }
 }
 
-/// Makes `len` bytes that lie in the ring already, up to the position `next`, a part of the stream. The outward lock is held.
+/// Makes `len` bytes that lie in the ring already, up to the position `next`, a part of the stream, perhaps held back. False: the peer
+/// has frozen it. The outward lock is held.
 #[inline]
 pub(crate) fn publish(
     index: u32,
     slot: &Slot,
     local: &Local,
     ends: Ends,
-    len: usize,
-    next: usize,
-) -> Publish {
+    (len, next): (usize, usize),
+    corks: bool,
+) -> bool {
     say_where(ends);
-    if slot.outward.stream.publish(ends.theirs, len, next) == Publish::Frozen {
-        slot.outward.set_way(Way::Handover);
-        return Publish::Frozen;
-    }
-    if take_announcement(&ends.mine.reader_waiting) {
-        local.ring_peer();
-        board::rang(index);
+    let stream = &slot.outward.stream;
+    let published = if corks {
+        stream.publish_corked(ends.theirs, len, next)
+    } else {
+        stream.publish(ends.theirs, len, next)
+    };
+    match published {
+        Publish::Done => {
+            if take_announcement(&ends.mine.reader_waiting) {
+                local.ring_peer();
+                board::rang(index);
+            }
+        }
+        Publish::Corked => {}
+        Publish::Frozen => {
+            slot.outward.set_way(Way::Handover);
+            return false;
+        }
     }
     board::sent(index, len);
-    Publish::Done
+    true
 }
 
 /// Publishes the processor this side runs on, where it changed.
@@ -534,78 +528,4 @@ pub fn complete_info(fd: i32, info: &mut [u8]) {
         }
     }
     tcp::add_to_info(info, sent, sent.saturating_sub(unread), received);
-}
-
-/// Ends the sending direction of `fd`. True: the end stands in the ring, and the kernel shall not end it yet (a FIN on TCP
-/// could overtake bytes that the peer may still have to hand over); false: the kernel's shutdown must follow.
-pub fn finish(fd: i32) -> bool {
-    let Some(index) = descriptor::connection(fd) else { return false };
-    let (slot, local) = (slot::get(index), local::get(index));
-    if slot.phase() != Phase::Attached {
-        slot.finished.store(true, Ordering::SeqCst);
-        return false;
-    }
-    notice_freeze(index, slot, local);
-    let _held = slot.outward.lock.hold();
-    let Some(ends) = local.ends() else { return false };
-    // A peer that lingers is not settled by this: what it has left unread here may still be wanted on TCP.
-    let lingers = slot.outward.way() == Way::Ring && ends.mine.told(LINGERS);
-    let way = if lingers { Way::Ring } else { prepare(fd, index, slot, local, ends) };
-    slot.finished.store(true, Ordering::SeqCst);
-    // A thread of this process may wait for room.
-    local.ring_own();
-    match way {
-        Way::Tcp | Way::Lowered => return false,
-        // The kernel is told when the peer's unread bytes are on TCP.
-        Way::Handover => return true,
-        Way::Ring => slot.outward.stream.finish(ends.theirs),
-    }
-    refuse(fd, slot, ends);
-    if take_announcement(&ends.mine.reader_waiting) {
-        local.ring_peer();
-    }
-    true
-}
-
-/// Before the end of a stream is put into a ring that the peer may have frozen: there nobody would look for it.
-#[cold]
-pub(crate) fn notice_freeze(index: u32, slot: &Slot, local: &Local) {
-    let frozen = {
-        let _held = slot.outward.lock.hold();
-        let taken_back = local.ends().is_some_and(lower::is_taken_back);
-        if taken_back && slot.outward.way() == Way::Ring && !slot.finished.load(Ordering::Relaxed) {
-            slot.outward.set_way(Way::Handover);
-        }
-        slot.outward.way() == Way::Handover
-    };
-    if frozen {
-        lower::await_handover(index);
-    }
-}
-
-/// Both directions were shut down: what the peer sends from now on, the kernel answers with a reset. It has to know of
-/// this side's end for that, which it can where nothing is unread that the peer might still want to hand over.
-fn refuse(fd: i32, slot: &Slot, ends: Ends) {
-    if slot.deaf.load(Ordering::SeqCst)
-        && slot.finished.load(Ordering::SeqCst)
-        && slot.outward.way() == Way::Ring
-        && slot.outward.stream.unread(ends.mine) == 0
-        && slot.inward.stream.unread(ends.mine) == 0
-    {
-        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
-        ends.theirs.tell(CLOSED);
-    }
-}
-
-/// Ends the receiving direction of `fd`; the kernel's shutdown was before.
-pub fn deafen(fd: i32) {
-    let Some(index) = descriptor::connection(fd) else { return };
-    let slot = slot::get(index);
-    slot.deaf.store(true, Ordering::SeqCst);
-    slot.look.store(true, Ordering::SeqCst);
-    if let Some(pin) = local::get(index).pin() {
-        let _held = slot.outward.lock.hold();
-        refuse(fd, slot, pin.ends());
-    }
-    local::get(index).ring_own();
 }

@@ -220,7 +220,10 @@ impl Wait {
             () if deaf => Some(bell.patience().unwrap_or(DEAF)),
             () => bell.patience(),
         };
-        self.on(bell.number(), tcp, soon.or(most)).map(Some)
+        // Nobody rings when what the peer holds back can be read after all.
+        let corked = ends.mine.corked_for().filter(|_| self.direction == Direction::In);
+        let most = [soon.or(most), corked].into_iter().flatten().min();
+        self.on(bell.number(), tcp, most).map(Some)
     }
 
     fn on(&mut self, bell: i32, tcp: i16, most: Option<Duration>) -> Result<Sleep, Errno> {

@@ -222,7 +222,7 @@ pub use vmmc_proto::{
     Rights,
 };
 pub use vmmc_shm::table::Networks;
-pub use vmmc_shm::{marks, stream, table::ExportState};
+pub use vmmc_shm::{clock, marks, stream, table::ExportState};
 
 /// The examples of the project's first page, so that they are compiled.
 #[cfg(doctest)]

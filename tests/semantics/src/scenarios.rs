@@ -257,6 +257,22 @@ macro_rules! for_every_scenario {
             exec_inherits_epoll_set_and_library: Cold;
             lowered_in_child_then_exec: Warm;
             lowered_in_child_then_exec_without: Warm;
+            // corking.c
+            held_back: Warm;
+            corked: Warm;
+            corked_then_nodelay: Warm;
+            corked_from_the_beginning: Warm;
+            held_back_and_waited_for: Warm;
+            held_back_and_looked_for: Warm;
+            held_back_from_two_threads: Warm;
+            held_back_then_shutdown: Warm;
+            held_back_then_closed: Warm;
+            held_back_then_exit: Warm;
+            held_back_then_killed: Warm;
+            held_back_then_sender_lowers: Warm;
+            held_back_then_reader_lowers: Warm;
+            held_back_by_the_megabyte: Warm;
+            held_back_until_full: Warm;
             // urgent.c
             urgent_byte: Warm;
             urgent_inline: Warm;

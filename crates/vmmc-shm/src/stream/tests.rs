@@ -51,6 +51,17 @@ impl Pair {
         if self.tx.publish(theirs, len, next) == Publish::Frozen { 0 } else { len }
     }
 
+    /// As [`Self::send`], but holds the bytes back.
+    fn send_corked(&mut self, bytes: &[u8]) -> Publish {
+        let (_, theirs) = self.words();
+        // SAFETY: the memory has room for every tier.
+        let ring = unsafe { Ring::new(self.to_b.start(), self.tx.tier()) };
+        // SAFETY: the tests send no more than there is room for.
+        unsafe { ring.copy_in(self.tx.position(), bytes.as_ptr(), bytes.len()) };
+        let next = ring.advance(self.tx.position(), bytes.len());
+        self.tx.publish_corked(theirs, bytes.len(), next)
+    }
+
     fn receive(&mut self, most: usize) -> Result<Vec<u8>, receiver::Corrupt> {
         let (a, b) = self.words();
         let len = self.rx.arrived(b)?.len.min(most);
@@ -322,6 +333,7 @@ proptest::proptest! {
         returned in proptest::prop_oneof![0u64..5000, proptest::num::u64::ANY],
         credit: u64,
         repeats: [u64; 2],
+        uncorked: u64,
         sent in 0usize..4000,
         tier in 0usize..3,
     ) {
@@ -345,6 +357,7 @@ proptest::proptest! {
         a.credit.store(credit, Ordering::Relaxed);
         b.repeats_from.store(repeats[0], Ordering::Relaxed);
         b.repeats_until.store(repeats[1], Ordering::Relaxed);
+        b.cork(uncorked);
         if let Some(repeat) = pair.rx.repeat(b) {
             let until = repeat.until.unwrap_or(repeat.tail);
             proptest::prop_assert!(repeat.from <= until && until <= repeat.tail && repeat.tail <= OFFSET);
@@ -362,12 +375,12 @@ proptest::proptest! {
         proptest::prop_assert!(room <= Tier::Page.capacity() && room >= Tier::Page.capacity() - sent);
     }
 
-    /// However writing, reading, growing and returning are mixed, the bytes come out as they went in, and both ends' lists of
+    /// However writing, holding back, reading, growing and returning are mixed, the bytes come out as they went in, and both ends' lists of
     /// what is unread agree with it.
     #[test]
-    fn bytes_survive_every_change_of_ring(steps in proptest::collection::vec((0u8..6, 1usize..9000), 1..STEPS)) {
+    fn bytes_survive_every_change_of_ring(steps in proptest::collection::vec((0u8..9, 1usize..9000), 1..STEPS)) {
         let mut pair = Pair::new();
-        let (mut next_in, mut next_out) = (0usize, 0usize);
+        let (mut next_in, mut next_out, mut seen) = (0usize, 0usize, 0usize);
         let byte = |at: usize| (at % 251) as u8;
         for (kind, len) in steps {
             let (a, b) = pair.words();
@@ -375,6 +388,18 @@ proptest::proptest! {
                 0 | 1 => {
                     let bytes: Vec<u8> = (next_in..next_in + len).map(byte).collect();
                     next_in += pair.send(&bytes);
+                    seen = next_in;
+                }
+                6 | 7 => {
+                    let len = pair.tx.room(a, len).min(len);
+                    let bytes: Vec<u8> = (next_in..next_in + len).map(byte).collect();
+                    proptest::prop_assert!(pair.send_corked(&bytes) != Publish::Frozen);
+                    next_in += len;
+                    seen = next_in - (next_in - seen) % 65_483;
+                }
+                8 => {
+                    let_time_pass(b);
+                    seen = next_in;
                 }
                 2 | 3 => {
                     for got in pair.receive(len).unwrap() {
@@ -390,7 +415,87 @@ proptest::proptest! {
             }
             let wanted: Vec<u8> = (next_out..next_in).map(byte).collect();
             let [reader, writer] = unread(&mut pair);
-            proptest::prop_assert!(reader == wanted && writer == wanted);
+            proptest::prop_assert!(reader == wanted[..seen - next_out] && writer == wanted);
         }
+    }
+}
+
+/// What was held back for longer than anything is.
+fn let_time_pass(words: &Words) {
+    words.corked_at.store(crate::clock::ticks().wrapping_sub(1 << 40), Ordering::Relaxed);
+}
+
+#[test]
+fn what_is_held_back_comes_with_what_follows() {
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    assert_eq!(pair.send(b"seen "), 5);
+    assert_eq!(pair.send_corked(b"held "), Publish::Done, "the reader has to know");
+    assert_eq!(pair.send_corked(b"back "), Publish::Corked);
+    assert_eq!(pair.rx.unread(b), 5);
+    assert!(b.corked_for().is_some());
+    assert_eq!(pair.receive(usize::MAX).unwrap(), b"seen ");
+    assert!(!pair.rx.stirred(b) && !pair.rx.stirred_beyond(b, 0));
+    assert_eq!(pair.receive(usize::MAX).unwrap(), b"");
+    assert!(!pair.rx.freeze_if_read(b), "it is no idle stream");
+    assert_eq!(pair.send(b"until now"), 9);
+    assert!(pair.rx.stirred(b) && b.corked_for().is_none());
+    assert_eq!(pair.receive(usize::MAX).unwrap(), b"held back until now");
+}
+
+#[test]
+fn either_side_lets_go_of_what_is_held_back_and_the_producer_goes_on() {
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    for round in 0..3 {
+        assert_eq!(pair.send_corked(b"a"), Publish::Done, "round {round}");
+        assert!(!pair.rx.stirred(b));
+        assert!(b.uncork() && !b.uncork());
+        assert_eq!(pair.receive(usize::MAX).unwrap(), b"a");
+        assert_eq!(pair.send_corked(b"b"), Publish::Done, "another that the reader has to know of");
+        let_time_pass(b);
+        assert!(pair.rx.stirred(b) && b.corked_for().is_none());
+        assert_eq!(pair.receive(usize::MAX).unwrap(), b"b");
+        assert_eq!(pair.send_corked(b"c"), Publish::Done);
+        assert_eq!(pair.receive(usize::MAX).unwrap(), b"", "not older than it is");
+        assert_eq!(pair.send(b"d"), 1);
+        assert_eq!(pair.receive(usize::MAX).unwrap(), b"cd");
+    }
+}
+
+#[test]
+fn no_more_than_a_segment_is_held_back() {
+    let mut pair = Pair::new();
+    let (_, b) = pair.words();
+    while pair.tx.grow(b) {}
+    let bytes = vec![7; 100_000];
+    assert_eq!(pair.send_corked(&bytes), Publish::Done);
+    let segment = pair.rx.unread(b);
+    assert_eq!(segment, 65_483);
+    assert_eq!(pair.send_corked(&bytes[..1000]), Publish::Corked);
+    assert_eq!(pair.rx.unread(b), segment);
+    assert_eq!(pair.send_corked(&bytes), Publish::Done, "another segment is full");
+    assert_eq!(pair.rx.unread(b), 3 * segment);
+    assert_eq!(pair.send_corked(&bytes[..4 * segment - 201_000]), Publish::Done);
+    assert!(b.corked_for().is_none(), "nothing is left to hold back");
+    assert_eq!(pair.rx.unread(b), 4 * segment);
+}
+
+#[test]
+fn an_end_or_a_freeze_lets_go_of_what_is_held_back() {
+    for act in 0..3 {
+        let mut pair = Pair::new();
+        let (_, b) = pair.words();
+        pair.send_corked(b"last words");
+        match act {
+            0 => pair.tx.finish(b),
+            1 => drop(pair.tx.freeze(b)),
+            _ => drop(pair.rx.freeze(b)),
+        }
+        assert!(b.corked_for().is_none());
+        assert_eq!(pair.receive(usize::MAX).unwrap(), b"last words");
+        assert_eq!(b.visible() & OFFSET, pair.rx.head());
+        assert!(act == 0 || b.visible() == FROZEN | pair.rx.head());
+        assert_eq!(pair.send_corked(b"more"), Publish::Frozen);
     }
 }

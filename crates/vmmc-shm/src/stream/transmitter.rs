@@ -3,14 +3,21 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{FIN, FROZEN, OFFSET, Tier, Words};
+use super::{CORKED, FIN, FROZEN, Tier, Words, cork};
 use crate::copy::prefetch_for_writing;
+
+#[cold]
+fn unlikely(what: impl Fn() -> bool) -> bool {
+    what()
+}
 
 /// What became of bytes that were copied into the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publish {
     /// The reader can see them.
     Done,
+    /// They are held back, as others before them of which the reader knows.
+    Corked,
     /// The reader has frozen the ring before: the bytes do not count as sent.
     Frozen,
 }
@@ -38,6 +45,8 @@ pub struct Transmitter {
     begins: [AtomicU64; 3],
     /// How many bytes may be unread in all while the bulk ring is in use; zero: what fits.
     bound: AtomicU32,
+    /// Stream offset up to which nothing is held back, while something is.
+    uncorked: AtomicU64,
 }
 
 impl Transmitter {
@@ -153,14 +162,52 @@ impl Transmitter {
         let next = tail + len as u64;
         // SYNC tail: release makes the copied bytes visible first; a read-modify-write because the reader may freeze
         // the ring at any moment, and (SeqCst) a full barrier before the caller looks at `reader_waiting`.
-        match theirs.tail.compare_exchange(tail, next, Ordering::SeqCst, Ordering::Relaxed) {
-            Ok(_) => {
-                self.tail.store(next, Ordering::Relaxed);
-                self.position.store(position as u32, Ordering::Relaxed);
-                Publish::Done
-            }
-            Err(_) => Publish::Frozen,
+        let published = |known| {
+            theirs.tail.compare_exchange(known, next, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        };
+        // Else with what was held back, of which the reader may let go just now.
+        let otherwise = || published(tail | CORKED) || published(tail);
+        if published(tail) || unlikely(otherwise) {
+            self.advance(next, position);
+            Publish::Done
+        } else {
+            Publish::Frozen
         }
+    }
+
+    /// As [`Transmitter::publish`], but holds the bytes back, and those before them that are; not more than fit a segment.
+    #[cold]
+    pub fn publish_corked(&self, theirs: &Words, len: usize, position: usize) -> Publish {
+        let tail = self.tail.load(Ordering::Relaxed);
+        let next = tail + len as u64;
+        // The reader may let go of what was held back meanwhile, once. What else it writes is no honest reader's.
+        for _ in 0..2 {
+            let known = theirs.tail.load(Ordering::Relaxed);
+            if known & !CORKED != tail {
+                break;
+            }
+            let holds = known != tail && theirs.patience() > 0;
+            let from = if holds { self.uncorked.load(Ordering::Relaxed) } else { tail };
+            let uncorked = cork::free(from, next);
+            let goes_on = holds && uncorked == from;
+            if !goes_on {
+                self.uncorked.store(uncorked, Ordering::Relaxed);
+                theirs.cork(uncorked);
+            }
+            let word = if uncorked == next { next } else { next | CORKED };
+            let tail = &theirs.tail;
+            if tail.compare_exchange(known, word, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+                self.advance(next, position);
+                return if goes_on { Publish::Corked } else { Publish::Done };
+            }
+        }
+        Publish::Frozen
+    }
+
+    #[inline]
+    fn advance(&self, tail: u64, position: usize) {
+        self.tail.store(tail, Ordering::Relaxed);
+        self.position.store(position as u32, Ordering::Relaxed);
     }
 
     /// Goes on in the next larger ring, if there is one. What is in the smaller ones stays readable.
@@ -222,7 +269,7 @@ impl Transmitter {
 
     /// Whether the reader (or this end) has frozen or finished the ring.
     pub fn closed(&self, theirs: &Words) -> bool {
-        theirs.tail.load(Ordering::Acquire) & !OFFSET != 0
+        theirs.tail.load(Ordering::Acquire) & (FIN | FROZEN) != 0
     }
 
     /// The first `len` unread bytes have reached the reader by another way.

@@ -1,6 +1,7 @@
 //! One connection in one epoll object: what the program wants of it, and what is true of it.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vmmc::stream::{FIN, announce};
 
@@ -90,8 +91,7 @@ impl Registration {
     #[inline]
     fn tail(&self, slot: &Slot, ends: Ends) -> u64 {
         // That the stream goes on elsewhere is no edge; what comes there is one. An end that TCP has told of is none again.
-        let tail =
-            ends.mine.tail.load(Ordering::Acquire) & !vmmc::stream::FROZEN | self.seen_tail & FIN;
+        let tail = ends.mine.visible() & !vmmc::stream::FROZEN | self.seen_tail & FIN;
         // Behind bytes that TCP still owes it has not come yet. It may be the only edge then: TCP may tell of those only what is
         // taken for an end that was told of.
         let owed = tail != self.seen_tail
@@ -144,6 +144,13 @@ impl Registration {
         }
         let ends = local::get(self.slot).ends();
         ends.is_some_and(|ends| lower::has_left(slot::get(self.slot), ends))
+    }
+
+    /// For how long the peer holds back bytes that this side waits for, if it does.
+    #[inline]
+    pub(super) fn corked_for(&self) -> Option<Duration> {
+        let ends = local::get(self.slot).ends().filter(|_| self.events & IN != 0)?;
+        ends.mine.corked_for()
     }
 
     /// Announces to the peer that this side sleeps; false if there is something to report already.

@@ -37,6 +37,8 @@ pub(super) struct Registrations {
     /// Bells that several of the connections share.
     bells: SetBells,
     left: Vec<Left>,
+    /// Numbers of registrations that were made cold while the peer held something back.
+    corked: Vec<u32>,
 }
 
 /// A connection that was brought back to TCP without a byte that would lead after who did it.

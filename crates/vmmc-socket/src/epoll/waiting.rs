@@ -154,7 +154,7 @@ impl Waiting {
                 // What the rings have told stands, whatever the kernel says.
                 found += self.ask_kernel(registrations, found).unwrap_or(0);
             }
-            self.on_return(registrations, found);
+            self.on_return(registrations, found > 0);
             let spins = found == 0 && registrations.hot();
             let peer = spins.then(|| registrations.peer_processor());
             Ok(Some(Look { found, left: registrations.take_left(), peer }))
@@ -186,12 +186,17 @@ impl Waiting {
 
     /// Prepares a sleep; false if there is something to look at first.
     fn lies_down(&mut self) -> bool {
-        self.time = [self.left, rest::before_sleep()].into_iter().flatten().min();
+        let rest = rest::before_sleep();
         self.set.sleepers.fetch_add(1, Ordering::SeqCst);
-        let quiet = self.set.with(|registrations| {
+        let (quiet, corked) = self.set.with(|registrations| {
             registrations.catch_up(self.epfd);
-            registrations.cool_all()
+            let quiet = registrations.cool_all();
+            if !quiet {
+                registrations.look_at_corked();
+            }
+            (quiet, registrations.corked_for())
         });
+        self.time = [self.left, rest, corked].into_iter().flatten().min();
         self.follow_peers();
         self.since = explain::clock().filter(|_| quiet);
         if !quiet {
@@ -204,6 +209,11 @@ impl Waiting {
     fn woken(&self, outcome: Outcome) -> Result<Option<usize>, Errno> {
         explain::slept_since(self.since);
         self.set.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.set.with(|registrations| {
+            registrations.look_at_corked();
+            let goes = outcome.is_err() && registrations.hot();
+            self.on_return(registrations, goes);
+        });
         let count = outcome?;
         if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
             lift::progress();
@@ -217,8 +227,8 @@ impl Waiting {
             if found == 0 {
                 found = registrations.collect(self.out, self.most);
             }
-            self.on_return(registrations, found);
             let over = count == 0 && self.left.is_some() && self.time == self.left;
+            self.on_return(registrations, found > 0 || over);
             Ok((found > 0 || over).then_some(found))
         })
     }
@@ -268,9 +278,9 @@ impl Waiting {
         }
     }
 
-    /// This thread goes away to work: if another sleeps on the same set, the bells must ring for it.
-    fn on_return(&self, registrations: &mut Registrations, found: usize) {
-        if found > 0 && self.set.sleepers.load(Ordering::SeqCst) > 0 {
+    /// This thread `goes` away: if another sleeps on the same set, the bells must ring for it.
+    fn on_return(&self, registrations: &mut Registrations, goes: bool) {
+        if goes && self.set.sleepers.load(Ordering::SeqCst) > 0 {
             registrations.leave_to_others();
         }
     }

@@ -1,6 +1,7 @@
 //! Which of the connections are looked at, and what is told of them.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vmmc::stream::FIN;
 
@@ -21,7 +22,9 @@ impl Registrations {
         // on TCP that has no room, so an empty ring is the reason to look there, or bytes that come before the ring's.
         let slot = slot::get(entry.slot);
         let ends = local::get(entry.slot).ends();
-        let ring = ends.is_some_and(|ends| slot.inward.stream.stirred(ends.mine));
+        let ring = ends.is_some_and(|ends| {
+            slot.inward.stream.stirred(ends.mine) || ends.mine.corked_for().is_some()
+        });
         let bytes_on_tcp = || slot.inward.way() == Way::Tcp && kernel::unread(entry.fd) > 0;
         let tcp = events & !IN != 0 || bytes_on_tcp();
         let news = if tcp { events & !OUT != 0 } else { !ring };
@@ -129,7 +132,7 @@ impl Registrations {
                 entry.spent = entry.events & ONE_SHOT != 0;
             } else {
                 entry.idle += 1;
-                if entry.idle > PATIENCE && entry.cool() {
+                if entry.idle > PATIENCE && entry.corked_for().is_none() && entry.cool() {
                     (entry.hot, cooled) = (false, true);
                 }
             }
@@ -179,21 +182,36 @@ impl Registrations {
     /// Others sleep on the set, and this thread will not look at it: everything is made cold, so that the peers wake them, and they
     /// are woken at once if there is something to report already.
     pub(in crate::epoll) fn leave_to_others(&mut self) {
-        if self.cool_all() {
-            return;
-        }
-        let entry = self.hot.first().and_then(|&number| self.entries[number as usize]);
+        self.cool_all();
+        let first = self.hot.first().or(self.corked.first());
+        let entry = first.and_then(|&number| self.entries[number as usize]);
         if let Some(entry) = entry {
             local::get(entry.slot).ring_own();
         }
     }
 
+    /// For how long a thread may sleep that has made everything cold: nobody rings when what a peer holds back can be read after all.
+    pub(in crate::epoll) fn corked_for(&self) -> Option<Duration> {
+        let entries = self.corked.iter().filter_map(|&number| self.entries[number as usize]);
+        entries.filter_map(|entry| entry.corked_for()).min()
+    }
+
+    /// After the sleep, or instead of it: what was held back is looked at again.
+    pub(in crate::epoll) fn look_at_corked(&mut self) {
+        while let Some(number) = self.corked.pop() {
+            self.heat(number);
+        }
+    }
+
     /// Makes everything cold. False if something has come meanwhile that `collect` would report.
     pub(in crate::epoll) fn cool_all(&mut self) -> bool {
-        let (entries, left) = (&mut self.entries, &mut self.left);
+        let (entries, left, corked) = (&mut self.entries, &mut self.left, &mut self.corked);
         self.hot.retain(|&number| match &mut entries[number as usize] {
             Some(entry) if entry.active && !entry.spent => {
                 entry.hot = !entry.cool();
+                if entry.corked_for().is_some() {
+                    corked.push(number);
+                }
                 if entry.peer_has_left() {
                     left.push(Left { fd: entry.fd, slot: entry.slot, untold: false });
                 }
