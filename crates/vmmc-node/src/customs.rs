@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmmc_os::{
     ConnectionIdentity, Descriptor, Event, IdentityError, OsError, connection_identity, end_stream,
-    is_event, memory_seals, start_thread,
+    is_event, memory_seals, reset_at_close, start_thread,
 };
 use vmmc_proto::{PairId, Request};
 
@@ -53,6 +53,7 @@ enum Task {
     Look(ClientKey, Box<Request>, Vec<Descriptor>, bool, Hall),
     Write(PairId, Arc<Descriptor>, Injection),
     End(Arc<Descriptor>),
+    ResetAtClose(Arc<Descriptor>),
     Close(Arc<Descriptor>),
 }
 
@@ -115,6 +116,15 @@ impl Socket {
         match (&self.descriptor, &self.hall) {
             (Some(descriptor), Some(hall)) => hall.give(Task::End(Arc::clone(descriptor))),
             (Some(descriptor), None) => end_stream(descriptor.as_fd()),
+            (None, _) => {}
+        }
+    }
+
+    /// Has it reset when it is closed.
+    pub(crate) fn reset_at_close(&self) {
+        match (&self.descriptor, &self.hall) {
+            (Some(descriptor), Some(hall)) => hall.give(Task::ResetAtClose(Arc::clone(descriptor))),
+            (Some(descriptor), None) => reset_at_close(descriptor.as_fd()),
             (None, _) => {}
         }
     }
@@ -231,6 +241,7 @@ fn work(tasks: &Receiver<Task>, reporter: &Sender<Report>, bell: &Event) {
                 report(Report::Wrote(id, injection, progress, handed));
             }
             Task::End(socket) => end_stream(socket.as_fd()),
+            Task::ResetAtClose(socket) => reset_at_close(socket.as_fd()),
             Task::Close(descriptor) => drop(descriptor),
         }
     }

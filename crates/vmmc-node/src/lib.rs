@@ -27,6 +27,7 @@ mod requests;
 mod service;
 mod slots;
 mod start;
+mod stream_words;
 
 pub use cluster::{ClusterConfig, ClusterError, ClusterKey, ConfigError, KnownNode};
 pub use control::{ControlError, status, stop};

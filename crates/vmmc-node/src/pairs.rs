@@ -30,6 +30,7 @@ use crate::injection::{Injection, Lowered, Progress};
 use crate::offers::OfferKey;
 use crate::service::HELD;
 use crate::slots::{Slot, Slots};
+use crate::stream_words::{EndOnTcp, StreamWords};
 
 /// What the pairs need of the rest of the service.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ struct End {
     cookie: Option<u64>,
     socket: Option<Socket>,
     memory: Option<Box<Memory>>,
+    /// Of its memory, where that is a stream's.
+    words: Option<StreamWords>,
     slot: Option<Slot>,
     /// The last holder is gone.
     closed: bool,
@@ -67,6 +70,14 @@ struct End {
     waiting: Option<u64>,
 }
 
+/// What `pair_export` says of the memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PairMemory {
+    pub(crate) len: u64,
+    pub(crate) mapped: u64,
+    pub(crate) stream: bool,
+}
+
 /// What `pair_export` brought, until it is passed on.
 #[derive(Debug)]
 struct Memory {
@@ -75,8 +86,7 @@ struct Memory {
     event: Descriptor,
     /// Where the event is a bell that several pairs share: its marks, and this pair's place there.
     shared: Option<(Descriptor, BellPlace)>,
-    len: u64,
-    mapped: u64,
+    of: PairMemory,
 }
 
 #[derive(Debug, Default)]
@@ -129,7 +139,7 @@ impl Pairs {
         around: &mut Surroundings<'_>,
         client: (ClientKey, ProcessId),
         id: PairId,
-        lengths: (u64, u64),
+        memory: PairMemory,
         bell: Option<BellPlace>,
         goods: Goods,
     ) {
@@ -141,7 +151,7 @@ impl Pairs {
         if !pair.ends[id.end()].holders.contains(&client.0) {
             return broken(around.posts);
         }
-        if !pair.bring(id.end(), client.1, lengths, bell, goods) {
+        if !pair.bring(id.end(), client.1, memory, bell, goods) {
             broken(around.posts);
             return self.release(around, client.0, id, BrokenReason::Refused);
         }
@@ -158,7 +168,8 @@ impl Pairs {
             let end = &mut pair.ends[index];
             end.slot = Some(slot);
             let Some(brought) = end.memory.take() else { continue };
-            let Memory { owner, memory, event, shared, len, mapped } = *brought;
+            let Memory { owner, memory, event, shared, of } = *brought;
+            end.words = if of.stream { StreamWords::of(&memory) } else { None };
             let (marks, bell) = shared.unzip();
             let descriptors = [memory, event].into_iter().chain(marks).map(Rc::new).collect();
             let pair_id = PairId(base(id).0 | (index as u64 ^ 1));
@@ -167,8 +178,8 @@ impl Pairs {
             let answer = Answer::PairReady {
                 pair: pair_id,
                 export,
-                len,
-                mapped,
+                len: of.len,
+                mapped: of.mapped,
                 slot: index_word,
                 live,
                 stranger,
@@ -230,6 +241,9 @@ impl Pairs {
         let kept = end.lingers && end.socket.is_some();
         if kept && !pair.ends[id.end() ^ 1].holders.is_empty() {
             return;
+        }
+        if why == BrokenReason::PeerDied {
+            pair.end_of_the_dead(id.end());
         }
         self.close(around, id, why);
         self.settle(around, id.peer());
@@ -454,7 +468,7 @@ impl Pair {
         &mut self,
         index: usize,
         owner: ProcessId,
-        (len, mapped): (u64, u64),
+        of: PairMemory,
         bell: Option<BellPlace>,
         goods: Goods,
     ) -> bool {
@@ -474,10 +488,10 @@ impl Pair {
         let marks = shared.as_ref().is_none_or(|(marks, _)| {
             is_fixed(marks) && memory_len(marks).is_ok_and(|found| found >= page)
         });
-        let lengths = (1..=MAX_EXPORT_LEN).contains(&len)
-            && (1..=len).contains(&mapped)
+        let lengths = (1..=MAX_EXPORT_LEN).contains(&of.len)
+            && (1..=of.len).contains(&of.mapped)
             && is_fixed(&memory)
-            && memory_len(&memory).is_ok_and(|found| found >= len.next_multiple_of(page));
+            && memory_len(&memory).is_ok_and(|found| found >= of.len.next_multiple_of(page));
         // Both sockets established, with these addresses in one network: then they are each other's ends.
         let connection = socket.identity;
         let end = &mut self.ends[index];
@@ -487,8 +501,25 @@ impl Pair {
             return false;
         }
         end.socket = Some(socket);
-        end.memory = Some(Box::new(Memory { owner, memory, event, shared, len, mapped }));
+        end.memory = Some(Box::new(Memory { owner, memory, event, shared, of }));
         true
+    }
+
+    /// Nobody has the end any more, because a process has died: its kernel would answer bytes that it left unread with a reset. It does not
+    /// know of those in the rings.
+    fn end_of_the_dead(&self, index: usize) {
+        let (end, peer) = (&self.ends[index], &self.ends[index ^ 1]);
+        let (Some(own), Some(peers)) = (&end.words, &peer.words) else { return };
+        if let Some(socket) = end.socket.as_ref().filter(|_| end.is_idle() && !end.lingers) {
+            match own.end_with(peers) {
+                EndOnTcp::Plain => {}
+                EndOnTcp::Reset => socket.reset_at_close(),
+                EndOnTcp::EndThenReset => {
+                    socket.end_stream();
+                    socket.reset_at_close();
+                }
+            }
+        }
     }
 
     /// Checks and enters one more holder.

@@ -22,7 +22,7 @@ use crate::exports::Exports;
 use crate::injection::{Bytes, Lowered};
 use crate::inquiries::Inquiry;
 use crate::offers::{Offer, OfferKey, Offers};
-use crate::pairs::Pairs;
+use crate::pairs::{PairMemory, Pairs};
 use crate::service::Service;
 
 impl Service {
@@ -139,9 +139,10 @@ impl Service {
             }
             Request::PairOffer { offer } => self.offer(key, offer, goods.socket),
             Request::PairHolders { inquiry } => self.inquire(key, inquiry, goods.socket),
-            Request::PairExport { pair, len, mapped, bell } => {
+            Request::PairExport { pair, len, mapped, stream, bell } => {
                 self.with_pairs(|pairs, around| {
-                    pairs.export(around, (key, process), pair, (len, mapped), bell, goods);
+                    let memory = PairMemory { len, mapped, stream };
+                    pairs.export(around, (key, process), pair, memory, bell, goods);
                 });
             }
             Request::PairHold { pair } => self.hold(key, pair, goods.socket),

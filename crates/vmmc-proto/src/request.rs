@@ -171,6 +171,9 @@ pub enum Request {
         len: u64,
         /// Bytes that the importer should map at first.
         mapped: u64,
+        /// Both memories begin with the words of a stream. Where the last holder of the end dies with bytes unread, the service
+        /// resets the connection, as its kernel would.
+        stream: bool,
         /// The eventfd is that of other pairs too.
         bell: Option<BellPlace>,
     },

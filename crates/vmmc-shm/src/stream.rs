@@ -114,6 +114,30 @@ impl Words {
     }
 }
 
+/// Where the two streams of a connection stand, as somebody else reads it who only has the words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The owner has not read all that its peer sent through the ring, and the ring has not been given up.
+    pub unread: bool,
+    /// The owner has ended its stream.
+    pub ended: bool,
+    /// Its peer has.
+    pub peer_ended: bool,
+}
+
+impl Words {
+    /// Where the streams stand between the owner of these words and that of the `peers`; changes nothing.
+    pub fn standing(&self, peers: &Self) -> Standing {
+        let tail = self.tail.load(Ordering::Acquire);
+        let unread = self.seen(tail) & OFFSET > peers.credit.load(Ordering::Acquire);
+        Standing {
+            unread: unread && tail & FROZEN == 0,
+            ended: peers.tail.load(Ordering::Acquire) & FIN != 0,
+            peer_ended: tail & FIN != 0,
+        }
+    }
+}
+
 /// Announces sleep in `flag` of the peer's memory; the caller must look again before it sleeps.
 pub fn announce(flag: &AtomicU32) {
     // SYNC waiting: a full barrier between this store and the sleeper's last look at the index it waits for; its

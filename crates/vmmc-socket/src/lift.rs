@@ -301,7 +301,7 @@ fn exchange(
         return false;
     }
     local.strange.store(strange, Ordering::Relaxed);
-    let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST };
+    let memory = PairMemory { len: Tier::MEMORY, mapped: Tier::FIRST, stream: true };
     // SAFETY: a descriptor that the program has open (or has just closed; then the service refuses it).
     let socket = unsafe { BorrowedFd::borrow_raw(fd) };
     let seat = structure.bells.seat(process, peer, epoll::home(parts));

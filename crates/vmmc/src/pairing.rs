@@ -48,6 +48,9 @@ pub struct PairMemory {
     pub len: usize,
     /// Bytes that both sides map at first; more by `extend`.
     pub mapped: usize,
+    /// It begins with [`crate::stream::Words`], as the peer's does. Then a process that dies with bytes unread in it resets the
+    /// connection, as it would on TCP.
+    pub stream: bool,
 }
 
 /// What [`Process::poll`] returns.
@@ -271,7 +274,7 @@ impl Process {
         socket: BorrowedFd<'_>,
         shared: Option<(&PairBell, u32)>,
     ) -> Result<Export, PairError> {
-        let PairMemory { len, mapped } = memory;
+        let PairMemory { len, mapped, stream } = memory;
         if len == 0 || len as u64 > MAX_EXPORT_LEN || mapped == 0 || mapped > len {
             return Err(PairError::Length);
         }
@@ -285,7 +288,8 @@ impl Process {
             None => Some(Event::new().and_then(|e| e.raise(floor)).map_err(PairError::Exhausted)?),
         };
         let bell = shared.map(|(bell, place)| BellPlace { bell: bell.number(), place });
-        let request = Request::PairExport { pair, len: len as u64, mapped: mapped as u64, bell };
+        let (len_u64, mapped_u64) = (len as u64, mapped as u64);
+        let request = Request::PairExport { pair, len: len_u64, mapped: mapped_u64, stream, bell };
         let rung = event.as_ref().map(Event::as_fd);
         let marks = shared.and_then(|(bell, _)| bell.memory().map(Descriptor::as_fd));
         let descriptors = [Some(memory.as_fd()), rung.or(shared.map(|(bell, _)| bell.event_fd()))];

@@ -15,7 +15,7 @@ use vmmc::{
     PairingEvent, Process,
 };
 
-const MEMORY: PairMemory = PairMemory { len: 1 << 20, mapped: 8192 };
+const MEMORY: PairMemory = PairMemory { len: 1 << 20, mapped: 8192, stream: false };
 
 #[test]
 fn actor() {
@@ -380,7 +380,7 @@ fn lengths_are_checked() {
     let process = node.open_polled();
     let (near, _far) = connection();
     for (len, mapped) in [(0, 0), (4096, 0), (4096, 8192), (usize::MAX, 4096)] {
-        let memory = PairMemory { len, mapped };
+        let memory = PairMemory { len, mapped, stream: false };
         let result = process.pair_export(PairId(2), memory, near.as_fd());
         assert_eq!(result.unwrap_err(), PairError::Length, "{len} {mapped}");
     }

@@ -34,7 +34,7 @@ fn a_thousand_processes_and_their_pairs() {
     }
     let mut exports = Vec::new();
     let mut imports = Vec::new();
-    let memory = PairMemory { len: 1 << 20, mapped: 4096 };
+    let memory = PairMemory { len: 1 << 20, mapped: 4096, stream: false };
     until("all are ready", || {
         for process in &processes {
             while process.has_mail() {

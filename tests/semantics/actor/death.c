@@ -85,6 +85,52 @@ void scenario_peer_killed_with_unread_bytes(void) {
     T(recv(fd, buffer, sizeof buffer, 0));
 }
 
+/* The same, behind the end of what the dead peer sent. */
+void scenario_peer_killed_after_its_end_with_unread_bytes(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "testament");
+        shutdown(fd, SHUT_WR);
+        await_readable(fd, 6);
+        tell(1);
+        wait_to_be_killed();
+    }
+    put_text(fd, "unread");
+    told();
+    say_poll("ended", await_bits(fd, POLLRDHUP));
+    kill_peer();
+    say_poll("killed", await_bits(fd, 0));
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    T(send(fd, "x", 1, MSG_NOSIGNAL));
+    say_poll("in the end", await_bits(fd, 0));
+}
+
+/* It was not the last that had the connection: that one goes on, and it is no end. */
+void scenario_peer_killed_that_had_a_child(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        pid_t parent = getpid();
+        if (fork() == 0) {
+            await_readable(fd, 11);
+            kill(parent, SIGKILL);
+            while (getppid() == parent)
+                usleep(1000);
+            expect_text(fd, "unread then");
+            put_text(fd, "the child");
+            _exit(0);
+        }
+        wait_to_be_killed();
+    }
+    put_text(fd, "unread then");
+    say_bytes("read", buffer, T(recv(fd, buffer, 9, MSG_WAITALL)));
+    say_poll("ended", await_bits(fd, POLLRDHUP));
+    T(recv(fd, buffer, sizeof buffer, 0));
+}
+
 void scenario_peer_killed_while_reading(void) {
     char buffer[32];
     int fd = connection();

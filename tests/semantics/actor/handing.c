@@ -325,6 +325,24 @@ void scenario_lowered_in_child_then_exec_without(void) {
     end_beside_child(false);
 }
 
+/* The next program does not get the connection, on which something was unread: its peer is reset. */
+void scenario_exec_leaves_unread_bytes(void) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "last words");
+        await_readable(fd, 6);
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        become("keep_nothing", fd);
+    }
+    put_text(fd, "unread");
+    meet();
+    say_poll("after the exec", await_bits(fd, 0));
+    say_bytes("read", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    T(recv(fd, buffer, sizeof buffer, 0));
+    T(recv(fd, buffer, sizeof buffer, 0));
+}
+
 /* `actor resume VERB FD`. */
 int resume_handed(const char *verb, int fd) {
     if (strcmp(verb, "talk_elsewhere") == 0)

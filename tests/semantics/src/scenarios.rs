@@ -162,9 +162,11 @@ macro_rules! for_every_scenario {
             close_then_write_before_reading: Warm;
             // death.c
             peer_killed: Warm;
-            peer_killed_with_unread_bytes: Warm, "a killed peer that left bytes unread in a ring shows an end, not a reset";
+            peer_killed_with_unread_bytes: Warm;
+            peer_killed_after_its_end_with_unread_bytes: Warm;
+            peer_killed_that_had_a_child: Warm;
             peer_killed_while_reading: Warm;
-            peer_killed_while_writing: Warm, "as peer_killed_with_unread_bytes";
+            peer_killed_while_writing: Warm;
             peer_killed_while_waiting_for_room: Warm;
             peer_killed_after_its_end: Warm;
             peer_killed_after_its_end_while_writing: Warm;
@@ -257,6 +259,7 @@ macro_rules! for_every_scenario {
             exec_inherits_epoll_set_and_library: Cold;
             lowered_in_child_then_exec: Warm;
             lowered_in_child_then_exec_without: Warm;
+            exec_leaves_unread_bytes: Warm;
             // corking.c
             held_back: Warm;
             corked: Warm;

@@ -138,6 +138,11 @@ pub fn end_stream(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
 }
 
+/// Has the last close of a connection reset it.
+pub fn reset_at_close(socket: BorrowedFd<'_>) {
+    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO));
+}
+
 /// Ends both directions of a connection, so that the other end notices although the descriptor stays open.
 pub fn end_both(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);

@@ -29,7 +29,7 @@ pub use barrier::{enable_process_barrier, process_barrier};
 pub use bell::{ring_stranger, silence, strangers_can_be_rung};
 pub use connection::{
     ConnectionIdentity, IdentityError, connection_identity, end_both, end_stream, network_of,
-    send_stream,
+    reset_at_close, send_stream,
 };
 pub use credentials::{
     Credentials, is_ours_to_write, peer_credentials, peer_process, process_descriptor,

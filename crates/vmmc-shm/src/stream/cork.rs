@@ -37,7 +37,7 @@ impl Words {
                 return whole;
             }
             if self.patience() > 0 {
-                return (self.uncorked.load(Ordering::Relaxed) & OFFSET).min(whole);
+                return self.seen(tail);
             }
             // Once its bytes are taken, nobody may find them held back.
             match self.tail.compare_exchange(tail, whole, Ordering::SeqCst, Ordering::Acquire) {
@@ -46,6 +46,15 @@ impl Words {
             }
         }
         tail & !CORKED
+    }
+
+    /// How much of `tail` is not held back, whatever the time.
+    pub(super) fn seen(&self, tail: u64) -> u64 {
+        let whole = tail & !CORKED;
+        match is_corked(tail) {
+            true => whole.min(self.uncorked.load(Ordering::Relaxed) & OFFSET),
+            false => whole,
+        }
     }
 
     /// For how many ticks bytes are still held back, if they are.

@@ -464,6 +464,26 @@ fn either_side_lets_go_of_what_is_held_back_and_the_producer_goes_on() {
 }
 
 #[test]
+fn whoever_has_the_words_finds_what_was_left_unread() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    let standing = |unread, ended, peer_ended| Standing { unread, ended, peer_ended };
+    assert_eq!(b.standing(a), standing(false, false, false));
+    pair.send(b"unread");
+    assert_eq!(b.standing(a), standing(true, false, false));
+    pair.receive(5).unwrap();
+    assert_eq!(b.standing(a), standing(true, false, false));
+    pair.receive(1).unwrap();
+    pair.send_corked(b"not sent yet");
+    assert_eq!(b.standing(a), standing(false, false, false));
+    pair.tx.finish(b);
+    assert_eq!(b.standing(a), standing(true, false, true), "an end lets go of it");
+    assert_eq!(a.standing(b), standing(false, true, false), "the other end has nothing to read");
+    pair.rx.freeze(b);
+    assert!(!b.standing(a).unread, "somebody else sees to what a freeze left");
+}
+
+#[test]
 fn no_more_than_a_segment_is_held_back() {
     let mut pair = Pair::new();
     let (_, b) = pair.words();
