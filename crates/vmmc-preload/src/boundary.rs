@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use vmmc_socket::kernel::{Errno, Outcome};
+use vmmc_socket::signals::have_interrupted;
 use vmmc_socket::{InFlight, Route, Sleep, Transfer};
 
 /// The function that the C library (or whoever comes next in the search order) has under this name.
@@ -69,8 +70,14 @@ pub(crate) fn transfer<T: Transfer>(
     }
 }
 
+/// What a sleep comes to that a handler has ended before it began.
+pub(crate) const INTERRUPTED: Outcome = Err(Errno(libc::EINTR));
+
 /// Sleeps as a call on one connection does.
 fn doze(sleep: &mut Sleep) -> Outcome {
+    if have_interrupted() {
+        return INTERRUPTED;
+    }
     let outcome = poll_natively(&mut sleep.fds, sleep.timeout, std::ptr::null());
     if outcome != Err(Errno(libc::EINVAL)) {
         return outcome;

@@ -10,9 +10,10 @@ use vmmc_socket::Step;
 use vmmc_socket::epoll::{self, Waiting};
 use vmmc_socket::kernel::{Errno, Outcome};
 use vmmc_socket::readiness::{self, Limit, Polling};
+use vmmc_socket::signals::have_interrupted;
 
 use crate::boundary::{
-    catch, follow, keep_errno, look_up_optional, natively, next, poll_natively, result,
+    INTERRUPTED, catch, follow, keep_errno, look_up_optional, natively, next, poll_natively, result,
 };
 
 fn milliseconds(timeout: c_int) -> Option<Duration> {
@@ -83,7 +84,10 @@ unsafe fn poll_through_layer(
             Step::Kernel => return None,
             Step::Sleep => {
                 let (list, time, mask) = call.sleep();
-                slept = Some(poll_natively(list, time, mask));
+                slept = Some(match have_interrupted() {
+                    true => INTERRUPTED,
+                    false => poll_natively(list, time, mask),
+                });
             }
         }
     }
@@ -371,7 +375,10 @@ unsafe fn layer_epoll(
         match (step, &mut call) {
             (Step::Done(outcome), _) => return Some(outcome),
             (Step::Sleep, Some(call)) => {
-                let slept = natively(|| sleep_on_set(set, events, most, call.time(), mask));
+                let slept = match have_interrupted() {
+                    true => INTERRUPTED,
+                    false => natively(|| sleep_on_set(set, events, most, call.time(), mask)),
+                };
                 step = catch(Step::Kernel, || keep_errno(|| call.go(Some(slept))));
             }
             _ => return None,

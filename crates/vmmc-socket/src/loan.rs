@@ -23,7 +23,7 @@ use crate::route::{Route, Sleep, Transfer};
 use crate::slot::{self, Phase, Slot, Way};
 use crate::transmit::{self, Sending};
 use crate::wait::{Direction, Wait};
-use crate::{board, cork, descriptor, ending, half_close, layer, lift, repeat, shrink};
+use crate::{board, cork, descriptor, ending, half_close, layer, lift, repeat, shrink, signals};
 
 /// What a direction has on loan. Changed with the direction's lock held.
 #[derive(Debug, Default)]
@@ -210,6 +210,9 @@ impl Transfer for Lending<'_> {
             return Route::Done(Err(Errno(libc::EMSGSIZE)));
         }
         let (slot, local) = (slot::get(self.index), local::get(self.index));
+        if self.wait.begins() {
+            signals::forget_handled();
+        }
         loop {
             let step = match self.direction {
                 Direction::Out => self.lend_space(slot, local),

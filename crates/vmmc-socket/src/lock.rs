@@ -24,7 +24,15 @@ pub(crate) struct Lock(AtomicU32);
 pub(crate) struct Held<'a> {
     lock: &'a Lock,
     /// Dropped after the lock is free.
-    _inside: Inside,
+    inside: Inside,
+}
+
+impl Held<'_> {
+    /// See [`crate::signals::forget_handled`].
+    #[inline]
+    pub(crate) fn forget_handled(&self) {
+        self.inside.forget_handled();
+    }
 }
 
 impl Lock {
@@ -50,7 +58,7 @@ impl Lock {
         self.take();
         #[cfg(chaos)]
         vmmc::chaos::pause(20);
-        Held { lock: self, _inside: inside }
+        Held { lock: self, inside }
     }
 
     /// Takes the lock until [`Lock::break_open`].

@@ -16,7 +16,7 @@ use crate::route::{InFlight, Step};
 use crate::slot::{self, Phase, Way};
 use crate::thread::{self, MICROSECOND};
 use crate::wait::{self, Direction};
-use crate::{armed_poll, explain, lift, lower, receive, rest, spin, transmit};
+use crate::{armed_poll, explain, lift, lower, receive, rest, signals, spin, transmit};
 
 const IN: i16 = libc::POLLIN | libc::POLLRDNORM;
 const OUT: i16 = libc::POLLOUT | libc::POLLWRNORM;
@@ -184,6 +184,7 @@ impl<'a> Polling<'a> {
     }
 
     fn begin(&mut self) -> Step {
+        signals::forget_handled();
         let mut tracked = false;
         for fd in self.fds.iter() {
             match descriptor::kind(fd.fd) {
@@ -440,6 +441,9 @@ impl<'a> Polling<'a> {
             for &(n, index) in &self.lifted {
                 let calls = self.asleep(n, index);
                 self.question.asleep.extend(calls);
+                directions(self.fds[n].events)
+                    .iter()
+                    .for_each(|one| one.doze_off(slot::get(index)));
             }
         }
         for &(n, index) in &self.lifted {
@@ -482,6 +486,11 @@ impl<'a> Polling<'a> {
     /// Fills in what the kernel has said, and what the rings say now.
     fn answer(&mut self, outcome: Outcome) -> Outcome {
         explain::slept_since(self.question.since.take());
+        if !self.question.asleep.is_empty() {
+            for &(n, index) in &self.lifted {
+                directions(self.fds[n].events).iter().for_each(|one| one.wake_up(slot::get(index)));
+            }
+        }
         empty(&mut self.question.asleep);
         let Question { list, bells, immediate, .. } = &self.question;
         let (given, immediate) = (self.fds.len(), *immediate);
@@ -530,8 +539,8 @@ impl<'a> Polling<'a> {
             || wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
         if due && local.shared(&pin).is_none() {
-            let other = if wanted & OUT != 0 { wait::Direction::In } else { wait::Direction::Out };
-            wait::silence(local, other, slot::get(index), pin.ends());
+            let (slot, own) = (slot::get(index), directions(wanted));
+            wait::silence(local, slot, pin.ends(), &own, || self.rings(n, index) != 0);
         }
         if wanted & (IN | libc::POLLRDHUP) != 0 {
             announce(reader);
@@ -543,6 +552,12 @@ impl<'a> Polling<'a> {
         }
         transmit::say_where(pin.ends());
     }
+}
+
+/// In which a thread sleeps that waits for these events.
+fn directions(wanted: i16) -> SmallVec<[Direction; 2]> {
+    let wants = [(IN | libc::POLLRDHUP, Direction::In), (OUT, Direction::Out)];
+    wants.into_iter().filter(|(events, _)| wanted & events != 0).map(|(_, one)| one).collect()
 }
 
 /// Drops what is in the list, and its memory where it is not in place.

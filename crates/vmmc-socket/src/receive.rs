@@ -110,7 +110,9 @@ impl Transfer for Receiving<'_> {
             }
             // SAFETY: the pieces are valid (promised to `receive`).
             let step = unsafe {
-                step(self.fd, self.index, slot, local::get(self.index), &self.pieces, self.flags)
+                let (pieces, begins) = (&self.pieces, self.wait.begins());
+                let local = local::get(self.index);
+                step(self.fd, self.index, slot, local, pieces, self.flags, begins)
             };
             if slot.inward.way() == Way::Lowered {
                 lower::settle(self.fd, self.index);
@@ -196,8 +198,12 @@ unsafe fn step(
     local: &Local,
     pieces: &Pieces<'_>,
     flags: i32,
+    begins: bool,
 ) -> Result<Step, Errno> {
-    let _held = slot.inward.lock.hold();
+    let held = slot.inward.lock.hold();
+    if begins {
+        held.forget_handled();
+    }
     let Some(ends) = local.ends() else { return from_kernel(fd, pieces, flags, usize::MAX) };
     loop {
         match slot.inward.way() {

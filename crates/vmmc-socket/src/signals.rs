@@ -105,9 +105,12 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
     };
     THREAD.with(|thread| {
         let call = || {
-            thread.handled.fetch_or(1 << (signal - 1), Ordering::Relaxed);
+            let note = || thread.handled.fetch_or(1 << (signal - 1), Ordering::Relaxed);
+            note();
             // SAFETY: as the kernel would.
             unsafe { handler(signal, info, context) }
+            // Calls of its own have forgotten it.
+            note();
         };
         let inside = thread.inside.load(Ordering::Relaxed);
         if inside == 0 {
@@ -181,9 +184,16 @@ thread_local! {
     };
 }
 
-/// This thread is about to sleep.
+/// A call begins that may have to wait: handlers that were called before do not interrupt it. Those that are called from now on do,
+/// whether it looks, has not begun to sleep, or sleeps.
 pub(crate) fn forget_handled() {
     THREAD.with(|thread| thread.handled.store(0, Ordering::Relaxed));
+}
+
+/// Whether a call that is about to sleep has been interrupted before.
+#[inline]
+pub fn have_interrupted() -> bool {
+    handled() != 0
 }
 
 /// The signals whose handlers were called on this thread since [`forget_handled`], a bit each from signal 1 on.
@@ -205,6 +215,15 @@ impl Inside {
             compiler_fence(Ordering::SeqCst);
             Self(NonNull::from(thread))
         })
+    }
+}
+
+impl Inside {
+    /// See [`forget_handled`].
+    #[inline]
+    pub(crate) fn forget_handled(&self) {
+        // SAFETY: this thread's own (the pointer keeps the value from being sent), which nothing destroys before the thread ends.
+        unsafe { self.0.as_ref() }.handled.store(0, Ordering::Relaxed);
     }
 }
 

@@ -140,7 +140,8 @@ impl Transfer for Sending<'_> {
     fn go(&mut self) -> Route {
         let slot = slot::get(self.index);
         loop {
-            let step = self.step(slot);
+            let begins = self.wait.begins();
+            let step = self.step(slot, begins);
             if slot.outward.way() == Way::Lowered {
                 lower::retire(self.fd, self.index);
             }
@@ -242,9 +243,12 @@ impl Sending<'_> {
         Self { fd, index, source, flags: 0, sent: 0, wait, patience: true }
     }
 
-    fn step(&self, slot: &Slot) -> Result<Step, Errno> {
+    fn step(&self, slot: &Slot, begins: bool) -> Result<Step, Errno> {
         let local = local::get(self.index);
-        let _held = slot.outward.lock.hold();
+        let held = slot.outward.lock.hold();
+        if begins {
+            held.forget_handled();
+        }
         let Some(ends) = local.ends() else { return self.to_kernel(slot, local) };
         slot.outward.stream.prepare(ends.theirs);
         let way = prepare(self.fd, self.index, slot, local, ends);

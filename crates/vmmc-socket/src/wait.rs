@@ -27,17 +27,24 @@ impl Direction {
         }
     }
 
+    /// This thread goes to sleep on several connections, or has slept. One that sleeps on this alone goes before it.
+    pub(crate) fn doze_off(self, slot: &Slot) {
+        let asleep = self.asleep(slot);
+        let _ = asleep.compare_exchange(0, thread::id(), Ordering::SeqCst, Ordering::Relaxed);
+    }
+
+    /// See [`Direction::doze_off`].
+    pub(crate) fn wake_up(self, slot: &Slot) {
+        let asleep = self.asleep(slot);
+        if asleep.load(Ordering::Relaxed) == thread::id() {
+            asleep.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn asleep(self, slot: &Slot) -> &AtomicU32 {
         match self {
             Self::In => &slot.receiver_asleep,
             Self::Out => &slot.sender_asleep,
-        }
-    }
-
-    fn other(self) -> Self {
-        match self {
-            Self::In => Self::Out,
-            Self::Out => Self::In,
         }
     }
 
@@ -69,6 +76,7 @@ pub(crate) struct Wait {
     since: Option<u64>,
     /// Counted among the calls that are under way ([`Slot::receiving`]).
     counted: bool,
+    begun: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +89,14 @@ enum Limit {
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
         let limit = Limit::NotAsked;
-        Self { fd, index, direction, limit, rung: false, too_few: 0, since: None, counted: false }
+        let (rung, too_few, since, counted, begun) = (false, 0, None, false, false);
+        Self { fd, index, direction, limit, rung, too_few, since, counted, begun }
+    }
+
+    /// Whether this is the call's first look.
+    #[inline]
+    pub(crate) fn begins(&mut self) -> bool {
+        !std::mem::replace(&mut self.begun, true)
     }
 
     /// Counts the call among those under way, or no longer.
@@ -184,7 +199,7 @@ impl Wait {
         let bell = local.bed(pin);
         match bell {
             Bed::Own(_) if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 => {
-                silence(local, self.direction.other(), slot, ends);
+                silence(local, slot, ends, &[self.direction], || self.ready(slot, ends));
             }
             Bed::Own(_) => {}
             Bed::Ear(ear) => kernel::hush(ear),
@@ -232,7 +247,6 @@ impl Wait {
             events,
             revents: 0,
         });
-        signals::forget_handled();
         Ok(Sleep { fds, timeout: [self.limit()?, most].into_iter().flatten().min() })
     }
 
@@ -248,15 +262,13 @@ impl Wait {
         }
         let slot = slot::get(self.index);
         self.count(slot, false);
-        let asleep = self.direction.asleep(slot);
-        if asleep.load(Ordering::Relaxed) == thread::id() {
-            asleep.store(0, Ordering::Relaxed);
-        }
+        self.direction.wake_up(slot);
         match outcome {
             // A call that has moved bytes or has a time limit is never restarted.
             Err(Errno::INTR)
                 if moved == 0 && !matches!(self.limit, Limit::Until(_)) && handlers_restart() =>
             {
+                signals::forget_handled();
                 Ok(())
             }
             Err(error) => Err(error),
@@ -308,20 +320,35 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
         || ends.mine.told(CLOSED)
 }
 
-/// Takes back what the bell still says from before, for a thread that is about to sleep. Both directions share the bell: if
-/// another thread, or process of the family, sleeps in the other one and was rung for, it may not have looked yet, and is
-/// rung again.
-pub(crate) fn silence(local: &Local, other: Direction, slot: &Slot, ends: Ends) {
+/// Takes back what the bell still says from before, for a thread that is about to sleep, but does not if it has `found` something. All
+/// who sleep on the connection share the bell: if other threads, or processes of the family, were rung for, they may not have looked yet, and
+/// are rung again. In the directions that are the thread's `own` that is so where it has found something too.
+pub(crate) fn silence(
+    local: &Local,
+    slot: &Slot,
+    ends: Ends,
+    own: &[Direction],
+    found: impl Fn() -> bool,
+) {
     local.silence();
-    let sleeper = other.asleep(slot).load(Ordering::SeqCst);
-    if sleeper == 0 || sleeper == thread::id() || !other.ready(slot, ends) {
+    if thread::alone() && slot.tenure.holders() == 1 {
         return;
     }
-    if kernel::exists(sleeper) {
+    if found() {
         local.ring_own();
-        kernel::give_way();
-    } else {
-        other.asleep(slot).store(0, Ordering::SeqCst);
+    }
+    for other in [Direction::In, Direction::Out] {
+        let sleeper = other.asleep(slot).load(Ordering::SeqCst);
+        let is_other = sleeper != 0 && sleeper != thread::id() && !own.contains(&other);
+        if !is_other || !other.ready(slot, ends) {
+            continue;
+        }
+        if kernel::exists(sleeper) {
+            local.ring_own();
+            kernel::give_way();
+        } else {
+            other.asleep(slot).store(0, Ordering::SeqCst);
+        }
     }
 }
 

@@ -646,3 +646,90 @@ void scenario_handler_called_once(void) {
     warm(fd);
     meet();
 }
+
+/* ---- a signal that comes when a call has just begun to wait ---- */
+
+static int set_of_one;
+
+static long wait_by_poll(int fd) {
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    return poll(&item, 1, 1500);
+}
+
+static long wait_by_select(int fd) {
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    return select(fd + 1, &reading, NULL, NULL, &(struct timeval){.tv_sec = 1, .tv_usec = 500000});
+}
+
+static long wait_by_epoll(int fd) {
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    if (set_of_one == 0) {
+        set_of_one = epoll_create1(EPOLL_CLOEXEC);
+        epoll_ctl(set_of_one, EPOLL_CTL_ADD, fd, &event);
+    }
+    return epoll_wait(set_of_one, &event, 1, 1500);
+}
+
+static long wait_by_receiving(int fd) {
+    char byte;
+    struct timeval patience = {.tv_sec = 1, .tv_usec = 500000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    return recv(fd, &byte, 1, MSG_PEEK);
+}
+
+/* The server waits until it has been told to stop; so soon after its last answer that it may not sleep yet. Some signals come between
+ * its look at the flag and the call, also where there is nothing but the kernel. */
+static void signal_beginner(long (*wait_for)(int fd)) {
+    enum { TIMES = 40, TRIPS = 20, FEW = 5 };
+    int fd = connection();
+    char byte = 'x';
+    if (me.client) {
+        for (int i = 0; told() == 1; i++) {
+            for (int n = 0; n < TRIPS; n++) {
+                put(fd, &byte, 1);
+                get(fd, &byte, 1);
+            }
+            struct timespec start = now(), time;
+            do
+                time = now();
+            while ((time.tv_sec - start.tv_sec) * 1000000000L + time.tv_nsec - start.tv_nsec < 5000 + i % 9 * 5000);
+            kill(me.peer, SIGUSR1);
+        }
+        meet();
+        return;
+    }
+    int missed = 0;
+    on_signal(SIGUSR1, count_signal, 0);
+    for (int i = 0; i < TIMES && missed < FEW; i++) {
+        handled = 0;
+        tell(1);
+        while (!handled) {
+            long found = wait_for(fd);
+            if (found > 0 && get(fd, &byte, 1) == 1)
+                put(fd, &byte, 1);
+            else if (found == 0 || (found < 0 && errno == EAGAIN))
+                missed++;
+        }
+    }
+    say("interrupted %d", missed < FEW);
+    tell(0);
+    meet();
+}
+
+void scenario_signal_before_poll_sleeps(void) {
+    signal_beginner(wait_by_poll);
+}
+
+void scenario_signal_before_select_sleeps(void) {
+    signal_beginner(wait_by_select);
+}
+
+void scenario_signal_before_epoll_wait_sleeps(void) {
+    signal_beginner(wait_by_epoll);
+}
+
+void scenario_signal_before_recv_sleeps(void) {
+    signal_beginner(wait_by_receiving);
+}

@@ -577,3 +577,108 @@ void scenario_close_against_write(void) {
     say("%d of 100 writers hear of the reset", heard);
     meet();
 }
+
+/* ---- one thread sleeps in a call on the connection, another looks at it in its own way, again and again ---- */
+
+struct looker {
+    int fd;
+    short events;
+    _Atomic bool over;
+};
+
+static void *look_by_poll(void *argument) {
+    struct looker *looker = argument;
+    struct pollfd item = {.fd = looker->fd, .events = looker->events};
+    while (!looker->over)
+        poll(&item, 1, 1);
+    return NULL;
+}
+
+static void *look_by_select(void *argument) {
+    struct looker *looker = argument;
+    while (!looker->over) {
+        fd_set set;
+        FD_ZERO(&set);
+        FD_SET(looker->fd, &set);
+        select(looker->fd + 1, &set, NULL, NULL, &(struct timeval){.tv_usec = 1000});
+    }
+    return NULL;
+}
+
+#define TRIPS 8000
+
+/* The sleeper is woken although the other one has seen the same byte. */
+static void sleep_beside(void *(*look)(void *)) {
+    int fd = connection();
+    char byte = 'x';
+    if (me.client) {
+        unsigned seed = 1;
+        for (int i = 0; i < TRIPS && get(fd, &byte, 1) == 1; i++) {
+            usleep(rand_r(&seed) % 200);
+            put(fd, &byte, 1);
+        }
+        meet();
+        return;
+    }
+    struct looker looker = {.fd = fd, .events = POLLIN};
+    pthread_t thread;
+    pthread_create(&thread, NULL, look, &looker);
+    long longest = 0;
+    for (int i = 0; i < TRIPS; i++) {
+        struct timespec start = now();
+        put(fd, &byte, 1);
+        get(fd, &byte, 1);
+        long time = elapsed_ms(&start);
+        longest = time > longest ? time : longest;
+        if (longest > 1500) {
+            say("! asleep for %ld ms beside a byte", longest);
+            _exit(1);
+        }
+    }
+    looker.over = true;
+    pthread_join(thread, NULL);
+    meet();
+}
+
+void scenario_thread_recv_beside_poll(void) {
+    sleep_beside(look_by_poll);
+}
+
+void scenario_thread_recv_beside_select(void) {
+    sleep_beside(look_by_select);
+}
+
+static void *read_one_by_one(void *argument) {
+    int fd = *(int *)argument;
+    char byte;
+    long count = 0;
+    while (recv(fd, &byte, 1, 0) == 1 && byte != 'e')
+        count++;
+    return (void *)count;
+}
+
+/* Two threads sleep in recv. Bytes come by twos, and each takes one. */
+void scenario_thread_recv_beside_recv(void) {
+    int fd = connection();
+    if (me.client) {
+        unsigned seed = 1;
+        for (int i = 0; i < TRIPS; i++) {
+            put(fd, "xx", 2);
+            usleep(rand_r(&seed) % 100);
+        }
+        put(fd, "ee", 2);
+        meet();
+        return;
+    }
+    pthread_t threads[2];
+    long all = 0;
+    for (int n = 0; n < 2; n++)
+        pthread_create(&threads[n], NULL, read_one_by_one, &fd);
+    for (int n = 0; n < 2; n++) {
+        void *count;
+        pthread_join(threads[n], &count);
+        all += (long)count;
+    }
+    say("came %ld", all);
+    meet();
+}

@@ -312,6 +312,9 @@ macro_rules! for_every_scenario {
             thread_shutdown_while_recv: Warm;
             thread_close_while_recv: Warm, "a descriptor closed under a sleeping recv ends that call with EBADF";
             thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
+            thread_recv_beside_poll: Warm;
+            thread_recv_beside_select: Warm;
+            thread_recv_beside_recv: Warm;
             thread_shutdown_while_send: Warm;
             thread_send_buffer_enlarged: Warm;
             thread_cancelled_in_recv: Warm;
@@ -341,6 +344,10 @@ macro_rules! for_every_scenario {
             handler_called_once: Warm;
             signal_storm: Warm;
             queued_signals: Warm;
+            signal_before_poll_sleeps: Warm;
+            signal_before_select_sleeps: Warm;
+            signal_before_epoll_wait_sleeps: Warm;
+            signal_before_recv_sleeps: Warm;
             connections_in_handler: Cold;
             signal_driven_input: Warm;
             // crowd.c

@@ -9,7 +9,7 @@ use crate::descriptor::{self, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::route::Step;
 use crate::thread::{self, MICROSECOND};
-use crate::{explain, lift, lower, rest, spin};
+use crate::{explain, lift, lower, rest, signals, spin};
 
 /// However busy the rings are, the kernel is asked this often: listeners, timers and ends must not starve.
 const KERNEL_LOOK: u64 = 30 * MICROSECOND;
@@ -76,6 +76,7 @@ impl Waiting {
     pub fn go(&mut self, slept: Option<Outcome>) -> Step {
         let first = match slept {
             None => {
+                signals::forget_handled();
                 if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
                     lift::progress();
                 }
