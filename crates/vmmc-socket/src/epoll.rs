@@ -333,6 +333,21 @@ pub(crate) fn may_have_shot(index: u32, parts: &Parts) -> bool {
     })
 }
 
+/// Whether a thread sleeps in one of the connection's sets that has something to tell of it.
+pub(crate) fn sleeps_beside_news(index: u32) -> bool {
+    let has_news = |number, registration| {
+        set(number).is_some_and(|set| {
+            set.sleepers.load(Ordering::SeqCst) > 0
+                && set.with(|registrations| registrations.has_news(index, registration))
+        })
+    };
+    STRUCTURE.briefly(|_| {
+        // SAFETY: the structure's lock is held.
+        let members = &unsafe { local::get(index).parts() }.members;
+        members.iter().any(|&(number, registration)| has_news(number, registration))
+    })
+}
+
 /// The connection has been lifted: its registrations become the layer's. The structure's lock is held.
 pub(crate) fn adopt(index: u32, parts: &Parts) {
     for &(number, registration) in &parts.members {

@@ -539,8 +539,8 @@ impl<'a> Polling<'a> {
             || wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
         if due && local.shared(&pin).is_none() {
-            let (slot, own) = (slot::get(index), directions(wanted));
-            wait::silence(local, slot, pin.ends(), &own, || self.rings(n, index) != 0);
+            let own = directions(wanted);
+            wait::silence(index, pin.ends(), &own, || self.rings(n, index) != 0);
         }
         if wanted & (IN | libc::POLLRDHUP) != 0 {
             announce(reader);

@@ -10,7 +10,9 @@ use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Bed, Ends, Local, Pin};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
-use crate::{board, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit};
+use crate::{
+    board, epoll, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit,
+};
 
 /// A direction of a connection, seen from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +201,7 @@ impl Wait {
         let bell = local.bed(pin);
         match bell {
             Bed::Own(_) if std::mem::take(&mut self.rung) || flag.load(Ordering::Relaxed) == 0 => {
-                silence(local, slot, ends, &[self.direction], || self.ready(slot, ends));
+                silence(self.index, ends, &[self.direction], || self.ready(slot, ends));
             }
             Bed::Own(_) => {}
             Bed::Ear(ear) => kernel::hush(ear),
@@ -323,13 +325,8 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
 /// Takes back what the bell still says from before, for a thread that is about to sleep, but does not if it has `found` something. All
 /// who sleep on the connection share the bell: if other threads, or processes of the family, were rung for, they may not have looked yet, and
 /// are rung again. In the directions that are the thread's `own` that is so where it has found something too.
-pub(crate) fn silence(
-    local: &Local,
-    slot: &Slot,
-    ends: Ends,
-    own: &[Direction],
-    found: impl Fn() -> bool,
-) {
+pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn() -> bool) {
+    let (slot, local) = (slot::get(index), local::get(index));
     local.silence();
     if thread::alone() && slot.tenure.holders() == 1 {
         return;
@@ -349,6 +346,10 @@ pub(crate) fn silence(
         } else {
             other.asleep(slot).store(0, Ordering::SeqCst);
         }
+    }
+    if !thread::alone() && epoll::sleeps_beside_news(index) {
+        local.ring_own();
+        kernel::give_way();
     }
 }
 

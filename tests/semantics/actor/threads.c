@@ -682,3 +682,45 @@ void scenario_thread_recv_beside_recv(void) {
     say("came %ld", all);
     meet();
 }
+
+static void *read_while_there_is(void *argument) {
+    int fd = *(int *)argument;
+    char byte;
+    while (recv(fd, &byte, 1, 0) == 1)
+        continue;
+    return NULL;
+}
+
+/* One thread sleeps in recv, another in epoll_wait until there is room. What one is woken for must not be taken from the other. */
+void scenario_thread_recv_beside_epoll_for_room(void) {
+    enum { ROUNDS = 300 };
+    static char bytes[1 << 16];
+    int fd = connection();
+    if (me.client) {
+        unsigned seed = 1;
+        ssize_t got;
+        for (long n = 0; (got = recv(fd, bytes, 1 + rand_r(&seed) % sizeof bytes, 0)) > 0; n++)
+            if (n % 3 == 0)
+                put(fd, "x", 1);
+        say("end of stream");
+        meet();
+        return;
+    }
+    pthread_t reader;
+    pthread_create(&reader, NULL, read_while_there_is, &fd);
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLOUT | EPOLLET};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    for (int i = 0; i < ROUNDS; i++) {
+        while (send(fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+            continue;
+        if (epoll_wait(set, &event, 1, 1500) != 1) {
+            say("! asleep beside room");
+            _exit(1);
+        }
+    }
+    shutdown(fd, SHUT_WR);
+    meet();
+    shutdown(fd, SHUT_RD);
+    pthread_join(reader, NULL);
+}

@@ -315,6 +315,7 @@ macro_rules! for_every_scenario {
             thread_recv_beside_poll: Warm;
             thread_recv_beside_select: Warm;
             thread_recv_beside_recv: Warm;
+            thread_recv_beside_epoll_for_room: Warm;
             thread_shutdown_while_send: Warm;
             thread_send_buffer_enlarged: Warm;
             thread_cancelled_in_recv: Warm;

@@ -89,6 +89,13 @@ impl Registrations {
         })
     }
 
+    /// Whether there is something to report of the connection.
+    pub(in crate::epoll) fn has_news(&mut self, slot: u32, number: u32) -> bool {
+        let entry = self.own(number, slot).map(|entry| *entry);
+        let entry = entry.filter(|entry| entry.lifted && entry.active && !entry.spent);
+        entry.is_some_and(|mut probe| probe.report() != 0)
+    }
+
     /// The processor of some hot peer, plus one.
     pub(in crate::epoll) fn peer_processor(&self) -> u32 {
         let entry = self.hot.first().and_then(|&number| self.entries[number as usize].as_ref());
