@@ -682,7 +682,7 @@ static long wait_by_receiving(int fd) {
 /* The server waits until it has been told to stop; so soon after its last answer that it may not sleep yet. Some signals come between
  * its look at the flag and the call, also where there is nothing but the kernel. */
 static void signal_beginner(long (*wait_for)(int fd)) {
-    enum { TIMES = 40, TRIPS = 20, FEW = 5 };
+    enum { TIMES = 20, TRIPS = 20, FEW = 4 };
     int fd = connection();
     char byte = 'x';
     if (me.client) {

@@ -605,7 +605,7 @@ static void *look_by_select(void *argument) {
     return NULL;
 }
 
-#define TRIPS 8000
+#define TRIPS 3000
 
 /* The sleeper is woken although the other one has seen the same byte. */
 static void sleep_beside(void *(*look)(void *)) {
