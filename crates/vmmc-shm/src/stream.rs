@@ -33,7 +33,7 @@ pub use transmitter::{Piece, Publish, Transmitter};
 pub const FROZEN: u64 = 1 << 63;
 /// Set in [`Words::tail`] by the producer: the stream ends at the offset in it.
 pub const FIN: u64 = 1 << 62;
-/// Set in [`Words::tail`] by the producer: it holds back what lies behind [`Words::uncorked`]. Either side may take it away.
+/// Set in [`Words::tail`] by the producer: it holds back what lies behind an offset beside it. Either side may take it away.
 pub const CORKED: u64 = 1 << 61;
 /// The bits of [`Words::tail`] that are the stream offset.
 pub const OFFSET: u64 = CORKED - 1;

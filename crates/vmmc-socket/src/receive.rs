@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{Arrived, Corrupt, FIN, FROZEN, take_announcement};
+use vmmc::stream::{Arrived, CLOSED, Corrupt, FIN, FROZEN, take_announcement};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, cork, descriptor, ending, epoll, family, lift, lower, tcp};
+use crate::{board, cork, descriptor, ending, epoll, family, layer, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -136,6 +136,13 @@ impl Transfer for Receiving<'_> {
                         || self.flags & libc::MSG_DONTWAIT != 0
                         || self.got > 0 && !waits_for_all
                     {
+                        // Of a peer that has died the service tells, and then TCP.
+                        if layer::process().is_some_and(vmmc::Process::has_mail) {
+                            lift::progress();
+                            if self.got == 0 && slot.look.load(Ordering::Relaxed) {
+                                continue;
+                            }
+                        }
                         return Route::Done(part(self.got, Errno::AGAIN));
                     }
                     match self.wait.sleep() {
@@ -257,7 +264,9 @@ unsafe fn step(
                 if slot.deaf.load(Ordering::Relaxed) {
                     return from_kernel(fd, pieces, flags, usize::MAX);
                 }
-                if !slot.look.load(Ordering::Acquire) && !due(slot) {
+                // A peer that has closed without an end in the ring has reset the connection.
+                let told = slot.look.load(Ordering::Acquire) || ends.mine.told(CLOSED);
+                if !told && !due(slot) {
                     return Ok(Step::Nothing);
                 }
                 if cork::end_lets_go(fd, ends) {

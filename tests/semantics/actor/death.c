@@ -108,6 +108,61 @@ void scenario_peer_killed_after_its_end_with_unread_bytes(void) {
     say_poll("in the end", await_bits(fd, 0));
 }
 
+/* What a call that does not wait comes to in the end; it may be a moment until the peer is known to be dead. */
+static void look_without_waiting(int fd, int flags) {
+    char buffer[32];
+    ssize_t count;
+    for (int looks = 0; looks < 20; looks++) {
+        count = recv(fd, buffer, sizeof buffer, MSG_DONTWAIT | flags);
+        if (count >= 0 || errno != EAGAIN)
+            break;
+        usleep(20000);
+    }
+    say_bytes("without waiting", buffer, count);
+}
+
+void scenario_peer_killed_seen_without_waiting(void) {
+    int fd = connection();
+    if (me.client) {
+        tell(1);
+        wait_to_be_killed();
+    }
+    told();
+    kill_peer();
+    look_without_waiting(fd, MSG_PEEK);
+    look_without_waiting(fd, 0);
+}
+
+/* The peer lives on, and has reset the connection: that is seen at once. */
+static void see_reset_without_waiting(bool by_unread_bytes) {
+    char buffer[32];
+    int fd = connection();
+    if (me.client) {
+        if (by_unread_bytes)
+            await_readable(fd, 6);
+        else
+            setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+        close(fd);
+        meet();
+        meet();
+        return;
+    }
+    if (by_unread_bytes)
+        put_text(fd, "unread");
+    meet();
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT));
+    meet();
+}
+
+void scenario_reset_seen_without_waiting(void) {
+    see_reset_without_waiting(false);
+}
+
+void scenario_reset_by_unread_bytes_seen_without_waiting(void) {
+    see_reset_without_waiting(true);
+}
+
 /* It was not the last that had the connection: that one goes on, and it is no end. */
 void scenario_peer_killed_that_had_a_child(void) {
     char buffer[32];

@@ -165,6 +165,9 @@ macro_rules! for_every_scenario {
             peer_killed_with_unread_bytes: Warm;
             peer_killed_after_its_end_with_unread_bytes: Warm;
             peer_killed_that_had_a_child: Warm;
+            peer_killed_seen_without_waiting: Warm;
+            reset_seen_without_waiting: Warm;
+            reset_by_unread_bytes_seen_without_waiting: Warm;
             peer_killed_while_reading: Warm;
             peer_killed_while_writing: Warm;
             peer_killed_while_waiting_for_room: Warm;
@@ -264,7 +267,7 @@ macro_rules! for_every_scenario {
             held_back: Warm;
             corked: Warm;
             corked_then_nodelay: Warm;
-            corked_from_the_beginning: Warm;
+            corked_from_the_beginning: Cold;
             held_back_and_waited_for: Warm;
             held_back_and_looked_for: Warm;
             held_back_from_two_threads: Warm;
