@@ -52,8 +52,10 @@ pub fn after_fork_in_parent() {
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(false);
     let before = ARRIVALS.load(Ordering::Relaxed);
+    /// Times 5 ms. Where processors are short a child may be long in coming; one that is stopped or killed never comes.
+    const PATIENCE: u32 = 200;
     if let Some(arrivals) = slot::arrivals().filter(|_| attached().next().is_some()) {
-        for _ in 0..10 {
+        for _ in 0..PATIENCE {
             if arrivals.load(Ordering::Acquire) != before {
                 break;
             }
