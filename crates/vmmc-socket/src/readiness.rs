@@ -95,9 +95,7 @@ impl Beds {
             }
         }
     }
-}
 
-impl Beds {
     /// For no longer than `time`, if it says one.
     fn lie_for(&mut self, time: Option<Duration>) {
         self.patience = [self.patience, time].into_iter().flatten().min();
