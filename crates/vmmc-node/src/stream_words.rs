@@ -1,5 +1,6 @@
 //! What the service reads of the rings of a connection: how it ended, when a process has died.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmmc_os::{Access, Descriptor, Mapping};
@@ -37,15 +38,23 @@ impl StreamWords {
         None
     }
 
-    fn words(&self) -> &Words {
-        // SAFETY: the mapping is page-aligned, longer than the words, and lives as long as `self`; the memory is sealed against shrinking.
-        // `Words` consists of atomics, which are only loaded.
-        unsafe { &*self.0.as_ptr().cast() }
+    /// As they are now; `None` where their page cannot be had: a client may have given it back. A load would end the service then.
+    fn words(&self) -> Option<Words> {
+        let mut words = MaybeUninit::<Words>::zeroed();
+        let start = words.as_mut_ptr().cast::<u8>();
+        // SAFETY: the value's own bytes, all initialised.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start, size_of::<Words>()) };
+        self.0.copy_out(bytes).ok()?;
+        // SAFETY: initialised, and of numbers alone, which any bytes are.
+        Some(unsafe { words.assume_init() })
     }
 
     /// These are those of the process that has died. Both may have been written by anybody who wants his own connection reset.
     pub(crate) fn end_with(&self, peers: &Self) -> EndOnTcp {
-        let Standing { unread, ended, peer_ended } = self.words().standing(peers.words());
+        let (Some(own), Some(peers)) = (self.words(), peers.words()) else {
+            return EndOnTcp::Plain;
+        };
+        let Standing { unread, ended, peer_ended } = own.standing(&peers);
         match (unread, ended, peer_ended) {
             (false, ..) | (_, true, true) => EndOnTcp::Plain,
             (true, false, _) => EndOnTcp::Reset,

@@ -116,6 +116,26 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    /// Copies the first bytes to `bytes` by the kernel: where the memory behind them cannot be had (another process has given it back,
+    /// and there is none) that is an error, not a signal that ends this process.
+    ///
+    /// # Errors
+    /// When the memory cannot be had, or `bytes` is longer than the mapping.
+    pub fn copy_out(&self, bytes: &mut [u8]) -> Result<(), OsError> {
+        if bytes.len() > self.len {
+            return Err(OsError::INVAL);
+        }
+        let to = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let from = libc::iovec { iov_base: self.start.as_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: the kernel writes to `bytes` alone, as many as there are; what it reads it checks itself.
+        let copied = unsafe {
+            libc::process_vm_readv(libc::getpid(), &raw const to, 1, &raw const from, 1, 0)
+        };
+        if copied == bytes.len() as isize { Ok(()) } else { Err(OsError::FAULT) }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by us and nobody else unmaps it; users of the pointer promised not to use it
