@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use vmmc_os::{Credentials, Descriptor, OsError, Readiness, send};
-use vmmc_proto::{Answer, PairId, ProcessId, encode_answer};
+use vmmc_proto::{Answer, HeirId, PairId, ProcessId, encode_answer};
 
 use crate::offers::OfferKey;
 use crate::queues::Queue;
@@ -66,6 +66,8 @@ pub(crate) struct Client {
 pub(crate) enum Identity {
     /// A tool that asks for status or stop.
     Control,
+    /// The child of a process that was about to fork, until it says Hello on a connection of its own.
+    Heir(HeirId),
     /// A process.
     Process { id: ProcessId, name: String, mail_slot: u32 },
 }
@@ -127,6 +129,17 @@ impl Client {
         }
     }
 
+    /// What a forked child will have, whose connection is that of two sockets which its parent made. Its own process is not known yet.
+    pub(crate) fn heir(parent: &Self, heir: HeirId, socket: Descriptor) -> Self {
+        let identity = Some(Identity::Heir(heir));
+        let holds = parent.holds.clone();
+        Self { identity, holds, ..Self::new(socket, None, parent.credentials) }
+    }
+
+    pub(crate) fn is_heir(&self) -> bool {
+        matches!(self.identity, Some(Identity::Heir(_)))
+    }
+
     /// What of its socket to wait for.
     pub(crate) fn interest(&self) -> Readiness {
         if self.awaits_room { Readiness::BOTH } else { Readiness::READ }
@@ -177,6 +190,7 @@ pub(crate) struct Clients {
     pub(crate) by_key: HashMap<ClientKey, Client>,
     by_process: HashMap<ProcessId, ClientKey>,
     by_user: HashMap<u32, HashSet<ClientKey>>,
+    by_heir: HashMap<HeirId, ClientKey>,
     /// The last processes that ended, to tell "dead" from "never was".
     dead: VecDeque<ProcessId>,
     next_key: u64,
@@ -189,6 +203,9 @@ impl Clients {
         self.next_key += 1;
         let key = ClientKey(self.next_key);
         self.by_user.entry(client.credentials.uid).or_default().insert(key);
+        if let Some(Identity::Heir(heir)) = client.identity {
+            self.by_heir.insert(heir, key);
+        }
         self.by_key.insert(key, client);
         key
     }
@@ -201,6 +218,9 @@ impl Clients {
             if keys.is_empty() {
                 self.by_user.remove(&uid);
             }
+        }
+        if let Some(Identity::Heir(heir)) = client.identity {
+            self.by_heir.remove(&heir);
         }
         if let Some(id) = client.process_id() {
             self.by_process.remove(&id);
@@ -252,6 +272,12 @@ impl Clients {
     /// The connection of a process.
     pub(crate) fn key_of(&self, id: ProcessId) -> Option<ClientKey> {
         self.by_process.get(&id).copied()
+    }
+
+    /// What is kept for a child of this user's that was announced so.
+    pub(crate) fn heir(&self, heir: HeirId, uid: u32) -> Option<ClientKey> {
+        let key = self.by_heir.get(&heir).copied();
+        key.filter(|key| self.get(*key).is_some_and(|client| client.credentials.uid == uid))
     }
 
     pub(crate) fn is_dead(&self, id: ProcessId) -> bool {

@@ -108,6 +108,7 @@ impl Control {
             control: true,
             pairing_only: false,
             hosts_lanes: false,
+            heir: None,
         };
         match control.ask(&Request::Hello(hello)) {
             Ok(Some(Answer::Welcome(_))) => Ok(Some(control)),

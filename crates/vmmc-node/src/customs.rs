@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmmc_os::{
     ConnectionIdentity, Descriptor, Event, IdentityError, OsError, connection_identity, end_stream,
-    is_event, memory_seals, reset_at_close, start_thread,
+    is_event, is_packet_socket, memory_seals, reset_at_close, start_thread,
 };
 use vmmc_proto::{PairId, Request};
 
@@ -99,7 +99,11 @@ impl Goods {
             hall: hall.clone(),
         });
         if hall.is_some() {
-            descriptors.retain(|found| memory_seals(found).is_ok() || is_event(found.as_fd()));
+            let heir = matches!(request, Request::PairHeir { .. });
+            descriptors.retain(|found| match heir {
+                true => is_packet_socket(found.as_fd()),
+                false => memory_seals(found).is_ok() || is_event(found.as_fd()),
+            });
         }
         Self { descriptors, socket, truncated }
     }

@@ -11,7 +11,7 @@
 //! even if its own process is stopped. The duplicate is closed as soon as the last holder is gone and nothing waits to be
 //! written, so that the kernel can send FIN.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -53,8 +53,8 @@ struct End {
     /// Of its memory, where that is a stream's.
     words: Option<StreamWords>,
     slot: Option<Slot>,
-    /// The last holder is gone.
-    closed: bool,
+    /// The last holder is gone, for this reason.
+    closed: Option<BrokenReason>,
     /// When the last holder goes the socket stays, for what the peer has not read.
     lingers: bool,
     /// The peer has said that it needs nothing any more; it may say so first.
@@ -209,11 +209,7 @@ impl Pairs {
             _ => false,
         };
         if accepted {
-            // Who holds it from now on was not there to be told.
-            let end = self.by_id.get(&base(id)).map(|pair| &pair.ends[id.end()]);
-            if end.is_some_and(|end| end.handed && end.is_idle()) {
-                around.posts.push(Post::new(client, Answer::PairHanded { pair: id }));
-            }
+            self.tell_missed(around, client, id);
             // Bytes may have waited for this end.
             self.advance(around, id);
             return true;
@@ -222,6 +218,42 @@ impl Pairs {
         around.posts.push(Post::new(client, Answer::PairBroken { pair: id, why }));
         self.remove_if_gone(around, id);
         false
+    }
+
+    /// A child that will be there soon holds every one of these ends too.
+    pub(crate) fn share(&mut self, holds: &HashSet<PairId>, heir: ClientKey) {
+        for id in holds {
+            if let Some(pair) = self.by_id.get_mut(&base(*id)) {
+                pair.ends[id.end()].holders.push(heir);
+            }
+        }
+    }
+
+    /// The child is there, as `client`.
+    pub(crate) fn inherit(
+        &mut self,
+        around: &mut Surroundings<'_>,
+        id: PairId,
+        heir: ClientKey,
+        client: ClientKey,
+    ) {
+        let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
+        for holder in pair.ends[id.end()].holders.iter_mut().filter(|holder| **holder == heir) {
+            *holder = client;
+        }
+        self.tell_missed(around, client, id);
+    }
+
+    /// Who holds an end only from now on was not there to be told.
+    fn tell_missed(&self, around: &mut Surroundings<'_>, client: ClientKey, id: PairId) {
+        let Some(pair) = self.by_id.get(&base(id)) else { return };
+        let end = &pair.ends[id.end()];
+        if end.handed && end.is_idle() {
+            around.posts.push(Post::new(client, Answer::PairHanded { pair: id }));
+        }
+        if let Some(why) = pair.ends[id.end() ^ 1].closed {
+            around.posts.push(Post::new(client, Answer::PairBroken { pair: id, why }));
+        }
     }
 
     /// A process no longer holds an end.
@@ -235,7 +267,7 @@ impl Pairs {
         let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
         let end = &mut pair.ends[id.end()];
         end.holders.retain(|holder| *holder != client);
-        if !end.holders.is_empty() || end.closed {
+        if !end.holders.is_empty() || end.closed.is_some() {
             return;
         }
         let kept = end.lingers && end.socket.is_some();
@@ -267,7 +299,7 @@ impl Pairs {
         let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
         let end = &mut pair.ends[id.end()];
         end.settled = true;
-        if !end.lingers || end.closed || !end.holders.is_empty() {
+        if !end.lingers || end.closed.is_some() || !end.holders.is_empty() {
             return;
         }
         if let Some(socket) = end.socket.as_ref().filter(|_| end.is_idle()) {
@@ -280,7 +312,7 @@ impl Pairs {
     fn close(&mut self, around: &mut Surroundings<'_>, id: PairId, why: BrokenReason) {
         let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
         let end = &mut pair.ends[id.end()];
-        end.closed = true;
+        end.closed = Some(why);
         end.memory = None;
         if let Some(slot) = end.slot {
             let died = why == BrokenReason::PeerDied;
@@ -311,7 +343,9 @@ impl Pairs {
             return failed(around.posts);
         }
         let end = &mut pair.ends[id.end() ^ 1];
-        if end.injection.len() >= Injection::MAX_WAITING || (end.closed && end.socket.is_none()) {
+        if end.injection.len() >= Injection::MAX_WAITING
+            || (end.closed.is_some() && end.socket.is_none())
+        {
             return failed(around.posts);
         }
         end.injection.push(lowered);
@@ -404,7 +438,7 @@ impl Pairs {
             }
             _ => {}
         }
-        if end.closed && end.is_idle() {
+        if end.closed.is_some() && end.is_idle() {
             end.socket = None;
         }
         if progress == Progress::Failed {
@@ -538,7 +572,7 @@ impl Pair {
         // Between networks the addresses say nothing; but nobody else knows the pair's number.
         let same_connection = self.key.is_none_or(|key| key == shown || key.is_apart(shown));
         let same_socket = end.cookie.is_none_or(|cookie| cookie == identity.cookie);
-        if !same_user || !same_connection || !same_socket || end.closed {
+        if !same_user || !same_connection || !same_socket || end.closed.is_some() {
             return false;
         }
         self.key = Some(shown);

@@ -4,18 +4,18 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use vmmc_os::{
-    Descriptor, Holding, ServiceOf, memory_len, memory_seals, network_of, random_u64,
-    socket_number, user_id,
+    Descriptor, Holding, Readiness, ServiceOf, is_packet_socket, memory_len, memory_seals,
+    network_of, random_u64, socket_number, user_id,
 };
 use vmmc_proto::{
-    Answer, BrokenReason, ExportDeclaration, ExportId, Hello, MAX_ENTRIES, MAX_NAME, OfferId,
-    PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
+    Answer, BrokenReason, ExportDeclaration, ExportId, HeirId, Hello, MAX_ENTRIES, MAX_NAME,
+    OfferId, PairId, ProcessEntry, ProcessId, Refusal, Request, Rights, Target, VERSION, Welcome,
 };
 use vmmc_shm::table::ExportState;
 
 use crate::accounts::{Item, is_stranger};
 use crate::apart::Apart;
-use crate::clients::{ClientKey, Clients, Identity, Post};
+use crate::clients::{Client, ClientKey, Clients, Identity, Post};
 use crate::cluster::Wish;
 use crate::customs::{Goods, Socket};
 use crate::exports::Exports;
@@ -23,7 +23,7 @@ use crate::injection::{Bytes, Lowered};
 use crate::inquiries::Inquiry;
 use crate::offers::{Offer, OfferKey, Offers};
 use crate::pairs::{PairMemory, Pairs};
-use crate::service::Service;
+use crate::service::{SOCKET, Service};
 
 impl Service {
     /// Does what a client asks. Anything but Hello from a client without identity, and a second Hello, disconnects it.
@@ -32,6 +32,11 @@ impl Service {
         vmmc_os::chaos::pause(300);
         let Some(client) = self.clients.get(key) else { return };
         match (client.identity.is_some(), client.process_id(), request) {
+            (_, _, Request::PairDrop { pair, linger }) if client.is_heir() => {
+                self.drop_pair(key, pair, linger);
+            }
+            (_, _, Request::PairSettle { pair }) if client.is_heir() => self.settle_pair(key, pair),
+            _ if client.is_heir() => self.doom(key),
             (false, _, Request::Hello(hello)) => self.hello(key, hello),
             (true, _, Request::Status { seq }) => {
                 let status = self.status();
@@ -146,21 +151,9 @@ impl Service {
                 });
             }
             Request::PairHold { pair } => self.hold(key, pair, goods.socket),
-            Request::PairDrop { pair, linger } => {
-                if self.clients.get_mut(key).is_some_and(|client| client.holds.remove(&pair)) {
-                    self.with_pairs(|pairs, around| {
-                        if linger {
-                            pairs.linger(pair);
-                        }
-                        pairs.release(around, key, pair, BrokenReason::PeerDropped);
-                    });
-                }
-            }
-            Request::PairSettle { pair } => {
-                if self.clients.get(key).is_some_and(|client| client.holds.contains(&pair)) {
-                    self.with_pairs(|pairs, around| pairs.settle(around, pair.peer()));
-                }
-            }
+            Request::PairHeir { heir } => self.announce(key, heir, goods.descriptors),
+            Request::PairDrop { pair, linger } => self.drop_pair(key, pair, linger),
+            Request::PairSettle { pair } => self.settle_pair(key, pair),
             Request::PairInject { pair, bytes, len, finish } => {
                 self.inject(key, pair, (bytes, len), finish, goods.descriptors);
             }
@@ -215,11 +208,14 @@ impl Service {
             return refuse(self, Refusal::Exhausted);
         };
         #[allow(clippy::cast_possible_truncation)]
+        let heir = hello.heir.filter(|_| !hello.control);
+        let heir = heir.and_then(|heir| self.clients.heir(heir, uid));
         let welcome = Welcome {
             version: VERSION,
             process: id,
             service_pid: vmmc_os::process_id(),
             uid,
+            inherited: heir.is_some(),
             mail_slot,
             max_exports: Exports::MAX_OF_PROCESS as u32,
             max_offers: Offers::MAX_OF_PROCESS as u32,
@@ -229,6 +225,60 @@ impl Service {
             answer: Answer::Welcome(welcome),
             descriptors: vec![Rc::new(table)],
         });
+        if let Some(heir) = heir {
+            self.inherit(heir, key);
+        }
+    }
+
+    /// A process is about to fork: what it holds is held for its child too, from this moment on.
+    fn announce(&mut self, key: ClientKey, heir: HeirId, descriptors: Vec<Descriptor>) {
+        let Some(parent) = self.clients.get(key) else { return };
+        let uid = parent.credentials.uid;
+        let socket = descriptors.into_iter().next().filter(|one| is_packet_socket(one.as_fd()));
+        let admitted = [Item::Process, Item::Pair]
+            .into_iter()
+            .all(|item| self.accounts.admits(&self.clients, uid, item));
+        let (Some(socket), true, None) = (socket, admitted, self.clients.heir(heir, uid)) else {
+            return;
+        };
+        let client = Client::heir(parent, heir, socket);
+        let holds = client.holds.clone();
+        let heir = self.clients.add(client);
+        let Some(client) = self.clients.get(heir) else { return };
+        self.pairs.share(&holds, heir);
+        if self.poller.add(&client.socket, SOCKET | heir.0, Readiness::READ).is_err() {
+            self.doom(heir);
+        }
+    }
+
+    /// The child is there: what was kept for it is its own.
+    fn inherit(&mut self, heir: ClientKey, key: ClientKey) {
+        let holds = self.clients.get_mut(heir).map(|heir| std::mem::take(&mut heir.holds));
+        let Some((holds, client)) = holds.zip(self.clients.get_mut(key)) else { return };
+        client.holds.extend(&holds);
+        self.with_pairs(|pairs, around| {
+            holds.iter().for_each(|pair| pairs.inherit(around, *pair, heir, key));
+        });
+        self.doom(heir);
+    }
+
+    /// A process that holds an end needs nothing of the peer's socket any more.
+    fn settle_pair(&mut self, key: ClientKey, pair: PairId) {
+        if self.clients.get(key).is_some_and(|client| client.holds.contains(&pair)) {
+            self.with_pairs(|pairs, around| pairs.settle(around, pair.peer()));
+        }
+    }
+
+    /// A process holds an end no longer.
+    fn drop_pair(&mut self, key: ClientKey, pair: PairId, linger: bool) {
+        if self.clients.get_mut(key).is_some_and(|client| client.holds.remove(&pair)) {
+            self.with_pairs(|pairs, around| {
+                if linger {
+                    pairs.linger(pair);
+                }
+                pairs.release(around, key, pair, BrokenReason::PeerDropped);
+            });
+        }
     }
 
     /// An incarnation that nobody had.

@@ -30,7 +30,7 @@ use crate::slots::Slots;
 const KIND: u64 = 0xff << 56;
 const LISTENER: u64 = 1 << 56;
 const SIGNALS: u64 = 2 << 56;
-const SOCKET: u64 = 3 << 56;
+pub(crate) const SOCKET: u64 = 3 << 56;
 const LIFE: u64 = 4 << 56;
 /// A held socket that should become writable.
 pub(crate) const HELD: u64 = 5 << 56;
@@ -426,7 +426,8 @@ impl Service {
         while !self.posts.is_empty() || !self.doomed.is_empty() {
             let mut touched: Vec<ClientKey> = Vec::new();
             for Post { to, answer, descriptors } in std::mem::take(&mut self.posts) {
-                if let Some(client) = self.clients.get_mut(to) {
+                // What an heir has missed it is told when it is there.
+                if let Some(client) = self.clients.get_mut(to).filter(|to| !to.is_heir()) {
                     client.enqueue(&answer, descriptors);
                     let (uid, unread) = (client.credentials.uid, client.unread());
                     if unread > MUCH {
@@ -477,12 +478,18 @@ impl Service {
     fn disconnect(&mut self, key: ClientKey) {
         self.take_last_turn(key);
         let Some(client) = self.clients.remove(key) else { return };
+        // Whoever made an heir's socket may have another descriptor of it, by which the poller would keep it.
+        self.poller.remove(client.socket.as_fd());
         self.pinning.end(key);
         if let Some(network) = client.network {
             self.apart.leave(network, key);
             self.slots.tell_networks(self.apart.networks());
         }
         let uid = client.credentials.uid;
+        if let Some(customs) = self.customs.as_mut().filter(|_| is_stranger(uid)) {
+            // With it goes what it had sent along and nobody has read.
+            customs.discard(uid, vec![client.socket]);
+        }
         if let Some(customs) = self.customs.as_mut().filter(|_| !self.clients.has_user(uid)) {
             customs.leave(uid);
         }

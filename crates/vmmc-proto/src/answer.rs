@@ -15,6 +15,8 @@ pub struct Welcome {
     pub service_pid: u32,
     /// The user that the process is to the service, as long as it is connected.
     pub uid: u32,
+    /// It has what was kept for it as the child that it said it was.
+    pub inherited: bool,
     /// The mail slot of this process in the status table.
     pub mail_slot: u32,
     /// Most exports of one process.

@@ -33,6 +33,10 @@ pub struct ExportId {
     pub number: u64,
 }
 
+/// A child that a process is about to fork; chosen by that process, at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeirId(pub u64);
+
 /// An end of a TCP connection that was shown to the service; chosen by the process that shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OfferId(pub u64);

@@ -22,7 +22,7 @@ pub use codec::{
     DecodeError, EncodeError, decode_answer, decode_request, encode_answer, encode_request,
     encode_request_into,
 };
-pub use id::{ExportId, NodeId, OfferId, PairId, ParseIdError, ProcessId};
+pub use id::{ExportId, HeirId, NodeId, OfferId, PairId, ParseIdError, ProcessId};
 pub use lane::Lane;
 pub use limit::{
     MAX_DESCRIPTORS, MAX_ENTRIES, MAX_EXPORT_LEN, MAX_INLINE, MAX_MESSAGE, MAX_NAME, PAGE_SIZE,
@@ -32,4 +32,4 @@ pub use request::{BellPlace, ExportDeclaration, Hello, Request, Resume, Target};
 pub use status::{NodeStatus, PathStatus};
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Allow, ExportId, OfferId, PairId, ProcessId, Rights};
+use crate::{Allow, ExportId, HeirId, OfferId, PairId, ProcessId, Rights};
 
 /// First packet of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct Hello {
     pub pairing_only: bool,
     /// The process can host an engine of its own: lanes may be opened to its exports.
     pub hosts_lanes: bool,
+    /// The process is the child that was announced so: what its parent held then is its own from now on.
+    pub heir: Option<HeirId>,
 }
 
 /// The identity of a process that was connected to an earlier service in this runtime directory.
@@ -193,6 +195,13 @@ pub enum Request {
     PairSettle {
         /// The caller's end.
         pair: PairId,
+    },
+    /// No reply. The caller is about to fork. Descriptor: one of two connected sockets of packets, whose other one the child will have. As long as
+    /// anybody has that, every end that the caller holds now is held for the child too, which says so in its [`Hello`]. Over the socket itself it may
+    /// only let go, by `PairDrop` and `PairSettle`.
+    PairHeir {
+        /// Names the child.
+        heir: HeirId,
     },
     /// No reply. Bytes to write into the peer's socket; with a descriptor the bytes are the first `len` of that memory.
     PairInject {

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use vmmc_proto::{
-    Allow, Answer, BrokenReason, DecodeError, ExportDeclaration, ExportId, Hello, Lane, NodeId,
-    OfferId, PairId, ProcessId, Request, Resume, Rights, Target, decode_answer, decode_request,
-    encode_answer, encode_request,
+    Allow, Answer, BrokenReason, DecodeError, ExportDeclaration, ExportId, HeirId, Hello, Lane,
+    NodeId, OfferId, PairId, ProcessId, Request, Resume, Rights, Target, decode_answer,
+    decode_request, encode_answer, encode_request,
 };
 
 fn process_id() -> impl Strategy<Value = ProcessId> {
@@ -26,6 +26,7 @@ fn request() -> impl Strategy<Value = Request> {
                 control,
                 pairing_only: control,
                 hosts_lanes: control,
+                heir: control.then_some(HeirId(u64::from(version))),
             })
         ),
         (any::<u32>(), any::<u64>(), any::<u64>(), ".{0,40}", any::<[u8; 16]>(), any::<bool>())

@@ -68,9 +68,7 @@ pub(crate) fn come_back(structure: &mut Structure, fd: i32, index: u32) -> Retur
     epoll::release(index, numbers[0], parts);
     bells::leave(structure, pair, parts, numbers, false);
     board::update(index, slot);
-    if let Some(process) = layer::process() {
-        let _ = process.pair_drop(vmmc::PairId(pair));
-    }
+    layer::drop_pair(vmmc::PairId(pair), false);
     Return::Young
 }
 

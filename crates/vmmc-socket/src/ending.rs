@@ -78,17 +78,8 @@ fn let_go(index: u32, pair: u64, goodbye: Goodbye, lent: bool) {
         // Another thread may still wait on the connection, or look at its memory: that stays for good, rather than go under it.
         let kept = local.pinned() || lent;
         bells::leave(structure, pair, parts, numbers, kept);
-        drop_pair(vmmc::PairId(pair), goodbye);
+        layer::drop_pair(vmmc::PairId(pair), goodbye == Goodbye::Linger);
     });
-}
-
-fn drop_pair(pair: vmmc::PairId, goodbye: Goodbye) {
-    if let Some(process) = layer::process() {
-        let _ = match goodbye {
-            Goodbye::Plain => process.pair_drop(pair),
-            Goodbye::Linger => process.pair_linger(pair),
-        };
-    }
 }
 
 /// The peer has closed and left its socket to the service, for bytes that were unread: they are read now, or the program
@@ -96,9 +87,7 @@ fn drop_pair(pair: vmmc::PairId, goodbye: Goodbye) {
 pub(crate) fn settle_peer(slot: &Slot, ends: local::Ends) {
     if ends.mine.told(LINGERS) {
         ends.mine.untell(LINGERS);
-        if let Some(process) = layer::process() {
-            let _ = process.pair_settle(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
-        }
+        layer::settle_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
     }
 }
 
@@ -122,10 +111,8 @@ pub(crate) fn end_at_exit(fd: i32, index: u32, how: AtExit) {
     if slot.phase() == Phase::Attached && part(fd, slot, local) == Goodbye::Linger {
         let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
         match how {
-            AtExit::Whole => drop_pair(pair, Goodbye::Linger),
-            AtExit::Bare => {
-                layer::process().map(|process| process.pair_linger_at_end(pair));
-            }
+            AtExit::Whole => layer::drop_pair(pair, true),
+            AtExit::Bare => layer::drop_pair_at_end(pair),
         }
     }
     // Another thread may be at work on it until the process is gone. Then whoever is short of slots finds that nobody has it.

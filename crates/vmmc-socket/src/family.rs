@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::descriptor::{self, Kind};
 use crate::handing::Handing;
-use crate::layer::{self, STRUCTURE};
+use crate::layer::{self, STRUCTURE, Structure};
 use crate::slot::{self, Phase, Why};
 use crate::{
     armed_poll, board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, service,
@@ -27,23 +27,22 @@ fn distinct_connections() -> Vec<u32> {
     all
 }
 
-/// What [`slot::arrivals`] was before the fork that is under way.
-static ARRIVALS: AtomicU32 = AtomicU32::new(0);
-
 /// Before a fork: nothing may be half done in the copy.
 pub fn before_fork() {
     if !layer::enabled() {
         return;
     }
     epoll::hold_for_fork();
-    STRUCTURE.hold_for_fork(lift::before_fork);
-    ARRIVALS
-        .store(slot::arrivals().map_or(0, |word| word.load(Ordering::Relaxed)), Ordering::Relaxed);
+    STRUCTURE.hold_for_fork(|structure| {
+        lift::before_fork(structure);
+        if attached().next().is_some() {
+            structure.expect_heir();
+        }
+    });
     slot::before_fork(distinct_connections());
 }
 
-/// After a fork, in the parent. A child that inherits lifted connections tells the node service first that it holds them:
-/// if the parent closed its own before, the service would take them for closed.
+/// After a fork, in the parent.
 pub fn after_fork_in_parent() {
     if !layer::enabled() {
         return;
@@ -51,17 +50,7 @@ pub fn after_fork_in_parent() {
     slot::after_fork_in_parent();
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(false);
-    let before = ARRIVALS.load(Ordering::Relaxed);
-    /// Times 5 ms. Where processors are short a child may be long in coming; one that is stopped or killed never comes.
-    const PATIENCE: u32 = 200;
-    if let Some(arrivals) = slot::arrivals().filter(|_| attached().next().is_some()) {
-        for _ in 0..PATIENCE {
-            if arrivals.load(Ordering::Acquire) != before {
-                break;
-            }
-            kernel::futex_wait(arrivals, before, Duration::from_millis(5));
-        }
-    }
+    STRUCTURE.with(Structure::leave_to_heir);
 }
 
 /// The descriptors of lifted connections, with their slots.
@@ -93,28 +82,17 @@ pub fn after_fork_in_child() {
     let shown: Vec<_> = connections().filter(|&(fd, index)| board::shows(index, fd)).collect();
     board::forked();
     explain::forked();
-    STRUCTURE.with(|structure| {
+    let expected = STRUCTURE.with(|structure| {
         structure.forget_questions();
         structure.bells.forget();
+        structure.become_heir()
     });
-    for index in distinct_connections() {
-        local::get(index).held.store(false, Ordering::Release);
+    if !expected {
+        local::hold_none();
     }
     for (fd, index) in shown {
         board::open(index, fd);
         board::update(index, slot::get(index));
-    }
-    let mut arrived = false;
-    for (fd, index) in attached() {
-        let local = local::get(index);
-        if !local.held.load(Ordering::Relaxed) {
-            lift::hold(fd, slot::get(index), local);
-        }
-        arrived = true;
-    }
-    if let Some(arrivals) = slot::arrivals().filter(|_| arrived) {
-        arrivals.fetch_add(1, Ordering::Release);
-        kernel::futex_wake(arrivals, i32::MAX);
     }
 }
 

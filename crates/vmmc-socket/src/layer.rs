@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
-use vmmc::Process;
+use vmmc::{Heir, PairId, Process};
 
 use crate::bells::Bells;
 use crate::descriptor::{self, Kind};
@@ -22,6 +22,8 @@ static CRAMPED: AtomicBool = AtomicBool::new(false);
 static PROCESS: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
 /// The descriptor of [`PROCESS`], which a forked child can have without a lock; 0: none.
 static LINK: AtomicI32 = AtomicI32::new(0);
+/// What a forked child has of its parent until it opens a connection of its own; see [`Heir`].
+static HEIR: AtomicPtr<Heir> = AtomicPtr::new(std::ptr::null_mut());
 static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
 /// From this number on the layer keeps its own descriptors.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
@@ -39,6 +41,8 @@ pub(crate) struct Structure {
     /// Slot and serial of each pair.
     pub(crate) pairs: BTreeMap<u64, (u32, u32)>,
     pub(crate) bells: Bells,
+    /// The child of the fork that is under way.
+    heir: Option<Heir>,
 }
 
 /// A question to the node service, and what was known of the slot when it was asked.
@@ -56,6 +60,7 @@ impl Structure {
             inquiries: BTreeMap::new(),
             pairs: BTreeMap::new(),
             bells: Bells::new(),
+            heir: None,
         }
     }
 
@@ -73,18 +78,24 @@ impl Structure {
         if confined() || service::absent() {
             return None;
         }
-        let opened = Process::options()
+        let options = Process::options()
             .place(service::place().clone())
             .start_service(false)
             .watcher(false)
             .pairing_only(true)
             .descriptor_floor(floor())
-            .name(&program_name())
-            .open();
-        let Ok(process) = opened else {
+            .name(&program_name());
+        let options = match heir() {
+            Some(heir) => options.heir(heir),
+            None => options,
+        };
+        let Ok(process) = options.open() else {
             service::missing();
             return None;
         };
+        if forget_heir() && !process.has_inherited() {
+            local::hold_none();
+        }
         service::present();
         let process: &'static Process = Box::leak(Box::new(process));
         for fd in process.owned_fds() {
@@ -94,6 +105,36 @@ impl Structure {
         board::publish(process);
         PROCESS.store(std::ptr::from_ref(process).cast_mut(), Ordering::Release);
         Some(process)
+    }
+
+    /// Opens the connection to the node service, if this is a forked child that has something of its parent.
+    pub(crate) fn claim(&mut self) {
+        if heir().is_some() {
+            self.process();
+        }
+    }
+
+    /// Before a fork: announces the child, if the service has anything of this process that the child will have too.
+    pub(crate) fn expect_heir(&mut self) {
+        self.claim();
+        self.heir = process().and_then(|process| process.pair_heir().ok());
+        if let Some(heir) = &self.heir {
+            descriptor::enter(heir.raw_fd(), Kind::Own);
+        }
+    }
+
+    /// After the fork, in the parent.
+    pub(crate) fn leave_to_heir(&mut self) {
+        if let Some(heir) = self.heir.take() {
+            descriptor::remove(heir.raw_fd(), Kind::Own);
+        }
+    }
+
+    /// After the fork, in the child; whether it is expected.
+    pub(crate) fn become_heir(&mut self) -> bool {
+        let Some(heir) = self.heir.take() else { return false };
+        HEIR.store(Box::into_raw(Box::new(heir)), Ordering::Release);
+        true
     }
 
     /// The connection to the service is gone: forget it (a few bytes stay) and everything that was asked over it.
@@ -116,6 +157,61 @@ impl Structure {
 pub(crate) fn process() -> Option<&'static Process> {
     // SAFETY: the pointer is null or came from a leaked box.
     unsafe { PROCESS.load(Ordering::Acquire).as_ref() }
+}
+
+/// Whether the node service may have something to say; to a forked child it says so when that has a connection.
+#[inline]
+pub(crate) fn has_mail() -> bool {
+    match process() {
+        Some(process) => process.has_mail(),
+        None => heir().is_some() && !confined() && !service::absent(),
+    }
+}
+
+/// Says to the service that this process no longer holds the end `pair`; with `linger` the peer has not read everything.
+pub(crate) fn drop_pair(pair: PairId, linger: bool) {
+    let _ = match (process(), heir()) {
+        (Some(process), _) if linger => process.pair_linger(pair),
+        (Some(process), _) => process.pair_drop(pair),
+        (None, Some(heir)) => heir.pair_drop(pair, linger),
+        (None, None) => Ok(()),
+    };
+}
+
+/// As [`drop_pair`], lingering, where no memory can be taken.
+pub(crate) fn drop_pair_at_end(pair: PairId) {
+    let _ = match (process(), heir()) {
+        (Some(process), _) => process.pair_linger_at_end(pair),
+        (None, Some(heir)) => heir.pair_drop(pair, true),
+        (None, None) => Ok(()),
+    };
+}
+
+/// Says to the service that the peer's end need not linger.
+pub(crate) fn settle_pair(pair: PairId) {
+    let _ = match (process(), heir()) {
+        (Some(process), _) => process.pair_settle(pair),
+        (None, Some(heir)) => heir.pair_settle(pair),
+        (None, None) => Ok(()),
+    };
+}
+
+/// What this process has of its parent, and no connection of its own yet.
+#[cold]
+fn heir() -> Option<&'static Heir> {
+    // SAFETY: the pointer is null or came from a leaked box.
+    unsafe { HEIR.load(Ordering::Acquire).as_ref() }
+}
+
+/// The heir's socket is needed no longer (a few bytes stay); whether there was one.
+fn forget_heir() -> bool {
+    let heir = heir();
+    HEIR.store(std::ptr::null_mut(), Ordering::Release);
+    if let Some(heir) = heir {
+        descriptor::remove(heir.raw_fd(), Kind::Own);
+        let _ = kernel::call!(SYS_close, heir.raw_fd());
+    }
+    heir.is_some()
 }
 
 /// Gives up the parent's connection, in a forked child: the service shall see its end when the parent becomes another program.

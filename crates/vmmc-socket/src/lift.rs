@@ -60,7 +60,7 @@ pub(crate) fn moved(fd: i32, index: u32, slot: &'static Slot) {
         Phase::Offered | Phase::Exchanged if enough == 0 && calls <= EAGER => {
             wait_for_lifting(slot)
         }
-        Phase::Offered | Phase::Exchanged if layer::process().is_some_and(Process::has_mail) => {
+        Phase::Offered | Phase::Exchanged if layer::has_mail() => {
             progress();
         }
         Phase::Exchanged if calls.is_multiple_of(CALLS_TO_LOOK) => give_up_waiting(index, slot),
@@ -75,7 +75,7 @@ fn wait_for_lifting(slot: &Slot) {
     while matches!(slot.phase(), Phase::Offered | Phase::Exchanged)
         && thread::ticks().wrapping_sub(start) < PATIENCE
     {
-        if layer::process().is_some_and(Process::has_mail) {
+        if layer::has_mail() {
             progress();
         } else {
             kernel::give_way();
@@ -86,7 +86,7 @@ fn wait_for_lifting(slot: &Slot) {
 #[cold]
 fn offer(fd: i32, index: u32, slot: &'static Slot) {
     slot.calls.store(0, Ordering::Relaxed);
-    if layer::process().is_some_and(Process::has_mail) {
+    if layer::has_mail() {
         progress();
     }
     // Those of this family that let go of it say so themselves.
@@ -216,6 +216,8 @@ pub(crate) fn progress() {
 }
 
 fn take_mail(structure: &mut Structure) {
+    // A forked child opens its connection now: what it has missed is told over that.
+    structure.claim();
     while let Some(event) = layer::process().and_then(Process::poll) {
         match event {
             PairingEvent::Matched { offer, pair, peer, peer_uid, .. } => {
@@ -223,8 +225,8 @@ fn take_mail(structure: &mut Structure) {
                 let taken = found.is_some_and(|(index, serial)| {
                     exchange(structure, (pair, peer, peer_uid), index, serial)
                 });
-                if let (false, Some(process)) = (taken, layer::process()) {
-                    let _ = process.pair_drop(pair);
+                if !taken {
+                    layer::drop_pair(pair, false);
                 }
             }
             PairingEvent::Unseen { offer } => {
@@ -380,9 +382,7 @@ fn give_up_waiting(index: u32, slot: &Slot) {
 /// Lifting that is under way is begun anew, later.
 fn give_back(structure: &mut Structure, index: u32, pair: vmmc::PairId) {
     take_back(structure, index, Why::Young);
-    if let Some(process) = layer::process() {
-        let _ = process.pair_drop(pair);
-    }
+    layer::drop_pair(pair, false);
 }
 
 fn attach(index: u32, serial: u32, import: vmmc::Import) {
@@ -443,7 +443,7 @@ pub(crate) fn retry_ready(index: u32, slot: &Slot) {
     }
 }
 
-/// Says to the service that this process has the connection too: after a fork, or after the service was restarted.
+/// Says to the service that this process has the connection: it is another service than before, or did not expect this child.
 #[cold]
 pub(crate) fn hold(fd: i32, slot: &Slot, local: &Local) {
     if service::absent() || !layer::at_home() {
@@ -495,9 +495,7 @@ fn broken(
             _ => Why::Broken,
         };
         take_back(structure, index, why);
-        if let Some(process) = layer::process() {
-            let _ = process.pair_drop(pair);
-        }
+        layer::drop_pair(pair, false);
     } else if slot.phase() == Phase::Attached {
         // TCP tells what happened: look there.
         slot.look.store(true, Ordering::Release);

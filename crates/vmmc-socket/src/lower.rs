@@ -523,9 +523,7 @@ pub(crate) fn retire(fd: i32, index: u32) {
 /// What was handed over still goes out; nothing else is asked of this side's socket, and while the service holds it for this process
 /// the kernel could not end the connection.
 fn let_go(slot: &Slot, local: &Local) {
-    if local.held.swap(false, Ordering::AcqRel)
-        && let Some(process) = layer::process()
-    {
-        let _ = process.pair_drop(vmmc::PairId(slot.pair.load(Ordering::Relaxed)));
+    if local.held.swap(false, Ordering::AcqRel) {
+        layer::drop_pair(vmmc::PairId(slot.pair.load(Ordering::Relaxed)), false);
     }
 }

@@ -195,7 +195,7 @@ impl<'a> Polling<'a> {
         if !tracked {
             return Step::Kernel;
         }
-        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+        if crate::layer::has_mail() {
             lift::progress();
         }
         for (n, fd) in self.fds.iter().enumerate() {

@@ -137,7 +137,7 @@ impl Transfer for Receiving<'_> {
                         || self.got > 0 && !waits_for_all
                     {
                         // Of a peer that has died the service tells, and then TCP.
-                        if layer::process().is_some_and(vmmc::Process::has_mail) {
+                        if layer::has_mail() {
                             lift::progress();
                             if self.got == 0 && slot.look.load(Ordering::Relaxed) {
                                 continue;

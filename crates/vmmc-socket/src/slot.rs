@@ -355,8 +355,6 @@ struct Table {
     next: AtomicU32,
     /// Slots are taken in turn out of the first so many, a power of two.
     span: AtomicU32,
-    /// Children of fork that have told the node service what they hold.
-    arrivals: AtomicU32,
     slots: [Slot; SLOTS],
     members: Members,
 }
@@ -389,11 +387,6 @@ pub(crate) fn prepare() -> bool {
     table.span.store(span, Ordering::Relaxed);
     table.members.found();
     true
-}
-
-/// Children of fork in this family that have announced themselves, counted; processes wait for it to change.
-pub(crate) fn arrivals() -> Option<&'static AtomicU32> {
-    table().map(|table| &table.arrivals)
 }
 
 /// The slot of this index.

@@ -71,7 +71,7 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
         lift::hold(fd, slot, local);
     }
     // Who does nothing but send learns in no other way that the peer has died.
-    if layer::process().is_some_and(vmmc::Process::has_mail) {
+    if layer::has_mail() {
         lift::progress();
     }
     Ok(index)

@@ -117,6 +117,7 @@ impl Connection {
             control: false,
             pairing_only: options.pairing_only,
             hosts_lanes: options.watcher && options.hosts_engine && !options.pairing_only,
+            heir: options.heir,
         });
         let packet = encode_request(&hello).map_err(|_| OpenError::Version)?;
         if send(&socket, &packet, &[]).is_err() {
@@ -150,6 +151,7 @@ impl Connection {
                 process,
                 service_pid: 0,
                 uid: 0,
+                inherited: false,
                 mail_slot: 0,
                 max_exports: 0,
                 max_offers: 0,

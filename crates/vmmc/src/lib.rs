@@ -174,6 +174,7 @@ mod by_engine;
 mod commands;
 mod connection;
 mod export;
+mod heir;
 mod import;
 mod lane;
 mod lanes;
@@ -198,6 +199,7 @@ pub mod utlb;
 mod watcher;
 
 pub use export::{AccessError, Export, ExportError, ExportOptions, UnexportError};
+pub use heir::Heir;
 pub use import::{Import, ImportError, ImportOptions, ImportSource, Path};
 pub use notification::{Notification, Notify, WaitError};
 pub use notified::Notified;

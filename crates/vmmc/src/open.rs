@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use vmmc_os::{
     OsError, RuntimeDirError, ServiceOf, ServicePlace, StartError, find_program, start_and_wait,
 };
+use vmmc_proto::HeirId;
 
-use crate::Process;
 use crate::connection::Connection;
 use crate::lanes::Lanes;
+use crate::{Heir, Process};
 
 /// How to open VMMC; see [`Process::options`].
 #[derive(Debug, Clone)]
@@ -23,6 +24,7 @@ pub struct OpenOptions {
     pub(crate) hosts_engine: bool,
     pub(crate) descriptor_floor: RawFd,
     pub(crate) name: String,
+    pub(crate) heir: Option<HeirId>,
     pub(crate) utlb: crate::utlb::Options,
 }
 
@@ -74,6 +76,7 @@ impl Default for OpenOptions {
             hosts_engine: true,
             descriptor_floor: 0,
             name: String::new(),
+            heir: None,
             utlb: crate::utlb::Options::default(),
         }
     }
@@ -143,6 +146,13 @@ impl OpenOptions {
             end -= 1;
         }
         self.name = name[..end].into();
+        self
+    }
+
+    /// The process is the forked child that was announced so: what was kept for it is its own ([`Process::has_inherited`]).
+    #[must_use]
+    pub fn heir(mut self, heir: &Heir) -> Self {
+        self.heir = Some(heir.id());
         self
     }
 

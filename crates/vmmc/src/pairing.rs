@@ -13,6 +13,7 @@
 //! ...                           the two talk through memory, and wake each other through the events
 //! pair_inject(pair, bytes, end) "write these into my peer's socket": its bytes go on over TCP
 //! Handed { pair }               comes to the peer: they are written, now it may write to its socket itself
+//! pair_heir()                   before a fork: what is held is held for the child too
 //! pair_drop(pair)               at the last close; pair_linger(pair) if the peer has not read all
 //! ```
 //!
@@ -299,7 +300,7 @@ impl Process {
         Ok(Export::of_pair(&self.inner, id, mapping, len, event))
     }
 
-    /// Says that this process too holds the end `pair`, with this socket: a forked child says so after
+    /// Says that this process too holds the end `pair`, with this socket: a forked child that has not [inherited](crate::Heir) it says so after
     /// [`Process::reopen_after_fork`], and everybody after the service was lost (the new one accepts pair ids that it does not
     /// know, and keeps the socket again).
     ///
@@ -367,7 +368,11 @@ impl Process {
         self.tell(&Request::PairInject { pair, bytes: Vec::new(), len, finish }, &[memory.as_fd()])
     }
 
-    fn tell(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), PairError> {
+    pub(crate) fn tell(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), PairError> {
         let limit = self.inner.options.patience();
         self.reachable()?.post_surely(request, descriptors, limit).map_err(pair_error)
     }
@@ -429,7 +434,7 @@ impl Process {
     }
 }
 
-fn pair_error(error: OsError) -> PairError {
+pub(crate) fn pair_error(error: OsError) -> PairError {
     match error {
         OsError::AGAIN | OsError::TOOMANYREFS | OsError::NOBUFS => PairError::WouldBlock,
         OsError::PIPE | OsError::CONNRESET | OsError::NOTCONN | OsError::TIMEDOUT => {

@@ -127,6 +127,7 @@ fn a_queue_that_is_too_short_is_refused() {
         control: false,
         pairing_only: false,
         hosts_lanes: false,
+        heir: None,
     };
     stranger.say(&Request::Hello(hello), &[]);
     assert!(matches!(stranger.hear().0, Answer::Welcome(_)));

@@ -620,6 +620,71 @@ fn a_forked_child_holds_the_end_too() {
 }
 
 #[test]
+fn a_forked_child_has_what_was_kept_for_it() {
+    let node = Node::new();
+    let (process, mut actor, socket, side) = paired_with_actor(&node, "end");
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let heir = process.pair_heir().unwrap();
+    // SAFETY: as in the test above.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(ours);
+        // SAFETY: a plain call; the alarm ends a child that waits in vain.
+        unsafe { libc::alarm(60) };
+        let inherited = std::panic::catch_unwind(|| {
+            (&theirs).read_exact(&mut [0]).unwrap();
+            let own = Process::options().runtime_dir(node.path()).watcher(false).heir(&heir);
+            let own = own.open().unwrap();
+            drop(heir);
+            assert!(own.has_inherited());
+            (&theirs).write_all(b"h").unwrap();
+            (&theirs).read_exact(&mut [0]).unwrap();
+        });
+        // SAFETY: ends the child without running the test program's exit handlers.
+        unsafe { libc::_exit(i32::from(inherited.is_err())) };
+    }
+    drop((theirs, heir));
+    ours.set_read_timeout(Some(FOREVER)).unwrap();
+    // The parent lets go before the child has said anything: the peer sees nothing of that.
+    process.pair_drop(side.pair).unwrap();
+    until("dropped", || process.processes().is_ok());
+    drop((process, side, socket));
+    actor.tell("export");
+    actor.hear();
+    assert_eq!(node.status()["pairs"], 1);
+    for byte in [b"x", b"y"] {
+        ours.write_all(byte).unwrap();
+        if byte == b"x" {
+            ours.read_exact(&mut [0]).unwrap();
+            assert_eq!(node.status()["pairs"], 1);
+        }
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child that was forked above.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(status, 0);
+    actor.tell("drop");
+    until("pair gone", || node.status()["pairs"] == 0);
+}
+
+#[test]
+fn what_was_kept_for_a_child_goes_with_it_or_as_it_says() {
+    let node = Node::new();
+    let (process, mut actor, socket, side) = paired_with_actor(&node, "end");
+    let [first, second] = [(); 2].map(|()| process.pair_heir().unwrap());
+    process.pair_drop(side.pair).unwrap();
+    first.pair_drop(side.pair, false).unwrap();
+    until("dropped", || process.processes().is_ok());
+    drop((process, side, socket));
+    assert_eq!(node.status()["pairs"], 1);
+    // Nobody has the second any more, as if the child had been killed: the service's is the last descriptor of our end.
+    drop(second);
+    actor.tell("eof");
+    assert_eq!(actor.hear(), "eof");
+    drop(first);
+}
+
+#[test]
 fn polled_mode_starts_no_thread() {
     let node = Node::new();
     let mut actor = node.actor("polled", "");

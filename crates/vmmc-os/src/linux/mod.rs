@@ -50,7 +50,10 @@ pub use memory::{
     reserve_memory, seal_read_only, write_memory,
 };
 pub use memory_watch::MemoryWatch;
-pub use packet::{Received, accept_packets, connect_packets, listen_packets, receive, send};
+pub use packet::{
+    Received, accept_packets, connect_packets, is_packet_socket, listen_packets, packet_pair,
+    receive, send,
+};
 pub use pin::{PinError, is_pinned, pin, pin_limit, pinned_bytes, total_memory, unpin};
 pub use poller::{Poller, Readiness};
 pub use private::{ForkMark, PrivateMemory};

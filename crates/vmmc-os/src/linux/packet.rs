@@ -9,6 +9,7 @@ use rustix::fs::Mode;
 use rustix::net::{
     self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    sockopt,
 };
 
 use crate::{Descriptor, OsError};
@@ -59,6 +60,22 @@ pub fn listen_packets(path: &Path, all_users: bool) -> Result<Descriptor, OsErro
 pub fn accept_packets(listener: impl AsFd) -> Result<Descriptor, OsError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     net::accept_with(listener, flags).map(Descriptor::from)
+}
+
+/// Two sockets that are connected with each other; neither blocks.
+///
+/// # Errors
+/// When descriptors or memory are exhausted.
+pub fn packet_pair() -> Result<(Descriptor, Descriptor), OsError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (one, other) = net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok((one.into(), other.into()))
+}
+
+/// Whether a descriptor is such a socket. Waits for nobody.
+pub fn is_packet_socket(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
 }
 
 /// Sends one packet, whole or not at all, without blocking and without SIGPIPE.

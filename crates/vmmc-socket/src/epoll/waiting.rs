@@ -77,7 +77,7 @@ impl Waiting {
         let first = match slept {
             None => {
                 signals::forget_handled();
-                if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+                if crate::layer::has_mail() {
                     lift::progress();
                 }
                 Ok(None)
@@ -216,7 +216,7 @@ impl Waiting {
             self.on_return(registrations, goes);
         });
         let count = outcome?;
-        if crate::layer::process().is_some_and(vmmc::Process::has_mail) {
+        if crate::layer::has_mail() {
             lift::progress();
         }
         let found = self.set.with(|registrations| sort_out(registrations, self.out, count));

@@ -36,6 +36,7 @@ impl Stranger {
             control: false,
             pairing_only: false,
             hosts_lanes: false,
+            heir: None,
         };
         stranger.say(&Request::Hello(hello), &[]);
         assert!(matches!(stranger.hear().0, Answer::Welcome(_)));
