@@ -144,8 +144,15 @@ fn end_on_tcp(fd: i32, slot: &Slot) {
     if kernel::unread(fd) > 0 || wants_reset(fd) {
         reset(fd);
     } else {
-        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        end_as_close_does(fd, slot.inward.way());
     }
+}
+
+/// The service closes its duplicate a moment later; until then the kernel shall do as if nobody had the socket: what the peer reads finds
+/// the end, and what it writes is answered by a reset. Where the receiving direction is on TCP for good, others may still read from it.
+fn end_as_close_does(fd: i32, inward: Way) {
+    let how = if inward == Way::Lowered { libc::SHUT_WR } else { libc::SHUT_RDWR };
+    let _ = kernel::call!(SYS_shutdown, fd, how);
 }
 
 /// Whether the program has asked for a reset in place of an end.
@@ -228,13 +235,12 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
             let _ = repeat::freeze_and_repeat(fd, slot, local, ends);
         }
         if !lingers {
-            // The service closes its duplicate a moment later; what the peer writes until then must find the end before it.
-            let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+            end_as_close_does(fd, inward);
         }
     } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot)
         || is_handed_over(slot, outward, ends)
     {
-        let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
+        end_as_close_does(fd, inward);
     }
     if inward != Way::Lowered {
         ends.theirs.tell(CLOSED);

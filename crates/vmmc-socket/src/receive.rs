@@ -98,6 +98,18 @@ enum Step {
     Bytes(usize, Beyond),
     End,
     Nothing,
+    /// An error, which is the next call's: this one has bytes to return.
+    Later,
+}
+
+/// What a look needs to know of the call that it is for.
+#[derive(Clone, Copy)]
+struct Call {
+    flags: i32,
+    /// It is the first look.
+    begins: bool,
+    /// Earlier ones gave bytes.
+    has_some: bool,
 }
 
 impl Transfer for Receiving<'_> {
@@ -110,9 +122,9 @@ impl Transfer for Receiving<'_> {
             }
             // SAFETY: the pieces are valid (promised to `receive`).
             let step = unsafe {
-                let (pieces, begins) = (&self.pieces, self.wait.begins());
-                let local = local::get(self.index);
-                step(self.fd, self.index, slot, local, pieces, self.flags, begins)
+                let (begins, has_some) = (self.wait.begins(), self.got > 0);
+                let call = Call { flags: self.flags, begins, has_some };
+                step(self.fd, self.index, slot, local::get(self.index), &self.pieces, call)
             };
             if slot.inward.way() == Way::Lowered {
                 lower::settle(self.fd, self.index);
@@ -125,6 +137,7 @@ impl Transfer for Receiving<'_> {
                         return Route::Done(Ok(self.got));
                     }
                 }
+                Ok(Step::Later) => return Route::Done(Ok(self.got)),
                 Ok(Step::End) => {
                     family::outlive_no_goodbye();
                     return Route::Done(Ok(self.got));
@@ -204,9 +217,9 @@ unsafe fn step(
     slot: &Slot,
     local: &Local,
     pieces: &Pieces<'_>,
-    flags: i32,
-    begins: bool,
+    call: Call,
 ) -> Result<Step, Errno> {
+    let Call { flags, begins, has_some } = call;
     let held = slot.inward.lock.hold();
     if begins {
         held.forget_handled();
@@ -271,6 +284,10 @@ unsafe fn step(
                 }
                 if cork::end_lets_go(fd, ends) {
                     continue;
+                }
+                // A peer that resets says so here after it has: the error is there to be seen.
+                if has_some && kernel::unread(fd) == 0 && has_error(fd) {
+                    return Ok(Step::Later);
                 }
                 // TCP has something to say: the end of a peer that could not say it in the ring, an error, or (after a
                 // freeze that happens just now, or by a call that nobody saw) bytes.
@@ -514,8 +531,11 @@ fn has_ended(fd: i32, slot: &Slot) -> bool {
 /// Whether receiving from `fd` would give nothing but an error: a call that has received something leaves that to the next.
 #[cold]
 pub fn only_error_left(fd: i32) -> bool {
-    unread(fd).unwrap_or_else(|| kernel::unread(fd)) == 0
-        && kernel::pending(fd, 0) & libc::POLLERR != 0
+    unread(fd).unwrap_or_else(|| kernel::unread(fd)) == 0 && has_error(fd)
+}
+
+fn has_error(fd: i32) -> bool {
+    kernel::pending(fd, 0) & libc::POLLERR != 0
 }
 
 /// Whether the next byte of `fd` is the urgent mark, where the layer knows that it is not.

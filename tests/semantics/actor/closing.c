@@ -777,3 +777,43 @@ void scenario_first_answer_after_close(void) {
     }
     say("the first is %s, a later one %s", taken > 0 ? "taken" : "refused", taken < 1000 ? "refused" : "taken");
 }
+
+/* After the peer's end one write is taken, and answered by a reset: the next is refused, however soon it comes. */
+void scenario_writes_after_peer_closed(void) {
+    enum { ROUNDS = 60 };
+    for (int round = 0; round < ROUNDS; round++) {
+        int fd = connection();
+        if (me.client) {
+            close(fd);
+            continue;
+        }
+        expect_end(fd);
+        for (int n = 0; n < 3; n++) {
+            T(send(fd, "x", 1, MSG_NOSIGNAL));
+            usleep(3000);
+        }
+        close(fd);
+    }
+}
+
+/* The peer resets the connection while a call waits for more than has come: it returns what there is, and the next call has the error. */
+void scenario_reset_while_waiting_for_all(void) {
+    enum { ROUNDS = 60 };
+    char buffer[1000];
+    for (int round = 0; round < ROUNDS; round++) {
+        int fd = connection();
+        if (me.client) {
+            await_readable(fd, 6);
+            put_text(fd, "some");
+            for (int turns = round % 8; turns > 0; turns--)
+                sched_yield();
+            close(fd);
+            continue;
+        }
+        put_text(fd, "unread");
+        T(recv(fd, buffer, sizeof buffer, MSG_WAITALL));
+        T(recv(fd, buffer, sizeof buffer, MSG_WAITALL));
+        T(recv(fd, buffer, sizeof buffer, 0));
+        close(fd);
+    }
+}

@@ -131,6 +131,8 @@ macro_rules! for_every_scenario {
             half_close: Warm;
             half_close_of_the_new: Cold;
             first_answer_after_close: Cold;
+            writes_after_peer_closed: Warm;
+            reset_while_waiting_for_all: Warm;
             shutdown_read: Warm;
             shutdown_both: Warm;
             shutdown_both_then_lower_unread: Warm;
