@@ -22,6 +22,8 @@ mod aio;
 mod boundary;
 mod bytes;
 mod cancellation;
+#[cfg(target_arch = "x86_64")]
+mod deep;
 mod descriptors;
 mod limits;
 mod loans;

@@ -11,6 +11,7 @@ mod containers;
 mod cpython;
 mod daemons;
 mod databases;
+mod deep_libraries;
 mod disabled;
 mod echo;
 mod explain;
