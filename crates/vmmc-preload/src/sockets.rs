@@ -13,12 +13,13 @@ fn accepted(listener: c_int, fd: c_int, nonblocking: bool) {
 
 /// What a connection has from the socket that it came by and no ring follows, and how it is unless the program sets it. `SO_ZEROCOPY`
 /// is none: it only lets calls have a flag, which lowers.
-const HANDED_DOWN: [(c_int, c_int); 5] = [
+const HANDED_DOWN: [(c_int, c_int); 6] = [
     (libc::SO_RCVLOWAT, 1),
     (libc::SO_TIMESTAMP, 0),
     (libc::SO_TIMESTAMPNS, 0),
     (libc::SO_TIMESTAMPING, 0),
     (libc::SO_PEEK_OFF, -1),
+    (libc::SO_MAX_PACING_RATE, -1),
 ];
 
 /// The program has set some of it on a socket without a peer.
@@ -165,28 +166,6 @@ pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int 
 /// `asm-generic/sockios.h`; the libc crate does not have it.
 const SIOCATMARK: c_ulong = 0x8905;
 
-/// Options that change what is received or how in a way that the ring does not follow.
-fn not_carried(level: c_int, name: c_int) -> bool {
-    const TCP_ULP: c_int = 31;
-    match level {
-        libc::SOL_SOCKET => matches!(
-            name,
-            libc::SO_TIMESTAMP
-                | libc::SO_TIMESTAMPNS
-                | libc::SO_TIMESTAMPING
-                | libc::SO_RCVLOWAT
-                | libc::SO_ZEROCOPY
-                | libc::SO_PEEK_OFF
-        ),
-        libc::IPPROTO_TCP => matches!(name, TCP_ULP | libc::TCP_REPAIR),
-        _ => false,
-    }
-}
-
-/// Options that set how large the send buffer is, and whether it stays so.
-const SIZE_OF_SEND_BUFFER: [c_int; 3] =
-    [libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, vmmc_socket::SO_BUF_LOCK];
-
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn setsockopt(
     fd: c_int,
@@ -196,19 +175,13 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     len: socklen_t,
 ) -> c_int {
     let native = next!(setsockopt: fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int);
-    if not_carried(level, name) {
+    if vmmc_socket::is_not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
         mind_handing_down(fd, level, name);
     }
     let done = native(fd, level, name, value, len);
-    if done == 0 && level == libc::IPPROTO_TCP && name == vmmc_socket::TCP_INQ {
-        catch((), || keep_errno(|| vmmc_socket::left_is_told_or_not(fd)));
-    }
-    if done == 0 && level == libc::IPPROTO_TCP {
-        catch((), || keep_errno(|| vmmc_socket::option_is_set(fd, name)));
-    }
-    if done == 0 && level == libc::SOL_SOCKET && SIZE_OF_SEND_BUFFER.contains(&name) {
-        catch((), || keep_errno(|| vmmc_socket::send_buffer_is_set(fd)));
+    if done == 0 {
+        catch((), || keep_errno(|| vmmc_socket::option_is_set(fd, level, name)));
     }
     done
 }

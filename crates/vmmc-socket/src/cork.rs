@@ -15,11 +15,8 @@ pub(crate) fn learn(fd: i32, slot: &Slot) {
     slot.corked.store(on == Some(1), Ordering::Relaxed);
 }
 
-/// The program has set an option of TCP's on `fd`.
-pub fn option_is_set(fd: i32, name: i32) {
-    if !matches!(name, libc::TCP_CORK | libc::TCP_NODELAY) {
-        return;
-    }
+/// The program has set an option that holds bytes back, or sends them (`TCP_CORK`, `TCP_NODELAY`).
+pub(crate) fn option_is_set(fd: i32, name: i32) {
     let Some(index) = descriptor::connection(fd) else { return };
     let (slot, local) = (slot::get(index), local::get(index));
     let _held = slot.outward.lock.hold();

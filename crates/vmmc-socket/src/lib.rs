@@ -48,6 +48,7 @@ mod lock;
 mod lower;
 mod members;
 mod message;
+mod options;
 mod park;
 mod policy;
 mod receive;
@@ -71,7 +72,6 @@ pub mod kernel;
 pub mod readiness;
 pub mod signals;
 
-pub use cork::option_is_set;
 pub use half_close::{deafen, finish, is_over};
 pub use handing::{Handing, received};
 pub use layer::{
@@ -83,10 +83,7 @@ pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
     lower_passed,
 };
-pub use receive::{
-    Receiving, TCP_INQ, at_mark, left, left_is_told_or_not, only_error_left, receive, unread,
-};
+pub use options::{is_not_carried, option_is_set};
+pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
-pub use transmit::{
-    SO_BUF_LOCK, Sending, complete_info, send, send_buffer_is_set, send_file, unsent,
-};
+pub use transmit::{Sending, complete_info, send, send_file, unsent};

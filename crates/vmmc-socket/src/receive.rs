@@ -502,7 +502,7 @@ pub(crate) fn learn_whether_left_is_told(fd: i32, slot: &Slot) {
 }
 
 /// The program has changed `TCP_INQ` of `fd`.
-pub fn left_is_told_or_not(fd: i32) {
+pub(crate) fn left_is_told_or_not(fd: i32) {
     if let Some(index) = descriptor::connection(fd) {
         learn_whether_left_is_told(fd, slot::get(index));
     }

@@ -396,14 +396,15 @@ fn put(
 }
 
 /// Which of a socket's buffers keep the size that the program has set: `asm-generic/socket.h`, Linux 5.16; the libc crate does not have it.
-pub const SO_BUF_LOCK: i32 = 72;
+pub(crate) const SO_BUF_LOCK: i32 = 72;
 
-/// Has a stream in the bulk ring take no more, about, than the kernel would with a send buffer whose size the program has set. One that the kernel
-/// sizes itself becomes as large as that ring.
+/// What the kernel takes beside the send buffer, for the receiver's: 137 to 201 KiB, measured with 8 to 512 KiB.
+const RECEIVED: u32 = 208 << 10;
+
+/// Has a stream in the bulk ring take no more, about, than the kernel would with a send buffer whose size the program has set, or of which it
+/// has said how much may wait to be sent. One that the kernel sizes itself becomes as large as that ring.
 fn heed_send_buffer(fd: i32, slot: &Slot) {
     const SEND_BUFFER_IS_SET: u32 = 1;
-    /// What the kernel takes beside, for the receiver's buffer: 137 to 201 KiB, measured with 8 to 512 KiB.
-    const RECEIVED: u32 = 208 << 10;
     let stream = &slot.outward.stream;
     if stream.tier() != Tier::Bulk {
         return;
@@ -411,11 +412,13 @@ fn heed_send_buffer(fd: i32, slot: &Slot) {
     let option = |name| kernel::option::<u32>(fd, libc::SOL_SOCKET, name);
     let is_set = option(SO_BUF_LOCK).is_some_and(|locks| locks & SEND_BUFFER_IS_SET != 0);
     let size = if is_set { option(libc::SO_SNDBUF) } else { None };
+    let waits = kernel::option::<u32>(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT);
+    let size = size.into_iter().chain(waits.filter(|most| *most != 0)).min();
     stream.set_bound(size.and_then(|size| NonZeroU32::new(size.saturating_add(RECEIVED))));
 }
 
-/// The program has set the size of its send buffer.
-pub fn send_buffer_is_set(fd: i32) {
+/// The program has set the size of its send buffer, or how much of it may wait.
+pub(crate) fn send_buffer_is_set(fd: i32) {
     let Some(index) = descriptor::connection(fd) else { return };
     let slot = slot::get(index);
     let window = slot.outward.stream.window();
@@ -501,7 +504,8 @@ pub(crate) fn leave_ring(slot: &Slot, ends: Ends) {
     slot.outward.set_way(Way::Lowered);
 }
 
-/// Bytes sent on `fd` that the peer has not read, if the layer has to say (`SIOCOUTQ`).
+/// Bytes sent on `fd` that the peer's host has not taken, if the layer has to say (`SIOCOUTQ`): those that a kernel would keep for the peer until it
+/// reads them are not counted.
 pub fn unsent(fd: i32) -> Option<usize> {
     let index = descriptor::connection(fd)?;
     let slot = slot::get(index);
@@ -512,7 +516,10 @@ pub fn unsent(fd: i32) -> Option<usize> {
     let ends = local::get(index).ends()?;
     let mut queued = 0i32;
     let _ = kernel::call!(SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut queued);
-    Some(queued.max(0) as usize + slot.outward.stream.unread(ends.mine) as usize)
+    Some(
+        queued.max(0) as usize
+            + slot.outward.stream.unread(ends.mine).saturating_sub(RECEIVED.into()) as usize,
+    )
 }
 
 /// Adds to the kernel's answer to `TCP_INFO` what went past the kernel.

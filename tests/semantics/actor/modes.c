@@ -53,6 +53,61 @@ void scenario_outq_drains(void) {
     say("SIOCOUTQ %d SIOCOUTQNSD %d", count_of(fd, SIOCOUTQ), count_of(fd, SIOCOUTQNSD));
 }
 
+/* What the peer's host has taken is not in the queue, though its program has not read it. */
+void scenario_outq_of_unread(void) {
+    int fd = connection();
+    if (me.server) {
+        meet();
+        get_pattern(fd, 0, 20000, 0);
+        meet();
+        return;
+    }
+    put_pattern(fd, 0, 20000, 0);
+    struct timespec start = now();
+    while (count_of(fd, SIOCOUTQ) != 0 && elapsed_ms(&start) < 3000)
+        usleep(500);
+    say("SIOCOUTQ %d", count_of(fd, SIOCOUTQ));
+    meet();
+    meet();
+}
+
+/* Little may wait to be sent: beside what the peer's host takes, a send that does not wait gets rid of no more. */
+void scenario_notsent_low_water(void) {
+    int fd = connection();
+    int least = 4096;
+    if (me.server) {
+        size_t total = told();
+        get_pattern(fd, 0, total, 1);
+        meet();
+        return;
+    }
+    T(setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &least, sizeof least));
+    size_t total = fill_up(fd, 1);
+    say("taken: %s", total < 500000 ? "little" : "much");
+    struct pollfd item = {.fd = fd, .events = POLLOUT};
+    T(poll(&item, 1, 0));
+    tell(total);
+    meet();
+    T(poll(&item, 1, 3000));
+}
+
+/* A program that limits its own rate is held to it. */
+void scenario_pacing(void) {
+    enum { RATE = 2000000, BYTES = 1000000 };
+    int fd = connection();
+    unsigned rate = RATE;
+    if (me.server) {
+        get_pattern(fd, 0, BYTES, 1);
+        tell(1);
+        return;
+    }
+    T(setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof rate));
+    struct timespec start = now();
+    put_pattern(fd, 0, BYTES, 1);
+    told();
+    say("%s", elapsed_ms(&start) > 200 ? "paced" : "not paced");
+}
+
 /* A sender whose peer does not read sees its bytes in the queue, and never more than it wrote. */
 void scenario_outq_while_full(void) {
     int fd = connection();

@@ -68,6 +68,9 @@ macro_rules! for_every_scenario {
             fionread: Warm;
             outq_drains: Warm;
             outq_while_full: Warm;
+            outq_of_unread: Warm;
+            notsent_low_water: Warm;
+            pacing: Cold;
             nonblocking_ways: Warm;
             nonblocking_is_shared: Warm;
             accept4_flags: Warm;
