@@ -1,5 +1,6 @@
 //! The steps of `cargo xtask test`, in order.
 
+use std::num::NonZero;
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub(crate) fn steps(quick: bool) -> Vec<Step> {
         lints,
         release_build(),
         tests(),
+        semantics(),
         real_programs(),
         doc_tests(),
         documentation(),
@@ -58,11 +60,13 @@ fn release_build() -> Step {
     step(RELEASE_BUILD, 15, Action::Check(cargo(&["build", "--workspace", "--release"])))
 }
 
-/// Unit and integration tests with debug assertions on; the real programs have a step of their own.
+/// Unit and integration tests with debug assertions on; scenarios and real programs have steps of their own.
 fn tests() -> Step {
     let mut command = cargo(&[
         "test",
         "--workspace",
+        "--exclude",
+        "vmmc-semantics",
         "--exclude",
         "vmmc-tests",
         "--lib",
@@ -88,6 +92,15 @@ fn quick_tests() -> Step {
         "--no-fail-fast",
     ]);
     step("tests", 15, Action::Tests(command))
+}
+
+/// Every scenario in every way. Most of the time they sleep: twice as many at a time as there are processors.
+fn semantics() -> Step {
+    let mut command = cargo(&["test", "--package", "vmmc-semantics", "--no-fail-fast"]);
+    with_release_programs(&mut command);
+    let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
+    command.env("RUST_TEST_THREADS", (2 * processors).to_string());
+    Step { needs: Some(RELEASE_BUILD), ..step("socket semantics", 10, Action::Tests(command)) }
 }
 
 fn real_programs() -> Step {
