@@ -161,6 +161,19 @@ pub(crate) fn open(index: u32, fd: i32) {
     row.used.store(OPEN, Ordering::Release);
 }
 
+/// The addresses that the row has: own and peer's.
+pub(crate) fn known(index: u32) -> [Option<SocketAddr>; 2] {
+    row(index).map_or([None; 2], |row| [row.local.load(), row.peer.load()])
+}
+
+/// What [`known`] said of the row before, so that the kernel need not be asked.
+pub(crate) fn know(index: u32, [local, peer]: [Option<SocketAddr>; 2]) {
+    let Some(row) = row(index) else { return };
+    for (stored, known) in [(&row.local, local), (&row.peer, peer)] {
+        known.into_iter().for_each(|known| stored.store(known));
+    }
+}
+
 /// The program has the connection no longer as `closed`, but as `fd`.
 pub(crate) fn renumber(index: u32, closed: i32, fd: i32) {
     if let Some(row) = row(index) {

@@ -79,7 +79,10 @@ pub fn after_fork_in_child() {
     STRUCTURE.release_after_fork();
     epoll::release_after_fork(true);
     layer::forget_process();
-    let shown: Vec<_> = connections().filter(|&(fd, index)| board::shows(index, fd)).collect();
+    let shown: Vec<_> = connections()
+        .filter(|&(fd, index)| board::shows(index, fd))
+        .map(|(fd, index)| (fd, index, board::known(index)))
+        .collect();
     board::forked();
     explain::forked();
     let expected = STRUCTURE.with(|structure| {
@@ -89,9 +92,11 @@ pub fn after_fork_in_child() {
     });
     if !expected {
         local::hold_none();
+        attached().for_each(|(fd, index)| lift::hold(fd, slot::get(index), local::get(index)));
     }
-    for (fd, index) in shown {
+    for (fd, index, known) in shown {
         board::open(index, fd);
+        board::know(index, known);
         board::update(index, slot::get(index));
     }
 }
