@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, Tier, take_announcement};
 
@@ -318,12 +319,23 @@ fn look_at_peer(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
         }
         slot.outward.set_way(Way::Lowered);
     } else {
+        if slot.outward.stream.unread(ends.mine) > 0 {
+            await_reset(fd);
+        }
         // To TCP a peer that died and one whose own direction has ended there look the same: if it lives, it is told.
         lower::lower_outward(fd, slot, local, ends);
         if take_announcement(&ends.mine.reader_waiting) {
             local.ring_peer();
         }
     }
+}
+
+/// A peer that has died with bytes unread resets the connection, where it had ended its own direction a moment after that end has come to TCP:
+/// what is written in between would be taken.
+fn await_reset(fd: i32) {
+    const MOMENT: Duration = Duration::from_millis(10);
+    let mut reset = [libc::pollfd { fd, events: 0, revents: 0 }];
+    let _ = kernel::poll(&mut reset, Some(MOMENT), std::ptr::null());
 }
 
 /// Whether the peer will take nothing out of its ring any more, or may not, by what it or TCP says. Of an end that stands in
