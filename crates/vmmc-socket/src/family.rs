@@ -58,6 +58,11 @@ fn attached() -> impl Iterator<Item = (i32, u32)> {
     connections().filter(|&(_, index)| slot::get(index).phase() == Phase::Attached)
 }
 
+/// The node service knows of none of the connections that this process has.
+pub(crate) fn hold_none() {
+    connections().for_each(|(_, index)| local::get(index).held.store(false, Ordering::Release));
+}
+
 /// Before a thread is started: what is cheap in a process of one thread is done now.
 pub fn before_thread() {
     if layer::enabled() && !layer::confined() && !service::absent() {
@@ -91,7 +96,7 @@ pub fn after_fork_in_child() {
         structure.become_heir()
     });
     if !expected {
-        local::hold_none();
+        hold_none();
         attached().for_each(|(fd, index)| lift::hold(fd, slot::get(index), local::get(index)));
     }
     for (fd, index, known) in shown {

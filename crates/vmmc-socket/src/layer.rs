@@ -13,7 +13,8 @@ use crate::handing::Handing;
 use crate::slot::{self, Why};
 use crate::tenure::Seen;
 use crate::{
-    board, ending, epoll, explain, handing, kernel, lift, local, park, policy, service, spin,
+    board, ending, epoll, explain, family, handing, kernel, lift, local, park, policy, service,
+    spin,
 };
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -94,7 +95,7 @@ impl Structure {
             return None;
         };
         if forget_heir() && !process.has_inherited() {
-            local::hold_none();
+            family::hold_none();
         }
         service::present();
         let process: &'static Process = Box::leak(Box::new(process));

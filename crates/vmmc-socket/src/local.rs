@@ -132,16 +132,6 @@ pub(crate) fn get(index: u32) -> &'static Local {
     unsafe { pointer.as_ref() }.unwrap_or_else(|| make(entry))
 }
 
-/// The node service knows of none of the connections that this process has.
-pub(crate) fn hold_none() {
-    for entry in &LOCALS {
-        // SAFETY: as in `get`.
-        if let Some(local) = unsafe { entry.load(Ordering::Acquire).as_ref() } {
-            local.held.store(false, Ordering::Release);
-        }
-    }
-}
-
 #[cold]
 fn make(entry: &AtomicPtr<Local>) -> &'static Local {
     let null = || AtomicPtr::new(std::ptr::null_mut());
