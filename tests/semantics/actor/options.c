@@ -306,6 +306,11 @@ static struct tcp_info counters(int fd) {
 /* The byte counters count the program's bytes, whichever way they went. */
 void scenario_tcp_info_counts(void) {
     int fd = connection();
+    struct timespec start = now();
+    meet();
+    /* What was sent before is acknowledged, perhaps a little later. */
+    while (counters(fd).tcpi_unacked > 0 && elapsed_ms(&start) < 2000)
+        usleep(500);
     struct tcp_info before = counters(fd);
     say("state %d", before.tcpi_state);
     meet();
@@ -314,7 +319,7 @@ void scenario_tcp_info_counts(void) {
     else
         get_pattern(fd, 0, 12345, 1);
     meet();
-    struct timespec start = now();
+    start = now();
     struct tcp_info after = counters(fd);
     while (me.client && after.tcpi_bytes_acked - before.tcpi_bytes_acked < 12345 && elapsed_ms(&start) < 2000) {
         usleep(500);
