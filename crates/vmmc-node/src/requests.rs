@@ -241,11 +241,9 @@ impl Service {
         let (Some(socket), true, None) = (socket, admitted, self.clients.heir(heir, uid)) else {
             return;
         };
-        let client = Client::heir(parent, heir, socket);
-        let holds = client.holds.clone();
-        let heir = self.clients.add(client);
+        let heir = self.clients.add(Client::heir(parent, heir, socket));
         let Some(client) = self.clients.get(heir) else { return };
-        self.pairs.share(&holds, heir);
+        self.pairs.share(&client.holds, heir);
         if self.poller.add(&client.socket, SOCKET | heir.0, Readiness::READ).is_err() {
             self.doom(heir);
         }

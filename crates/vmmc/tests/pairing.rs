@@ -5,6 +5,7 @@ mod harness;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -575,44 +576,44 @@ fn a_service_that_stays_stopped_is_given_up_and_lets_go_when_it_goes_on() {
     assert_eq!(actor.hear(), "eof");
 }
 
-#[test]
-fn a_forked_child_holds_the_end_too() {
-    let node = Node::new();
-    let (process, mut actor, socket, side) = paired_with_actor(&node, "end");
-    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    // SAFETY: the child only makes library calls and system calls, writes to its pipe and exits; other threads of the
+/// A forked child does `act`, with a stream to its parent. It does not outlive the test's failure.
+fn forked(act: impl FnOnce(&UnixStream)) -> (libc::pid_t, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // SAFETY: the child only makes library calls and system calls, writes to its stream and exits; other threads of the
     // test program are not needed by what it calls, except the allocator, which libc keeps usable after fork.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // Without its copy of our end the child sees the test's failure as an end, and does not outlive it.
+        // Without its copy of our end the child sees the test's failure as an end.
         drop(ours);
         // SAFETY: a plain call; the alarm ends a child that waits in vain.
         unsafe { libc::alarm(60) };
-        let held = std::panic::catch_unwind(|| {
-            assert_eq!(process.pair_drop(side.pair), Err(PairError::Forked));
-            let again = process.reopen_after_fork().unwrap();
-            again.pair_hold(side.pair, socket.as_fd()).unwrap();
-            until("held", || again.processes().is_ok());
-            side.import.signal(16, 7).unwrap();
-            (&theirs).write_all(b"h").unwrap();
-            (&theirs).read_exact(&mut [0]).unwrap();
-        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(&theirs)));
         // SAFETY: ends the child without running the test program's exit handlers.
-        unsafe { libc::_exit(i32::from(held.is_err())) };
+        unsafe { libc::_exit(i32::from(done.is_err())) };
     }
-    drop(theirs);
     ours.set_read_timeout(Some(FOREVER)).unwrap();
-    ours.read_exact(&mut [0]).unwrap();
-    // The parent lets go: the child still holds the end, so the peer sees nothing.
+    (child, ours)
+}
+
+/// The parent lets go: the child still holds the end, so the peer sees nothing.
+fn parent_lets_go(
+    node: &Node,
+    actor: &mut harness::Actor,
+    (process, socket, side): (Process, TcpStream, Side),
+) {
     process.pair_drop(side.pair).unwrap();
     until("dropped", || process.processes().is_ok());
     drop((process, side, socket));
     actor.tell("export");
     actor.hear();
     assert_eq!(node.status()["pairs"], 1);
+}
+
+/// The child ends, and with it the pair.
+fn child_ends(node: &Node, actor: &mut harness::Actor, child: libc::pid_t, mut ours: UnixStream) {
     ours.write_all(b"x").unwrap();
     let mut status = 0;
-    // SAFETY: waits for the child that was forked above.
+    // SAFETY: waits for a child of this process's.
     unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(status, 0);
     actor.tell("drop");
@@ -620,51 +621,43 @@ fn a_forked_child_holds_the_end_too() {
 }
 
 #[test]
+fn a_forked_child_holds_the_end_too() {
+    let node = Node::new();
+    let (process, mut actor, socket, side) = paired_with_actor(&node, "end");
+    let (child, mut ours) = forked(|mut theirs| {
+        assert_eq!(process.pair_drop(side.pair), Err(PairError::Forked));
+        let again = process.reopen_after_fork().unwrap();
+        again.pair_hold(side.pair, socket.as_fd()).unwrap();
+        until("held", || again.processes().is_ok());
+        side.import.signal(16, 7).unwrap();
+        theirs.write_all(b"h").unwrap();
+        theirs.read_exact(&mut [0]).unwrap();
+    });
+    ours.read_exact(&mut [0]).unwrap();
+    parent_lets_go(&node, &mut actor, (process, socket, side));
+    child_ends(&node, &mut actor, child, ours);
+}
+
+#[test]
 fn a_forked_child_has_what_was_kept_for_it() {
     let node = Node::new();
     let (process, mut actor, socket, side) = paired_with_actor(&node, "end");
-    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let heir = process.pair_heir().unwrap();
-    // SAFETY: as in the test above.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        drop(ours);
-        // SAFETY: a plain call; the alarm ends a child that waits in vain.
-        unsafe { libc::alarm(60) };
-        let inherited = std::panic::catch_unwind(|| {
-            (&theirs).read_exact(&mut [0]).unwrap();
-            let own = Process::options().runtime_dir(node.path()).watcher(false).heir(&heir);
-            let own = own.open().unwrap();
-            drop(heir);
-            assert!(own.has_inherited());
-            (&theirs).write_all(b"h").unwrap();
-            (&theirs).read_exact(&mut [0]).unwrap();
-        });
-        // SAFETY: ends the child without running the test program's exit handlers.
-        unsafe { libc::_exit(i32::from(inherited.is_err())) };
-    }
-    drop((theirs, heir));
-    ours.set_read_timeout(Some(FOREVER)).unwrap();
-    // The parent lets go before the child has said anything: the peer sees nothing of that.
-    process.pair_drop(side.pair).unwrap();
-    until("dropped", || process.processes().is_ok());
-    drop((process, side, socket));
-    actor.tell("export");
-    actor.hear();
+    let (child, mut ours) = forked(|mut theirs| {
+        theirs.read_exact(&mut [0]).unwrap();
+        let own = Process::options().runtime_dir(node.path()).watcher(false).heir(&heir);
+        let own = own.open().unwrap();
+        assert!(own.has_inherited());
+        theirs.write_all(b"h").unwrap();
+        theirs.read_exact(&mut [0]).unwrap();
+    });
+    drop(heir);
+    // Before the child has said anything.
+    parent_lets_go(&node, &mut actor, (process, socket, side));
+    ours.write_all(b"x").unwrap();
+    ours.read_exact(&mut [0]).unwrap();
     assert_eq!(node.status()["pairs"], 1);
-    for byte in [b"x", b"y"] {
-        ours.write_all(byte).unwrap();
-        if byte == b"x" {
-            ours.read_exact(&mut [0]).unwrap();
-            assert_eq!(node.status()["pairs"], 1);
-        }
-    }
-    let mut status = 0;
-    // SAFETY: waits for the child that was forked above.
-    unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(status, 0);
-    actor.tell("drop");
-    until("pair gone", || node.status()["pairs"] == 0);
+    child_ends(&node, &mut actor, child, ours);
 }
 
 #[test]
