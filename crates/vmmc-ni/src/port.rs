@@ -130,11 +130,13 @@ impl Peer {
 impl<F: Fabric> Port<F> {
     /// A port with one fabric for each path; at most 64.
     pub fn new(fabrics: Vec<F>) -> Self {
+        // First of all: if there is no memory, nothing else is to be dropped. A program that never has links then needs no code of theirs.
+        let buffer = vec![0; BUFFER];
         Self {
             fabrics,
             places: Vec::new(),
             free: Vec::new(),
-            buffer: vec![0; BUFFER],
+            buffer,
             held: None,
             answers_later: false,
             restless: true,

@@ -17,6 +17,7 @@
 #![allow(missing_docs, reason = "the functions are documented in the C library's manual")]
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 mod aio;
 mod boundary;
@@ -77,7 +78,15 @@ extern "C" fn at_exit(_: *mut c_void) {
 }
 
 extern "C" fn before_fork() {
-    boundary::catch((), vmmc_socket::family::before_fork);
+    /// From its third child on a process is taken for one that forks all the time; a shell mostly becomes another program before.
+    const MANY: u32 = 2;
+    static FORKS: AtomicU32 = AtomicU32::new(0);
+    boundary::catch((), || {
+        if FORKS.fetch_add(1, Ordering::Relaxed) == MANY {
+            boundary::look_up_all();
+        }
+        vmmc_socket::family::before_fork();
+    });
 }
 
 extern "C" fn in_parent() {

@@ -35,6 +35,8 @@ const SETS: usize = 8 * 1024;
 
 static TABLE: [AtomicPtr<Set>; SETS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; SETS];
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// No entry from here on was ever made.
+static TOP: AtomicU32 = AtomicU32::new(0);
 
 /// One epoll object of the program.
 #[derive(Debug)]
@@ -148,6 +150,7 @@ pub fn created(fd: i32) {
                 drop(unsafe { Box::from_raw(fresh) });
                 continue;
             }
+            TOP.fetch_max(number + 1, Ordering::AcqRel);
         }
         let Some(set) = set(number) else { continue };
         if set.descriptors.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -431,8 +434,9 @@ pub fn lower_set(fd: i32) {
 }
 
 fn sets() -> impl Iterator<Item = &'static Set> {
+    let made = TABLE.iter().take(TOP.load(Ordering::Acquire) as usize);
     // SAFETY: entries are null or come from a leaked box.
-    TABLE.iter().filter_map(|entry| unsafe { entry.load(Ordering::Acquire).as_ref() })
+    made.filter_map(|entry| unsafe { entry.load(Ordering::Acquire).as_ref() })
 }
 
 /// Keeps all sets still while the process forks.

@@ -198,10 +198,15 @@ enum What {
 }
 
 fn what_is(fd: i32) -> Option<What> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
-    match link.to_str()? {
-        "anon_inode:[eventpoll]" | "anon_inode:[io_uring]" => Some(What::Hidden),
-        link => link.starts_with("socket:").then_some(What::Socket),
+    match kernel::file_type(fd)? {
+        libc::S_IFSOCK => Some(What::Socket),
+        // Files that are no files have no type; only their name tells what they are, and takes longer to make.
+        0 => {
+            let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+            let hidden = ["anon_inode:[eventpoll]", "anon_inode:[io_uring]"];
+            hidden.iter().any(|name| link.as_os_str() == *name).then_some(What::Hidden)
+        }
+        _ => None,
     }
 }
 

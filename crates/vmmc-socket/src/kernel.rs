@@ -244,6 +244,11 @@ pub fn process_id() -> u32 {
     call!(SYS_getpid).unwrap_or(1) as u32
 }
 
+/// This process's parent; 0: one that has no id in this process's namespace.
+pub(crate) fn parent_id() -> u32 {
+    call!(SYS_getppid).unwrap_or_default() as u32
+}
+
 /// The namespace of this process's id; 0: it cannot be known.
 pub(crate) fn process_namespace() -> u64 {
     number_in(c"/proc/self/ns/pid")
@@ -260,6 +265,14 @@ fn number_in(link: &std::ffi::CStr) -> u64 {
     let read = call!(SYS_readlinkat, libc::AT_FDCWD, link.as_ptr(), name.as_mut_ptr(), name.len());
     let digits = name[..read.unwrap_or(0)].iter().filter(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
+}
+
+/// What kind of file a descriptor is of: one of `S_IFMT`, or 0.
+pub(crate) fn file_type(fd: i32) -> Option<u32> {
+    let mut about = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    call!(SYS_fstat, fd, about.as_mut_ptr()).ok()?;
+    // SAFETY: zeroes are such a value, and so is what the kernel has written.
+    Some(unsafe { about.assume_init() }.st_mode & libc::S_IFMT)
 }
 
 /// Whether a thread or process of this id exists.

@@ -83,14 +83,13 @@ impl Structure {
             .place(service::place().clone())
             .start_service(false)
             .watcher(false)
-            .pairing_only(true)
             .descriptor_floor(floor())
             .name(&program_name());
         let options = match heir() {
             Some(heir) => options.heir(heir),
             None => options,
         };
-        let Ok(process) = options.open() else {
+        let Ok(process) = options.open_for_pairing() else {
             service::missing();
             return None;
         };

@@ -154,11 +154,24 @@ impl Members {
         let place = CHILD.swap(NOWHERE, Ordering::Relaxed);
         PLACE.store(place, Ordering::Relaxed);
         let Some(own) = self.lives.get(place as usize) else { return };
-        // Not by a call that the program would not make, where that could end it.
-        let here = if layer::confined() { 0 } else { kernel::process_namespace() };
-        let known = here != 0 && here == self.namespace.load(Ordering::Relaxed);
-        let state = if known { State::Living } else { State::Afar };
+        let state =
+            if self.is_at_home(own.load(Ordering::Relaxed)) { State::Living } else { State::Afar };
         own.store(life(state, kernel::process_id()), Ordering::Release);
+    }
+
+    /// Whether this child, just born to a place taken so, is where the family's process numbers are.
+    fn is_at_home(&self, taken: u64) -> bool {
+        // Not by calls that the program would not make, where they could end it.
+        if layer::confined() {
+            return false;
+        }
+        // Of a parent in another namespace there is no number here. To look at `/proc` takes ten times as long.
+        let parent = kernel::parent_id();
+        if is(taken, State::Unborn) && parent != 0 && parent == taken as u32 {
+            return true;
+        }
+        let here = kernel::process_namespace();
+        here != 0 && here == self.namespace.load(Ordering::Relaxed)
     }
 
     /// Whether this process has a place, and a number that means the same to the others.

@@ -12,9 +12,10 @@
 //! ([`vmmc_shm::lane`]), and the import goes on through the services.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use vmmc_link::{Binding, Config, Event as LinkEvent, Keys, Recovery, Secret, Time};
@@ -57,8 +58,11 @@ pub(crate) struct Lanes {
     /// Set before there is anything to poll.
     mark: OnceLock<ForkMark>,
     floor: i32,
+    /// Alone leads to the code of the engine; see [`Lanes::none`].
+    engine: Option<&'static Engine>,
     started: Instant,
-    state: Mutex<State>,
+    /// Dropped by the engine.
+    state: Mutex<ManuallyDrop<State>>,
     /// Lanes of this process's imports, by handle.
     lanes: Mutex<HashMap<u64, Arc<Lane>>>,
     /// When an import whose lane has ended may ask for another, and how long it waits then.
@@ -86,6 +90,15 @@ pub(crate) struct Lanes {
     /// Where it tells of its paths, once that is announced; and when it did last, in nanoseconds since `started`.
     board: OnceLock<Mapping>,
     told: AtomicU64,
+}
+
+/// What is reached by pointers alone, so that the linker can leave it out.
+#[derive(Debug)]
+struct Engine {
+    /// Takes messages about lanes. Nothing else ever gives a process a link.
+    take: fn(&Arc<Lanes>, Answer, Vec<Descriptor>),
+    give_back: fn(&mut State, &Lane),
+    end: fn(&mut ManuallyDrop<State>),
 }
 
 #[derive(Debug)]
@@ -132,6 +145,15 @@ impl State {
         attended && self.port.attend(false)
     }
 
+    /// The import of a lane is given back.
+    fn give_back(&mut self, lane: &Lane) {
+        if self.here.forget(lane)
+            && let Some(link) = self.port.link(lane.number)
+        {
+            let _ = link.close_import(lane.import);
+        }
+    }
+
     /// Sends what was commanded, at once.
     pub(crate) fn push(&mut self, now: Time) {
         self.port.push(now, &mut self.here);
@@ -140,16 +162,34 @@ impl State {
 
 impl Lanes {
     pub(crate) fn new(floor: i32) -> Self {
+        const ENGINE: Engine = Engine {
+            take: Lanes::take_up,
+            give_back: State::give_back,
+            // SAFETY: called once, by the drop of the `Lanes`, after which nobody sees the state.
+            end: |state| unsafe { ManuallyDrop::drop(state) },
+        };
+        Self::with(floor, Some(&ENGINE))
+    }
+
+    /// For a process that never has lanes. Nothing in it leads to the engine, so the linker leaves the code of packets and keys, and their
+    /// tables, out of a library that opens VMMC only so.
+    pub(crate) fn none(floor: i32) -> Self {
+        Self::with(floor, None)
+    }
+
+    fn with(floor: i32, engine: Option<&'static Engine>) -> Self {
         Self {
             mark: OnceLock::new(),
             floor,
+            engine,
             started: Instant::now(),
-            state: Mutex::new(State {
-                port: Port::new(Vec::new()),
-                here: Here::default(),
+            // The port last: what came after it would drop it, should it panic.
+            state: Mutex::new(ManuallyDrop::new(State {
                 looks: 0,
                 sleepers: 0,
-            }),
+                here: Here::default(),
+                port: Port::new(Vec::new()),
+            })),
             lanes: Mutex::default(),
             pauses: Mutex::default(),
             reachable: Mutex::default(),
@@ -195,6 +235,12 @@ impl Lanes {
 
     /// Takes a message about lanes; one that cannot be used leaves its import to the services.
     pub(crate) fn take(self: &Arc<Self>, answer: Answer, descriptors: Vec<Descriptor>) {
+        if let Some(engine) = self.engine {
+            (engine.take)(self, answer, descriptors);
+        }
+    }
+
+    fn take_up(self: &Arc<Self>, answer: Answer, descriptors: Vec<Descriptor>) {
         match answer {
             Answer::LaneSockets => self.begin(descriptors),
             Answer::LaneInlets => self.shorten(&descriptors),
@@ -378,12 +424,8 @@ impl Lanes {
     /// An import is given back.
     pub(crate) fn forget(&self, handle: u64) {
         lock(&self.pauses).remove(&handle);
-        let Some(lane) = lock(&self.lanes).remove(&handle) else { return };
-        let mut state = self.lock();
-        if state.here.forget(&lane)
-            && let Some(link) = state.port.link(lane.number)
-        {
-            let _ = link.close_import(lane.import);
+        if let (Some(engine), Some(lane)) = (self.engine, lock(&self.lanes).remove(&handle)) {
+            (engine.give_back)(&mut self.lock(), &lane);
         }
     }
 
@@ -494,7 +536,7 @@ impl Lanes {
         Time::from_nanos(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, ManuallyDrop<State>> {
         lock(&self.state)
     }
 
@@ -539,5 +581,14 @@ impl Lanes {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.bell.get().map(Event::signal);
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        // Without an engine there is nothing in it.
+        if let Some(engine) = self.engine {
+            (engine.end)(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 }

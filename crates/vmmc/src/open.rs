@@ -116,13 +116,6 @@ impl OpenOptions {
         self
     }
 
-    /// The process will only export and pair: the service refuses it imports by name or id, and lists. For a process that
-    /// will give up rights (change its user) and keeps the connection: it cannot be used to reach what it no longer may.
-    pub fn pairing_only(mut self, only: bool) -> Self {
-        self.pairing_only = only;
-        self
-    }
-
     /// Whether the process hosts an engine of its own for what it shares with processes of other nodes: sockets and a thread, once there is
     /// such an import or importer. Without, and without a [watcher](Self::watcher), the node services carry everything: that is slower. Default: yes.
     #[must_use]
@@ -168,7 +161,18 @@ impl OpenOptions {
     /// # Errors
     /// When there is no service and none can be started, or it is not ours, or does not answer.
     pub fn open(self) -> Result<Process, OpenError> {
-        Process::with_options(self)
+        Process::with_options(self, Lanes::new)
+    }
+
+    /// Opens VMMC in a process that will only export and pair: the service refuses it imports by name or id, and lists. For one that
+    /// will give up rights (change its user) and keeps the connection, which cannot be used to reach what it no longer may; and for
+    /// a library that shall be small: such a process hosts no engine.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`].
+    pub fn open_for_pairing(mut self) -> Result<Process, OpenError> {
+        self.pairing_only = true;
+        Process::with_options(self, Lanes::none)
     }
 
     pub(crate) fn meeting(&self) -> ServicePlace {

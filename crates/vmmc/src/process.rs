@@ -208,7 +208,8 @@ impl Process {
     /// See [`OpenError`].
     pub fn reopen_after_fork(&self) -> Result<Self, OpenError> {
         // Takes no lock of the old value: another thread of the parent may have held it at the fork.
-        Self::with_options(self.inner.options.clone())
+        let options = self.inner.options.clone();
+        if options.pairing_only { options.open_for_pairing() } else { options.open() }
     }
 
     /// Polled mode, after [`crate::PairingEvent::ServiceLost`]: connects to a new service, if there is one, announces the exports
@@ -234,8 +235,11 @@ impl Process {
         fds
     }
 
-    pub(crate) fn with_options(options: OpenOptions) -> Result<Self, OpenError> {
-        let lanes = Arc::new(Lanes::new(options.descriptor_floor));
+    pub(crate) fn with_options(
+        options: OpenOptions,
+        lanes: fn(RawFd) -> Lanes,
+    ) -> Result<Self, OpenError> {
+        let lanes = Arc::new(lanes(options.descriptor_floor));
         let connection = Arc::new(options.connect(&lanes, options.start_service, None)?);
         let mail = Mail::new();
         mail.attach(&connection);
