@@ -196,8 +196,9 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         let switched = ends.mine.switch_offset().is_some() && inward != Way::Lowered;
         switched && slot.inward.stream.unread(ends.mine) > 0
     };
-    // Never lowered, so nobody has it but this process and, a moment longer, the service.
-    let is_own = inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring);
+    let handed_over = is_handed_over(slot, outward, ends);
+    // Never lowered by this side, so nobody has it but this process and, a moment longer, the service.
+    let is_own = inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) || handed_over;
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)
         && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
@@ -237,9 +238,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         if !lingers {
             end_as_close_does(fd, inward);
         }
-    } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot)
-        || is_handed_over(slot, outward, ends)
-    {
+    } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot) || handed_over {
         end_as_close_does(fd, inward);
     }
     if inward != Way::Lowered {

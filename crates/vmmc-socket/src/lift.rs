@@ -10,7 +10,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
-use vmmc::stream::{READY, Tier};
+use vmmc::stream::{HANDED, READY, Tier};
 use vmmc::{BrokenReason, Networks, PairError, PairMemory, PairingEvent, Process, ProcessId};
 
 use crate::descriptor::{self, Kind};
@@ -467,7 +467,11 @@ fn handed(index: u32, serial: u32) {
         return;
     }
     match local.ends() {
-        Some(ends) => transmit::leave_ring(slot, ends),
+        Some(ends) => {
+            // As if the peer had said so itself: whoever closes the connection has to know.
+            ends.mine.tell(HANDED);
+            transmit::leave_ring(slot, ends);
+        }
         None => slot.outward.set_way(Way::Lowered),
     }
     if slot.finished.load(Ordering::Relaxed) {

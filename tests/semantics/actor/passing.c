@@ -210,3 +210,46 @@ void scenario_pass_to_itself(void) {
     T(close(twin));
     meet();
 }
+
+/* Passed with bytes unread, which go back to TCP on the way; the peer has everything done and closes. The next call knows. */
+static void close_after_passing(bool unread) {
+    enum { ROUNDS = 40 };
+    for (int round = 0; round < ROUNDS; round++) {
+        int fd = connection();
+        if (me.client) {
+            put_text(fd, "unread");
+            meet();
+            meet();
+            close(fd);
+            meet();
+            continue;
+        }
+        int ends[2];
+        if (unread)
+            put_text(fd, "unread");
+        meet();
+        await_readable(fd, 6);
+        socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+        send_descriptor(ends[0], fd);
+        close(receive_descriptor(ends[1]));
+        close(ends[0]);
+        close(ends[1]);
+        meet();
+        meet();
+        if (unread) {
+            T(send(fd, "x", 1, MSG_NOSIGNAL));
+        } else {
+            T(shutdown(fd, SHUT_RDWR));
+            T(shutdown(fd, SHUT_WR));
+        }
+        close(fd);
+    }
+}
+
+void scenario_closed_after_passing(void) {
+    close_after_passing(false);
+}
+
+void scenario_reset_after_passing(void) {
+    close_after_passing(true);
+}

@@ -255,6 +255,8 @@ macro_rules! for_every_scenario {
             pass_and_close: Warm;
             pass_while_peer_is_stopped: Warm;
             pass_to_itself: Warm;
+            closed_after_passing: Warm;
+            reset_after_passing: Warm;
             // handing.c
             lifted_after_exec: Warm;
             lifted_in_child_program: Warm;
