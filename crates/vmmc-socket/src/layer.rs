@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
-use vmmc::{Heir, PairId, Process};
+use vmmc::{Heir, PairError, PairId, Process};
 
 use crate::bells::Bells;
 use crate::descriptor::{self, Kind};
@@ -170,28 +170,30 @@ pub(crate) fn has_mail() -> bool {
 
 /// Says to the service that this process no longer holds the end `pair`; with `linger` the peer has not read everything.
 pub(crate) fn drop_pair(pair: PairId, linger: bool) {
-    let _ = match (process(), heir()) {
-        (Some(process), _) if linger => process.pair_linger(pair),
-        (Some(process), _) => process.pair_drop(pair),
-        (None, Some(heir)) => heir.pair_drop(pair, linger),
-        (None, None) => Ok(()),
-    };
+    say(
+        |process| if linger { process.pair_linger(pair) } else { process.pair_drop(pair) },
+        |heir| heir.pair_drop(pair, linger),
+    );
 }
 
 /// As [`drop_pair`], lingering, where no memory can be taken.
 pub(crate) fn drop_pair_at_end(pair: PairId) {
-    let _ = match (process(), heir()) {
-        (Some(process), _) => process.pair_linger_at_end(pair),
-        (None, Some(heir)) => heir.pair_drop(pair, true),
-        (None, None) => Ok(()),
-    };
+    say(|process| process.pair_linger_at_end(pair), |heir| heir.pair_drop(pair, true));
 }
 
 /// Says to the service that the peer's end need not linger.
 pub(crate) fn settle_pair(pair: PairId) {
+    say(|process| process.pair_settle(pair), |heir| heir.pair_settle(pair));
+}
+
+/// Says something to the service, if there is a way to: by the connection, or by what a forked child has of its parent.
+fn say(
+    by_process: impl FnOnce(&Process) -> Result<(), PairError>,
+    by_heir: impl FnOnce(&Heir) -> Result<(), PairError>,
+) {
     let _ = match (process(), heir()) {
-        (Some(process), _) => process.pair_settle(pair),
-        (None, Some(heir)) => heir.pair_settle(pair),
+        (Some(process), _) => by_process(process),
+        (None, Some(heir)) => by_heir(heir),
         (None, None) => Ok(()),
     };
 }
