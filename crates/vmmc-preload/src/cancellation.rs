@@ -167,6 +167,7 @@ define! {
     waiting::epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int;
     sockets::socket(family: c_int, kind: c_int, protocol: c_int) -> c_int;
     sockets::shutdown(fd: c_int, how: c_int) -> c_int;
+    sockets::getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
     sockets::setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
     sockets::getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
     sockets::ioctl(fd: c_int, request: c_ulong, argument: usize) -> c_int;

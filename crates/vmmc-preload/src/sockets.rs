@@ -163,6 +163,20 @@ pub(crate) unsafe extern "C-unwind" fn shutdown(fd: c_int, how: c_int) -> c_int 
     done
 }
 
+#[inline(never)]
+pub(crate) unsafe extern "C-unwind" fn getpeername(
+    fd: c_int,
+    address: *mut sockaddr,
+    len: *mut socklen_t,
+) -> c_int {
+    let native = next!(getpeername: fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int);
+    if catch(false, || vmmc_socket::is_over_in_rings(fd)) {
+        *libc::__errno_location() = libc::ENOTCONN;
+        return -1;
+    }
+    native(fd, address, len)
+}
+
 /// `asm-generic/sockios.h`; the libc crate does not have it.
 const SIOCATMARK: c_ulong = 0x8905;
 

@@ -168,7 +168,10 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_dup => crate::descriptors::dup(fd).into(),
         libc::SYS_fcntl => crate::sockets::fcntl(fd, b as c_int, c).into(),
         libc::SYS_ioctl => crate::sockets::ioctl(fd, b as libc::c_ulong, c).into(),
-        libc::SYS_getsockname | libc::SYS_getpeername | libc::SYS_getsockopt | libc::SYS_fstat => {
+        libc::SYS_getpeername => {
+            crate::sockets::getpeername(fd, b as *mut sockaddr, c as *mut socklen_t).into()
+        }
+        libc::SYS_getsockname | libc::SYS_getsockopt | libc::SYS_fstat => {
             native(number, a, b, c, d, e, f)
         }
         _ => {

@@ -92,14 +92,24 @@ pub(crate) fn after_end(fd: i32) -> Errno {
     }
 }
 
-/// Whether both directions of `fd` have ended: such a connection is none any more to `shutdown`, but the kernel may not
-/// know of ends that stand in the rings.
+/// Whether both directions of `fd` have ended in the rings: such a connection is none any more, but the kernel may not know.
+pub fn is_over_in_rings(fd: i32) -> bool {
+    with_ends(fd, ends_are_in_rings).unwrap_or(false)
+}
+
+/// Whether both directions of the lifted connection `fd` have ended, by the rings or by TCP.
 pub fn is_over(fd: i32) -> bool {
-    let Some(index) = descriptor::connection(fd) else { return false };
-    let slot = slot::get(index);
-    let Some(pin) = local::get(index).pin() else { return false };
-    let ended = || {
-        slot.inward.way() == Way::Ring && pin.ends().mine.tail.load(Ordering::Acquire) & FIN != 0
-    };
-    slot.finished.load(Ordering::SeqCst) && ended() || tcp::over(fd)
+    with_ends(fd, |slot, ends| ends_are_in_rings(slot, ends) || tcp::over(fd)).unwrap_or(false)
+}
+
+fn with_ends<R>(fd: i32, look: impl FnOnce(&Slot, Ends) -> R) -> Option<R> {
+    let index = descriptor::connection(fd)?;
+    let pin = local::get(index).pin()?;
+    Some(look(slot::get(index), pin.ends()))
+}
+
+fn ends_are_in_rings(slot: &Slot, ends: Ends) -> bool {
+    slot.finished.load(Ordering::SeqCst)
+        && slot.inward.way() == Way::Ring
+        && ends.mine.tail.load(Ordering::Acquire) & FIN != 0
 }

@@ -72,7 +72,7 @@ pub mod kernel;
 pub mod readiness;
 pub mod signals;
 
-pub use half_close::{deafen, finish, is_over};
+pub use half_close::{deafen, finish, is_over, is_over_in_rings};
 pub use handing::{Handing, received};
 pub use layer::{
     accepted, closing, closing_between, confined, connecting, duplicated, is_connection, is_own,

@@ -129,7 +129,8 @@ fn propose(random: &mut Random, world: &World) -> Option<Step> {
         64..=71 => propose_sleep(random, world, by, &ends, &sets)?,
         72..=74 => Action::Ask {
             place: random.one_of(&ends),
-            what: random.one_of(&["fionread", "at_mark", "error", "flags", "own", "fionread"]),
+            what: random
+                .one_of(&["fionread", "at_mark", "error", "flags", "own", "peer", "fionread"]),
         },
         75..=78 => Action::Shutdown {
             place: random.one_of(&ends),

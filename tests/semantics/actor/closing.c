@@ -817,3 +817,30 @@ void scenario_reset_while_waiting_for_all(void) {
         close(fd);
     }
 }
+
+/* With both directions ended there is no peer any more. */
+void scenario_peer_name_after_both_ends(void) {
+    int fd = connection();
+    struct sockaddr_in address;
+    socklen_t length = sizeof address;
+    if (me.client) {
+        put_text(fd, "the last word");
+        T(shutdown(fd, SHUT_WR));
+        T(getpeername(fd, (struct sockaddr *)&address, &length));
+        meet();
+        T(getpeername(fd, (struct sockaddr *)&address, &length));
+        expect_end(fd);
+        T(syscall(SYS_getpeername, fd, &address, &length));
+        meet();
+        return;
+    }
+    await_readable(fd, 13);
+    T(getpeername(fd, (struct sockaddr *)&address, &length));
+    T(shutdown(fd, SHUT_WR));
+    T(getpeername(fd, (struct sockaddr *)&address, &length));
+    meet();
+    expect_text(fd, "the last word");
+    expect_end(fd);
+    T(getpeername(fd, (struct sockaddr *)&address, &length));
+    meet();
+}

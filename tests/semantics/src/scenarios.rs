@@ -135,6 +135,7 @@ macro_rules! for_every_scenario {
             half_close_of_the_new: Cold;
             first_answer_after_close: Cold;
             writes_after_peer_closed: Warm;
+            peer_name_after_both_ends: Warm;
             reset_while_waiting_for_all: Warm;
             shutdown_read: Warm;
             shutdown_both: Warm;
