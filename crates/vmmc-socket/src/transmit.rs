@@ -56,7 +56,10 @@ pub struct Sending<'a> {
 fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
     let Some(index) = descriptor::connection(fd) else { return Err(None) };
     let slot = slot::get(index);
+    // What comes behind an urgent byte must not go past the kernel: a read that began before the mark would go on behind it.
+    let urgent = flags & libc::MSG_OOB != 0 && slot.phase() != Phase::Stay;
     if slot.phase() != Phase::Attached
+        && !urgent
         && !slot.mute.load(Ordering::Acquire)
         && let Some(call) = InFlight::begin(fd, index, slot, Direction::Out)
     {

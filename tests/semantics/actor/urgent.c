@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <sys/select.h>
+#include <sys/wait.h>
 
 static int at_mark(int fd) {
     int value = -1;
@@ -91,5 +92,45 @@ void scenario_urgent_signal(void) {
     meet();
     say_poll("urgent", await_bits(fd, POLLPRI));
     say("SIGURG %d", (int)urgent_signals);
+    meet();
+}
+
+/* In a program whose connections are lifted before their first byte, an urgent byte comes while that happens. */
+int urgent_while_lifting(int rounds) {
+    int past_the_mark = 0, lost = 0;
+    for (int round = 0; round < rounds; round++) {
+        char buffer[16] = "";
+        int ends[2];
+        cold_ends(ends);
+        if (round % 2)
+            usleep(300);
+        send(ends[0], "hello", 5, MSG_OOB);
+        if (round % 4 > 1)
+            usleep(200);
+        put_text(ends[0], "world");
+        await_readable(ends[1], 4);
+        ssize_t before = recv(ends[1], buffer, 5, 0);
+        ssize_t behind = recv(ends[1], buffer + (before > 0 ? before : 0), 9, 0);
+        past_the_mark += before != 4;
+        lost += before + behind != 9 || memcmp(buffer, "hellworld", 9) != 0;
+        close(ends[0]);
+        close(ends[1]);
+    }
+    say("of %d reads %d went past the mark, %d lost bytes", rounds, past_the_mark, lost);
+    return 0;
+}
+
+void scenario_urgent_while_lifting(void) {
+    int status = -1;
+    if (me.client)
+        return meet();
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("VMMC_LIFT_AFTER", "0", 1);
+        execl(me.program, "actor", "resume", "urgent", "400", NULL);
+        _exit(127);
+    }
+    waitpid(child, &status, 0);
+    say_status("child", status);
     meet();
 }

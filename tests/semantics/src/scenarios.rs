@@ -291,6 +291,7 @@ macro_rules! for_every_scenario {
             urgent_byte: Warm;
             urgent_inline: Warm;
             urgent_signal: Warm;
+            urgent_while_lifting: Cold;
             // files.c
             sendfile: Warm;
             sendfile_nonblocking: Warm;
