@@ -128,10 +128,10 @@ impl Peer {
 }
 
 impl<F: Fabric> Port<F> {
-    /// A port with one fabric for each path; at most 64.
+    /// A port with one fabric for each path; at most 64. Without any it takes no memory.
     pub fn new(fabrics: Vec<F>) -> Self {
         // First of all: if there is no memory, nothing else is to be dropped. A program that never has links then needs no code of theirs.
-        let buffer = vec![0; BUFFER];
+        let buffer = vec![0; if fabrics.is_empty() { 0 } else { BUFFER }];
         Self {
             fabrics,
             places: Vec::new(),

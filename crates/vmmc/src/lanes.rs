@@ -586,7 +586,7 @@ impl Lanes {
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        // Without an engine there is nothing in it.
+        // Without an engine there is nothing in it, and no memory to give back.
         if let Some(engine) = self.engine {
             (engine.end)(self.state.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
