@@ -21,6 +21,7 @@ mod hot_path;
 mod in_every_way;
 mod iperf3;
 mod json;
+mod library;
 mod load;
 mod loans;
 mod many;
