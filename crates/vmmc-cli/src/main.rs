@@ -1,5 +1,6 @@
 //! The `vmmc` command: thin faces over the libraries, one module a subcommand.
 
+mod becoming;
 mod bench;
 mod doctor;
 mod node;
@@ -43,8 +44,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    if matches!(command, Command::Stat(_) | Command::Doctor(_) | Command::Utlb(_) | Command::Sim(_))
-    {
+    let only_prints = match &command {
+        Command::Stat(_) | Command::Doctor(_) | Command::Utlb(_) | Command::Sim(_) => true,
+        Command::Node(args) => !args.serves(),
+        _ => false,
+    };
+    if only_prints {
         end_with_the_reader();
     }
     match command {

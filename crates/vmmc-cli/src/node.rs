@@ -52,6 +52,13 @@ enum Action {
     },
 }
 
+impl Args {
+    /// Whether this process becomes the service.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.action, Action::Serve { .. })
+    }
+}
+
 /// How long the service may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 

@@ -2,11 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use vmmc_node::Policy;
+
+use crate::becoming::become_program;
 
 /// The program's connections to other such programs of the same user on this host (and of other users, where the host's policy
 /// lets them) go over VMMC; everything else, and
@@ -89,7 +90,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
         }
         command.env("LD_PRELOAD", preload(&library, std::env::var_os("LD_PRELOAD")));
     }
-    let error = command.exec();
+    let error = become_program(&mut command);
     let program = program.to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
         eprintln!("vmmc: {program}: no such program: check its name and PATH");

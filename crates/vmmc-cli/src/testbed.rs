@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Subcommand;
 use vmmc_testbed::{Loss, Options, Rate, Relay, Status, TestbedError};
+
+use crate::becoming::become_program;
 
 /// Several hosts on one machine: network namespaces, joined by switches. As root, or in a user namespace.
 ///
@@ -137,7 +138,7 @@ fn run_on(name: &str, node: u8, command: &[OsString]) -> ExitCode {
             return ExitCode::from(OWN_ERROR);
         }
     };
-    let error = Command::new(program).args(arguments).envs(environment).exec();
+    let error = become_program(Command::new(program).args(arguments).envs(environment));
     let program = program.to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
         eprintln!("vmmc: {program}: no such program: check its name and PATH");

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::Subcommand;
 use vmmc::utlb::trace::{Trace, VARIABLE};
 use vmmc::utlb::{Options, Policy, Replay, Replayed};
+
+use crate::becoming::become_program;
 
 /// The user-managed translation table: which pages programs look up, and what it costs.
 #[derive(Debug, clap::Args)]
@@ -114,7 +115,7 @@ fn record(output: PathBuf, command: &[OsString]) -> Result<(), String> {
     if let (None, Ok(own)) = (std::env::var_os("VMMC_NODE_PROGRAM"), std::env::current_exe()) {
         command.env("VMMC_NODE_PROGRAM", own);
     }
-    let cause = command.exec();
+    let cause = become_program(&mut command);
     Err(format!(
         "{}: cannot be executed: {cause}: check its name and PATH",
         program.to_string_lossy()

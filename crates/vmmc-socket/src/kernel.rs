@@ -68,7 +68,7 @@ pub fn send(fd: i32, pieces: &[libc::iovec], flags: i32) -> Outcome {
     call!(SYS_sendmsg, fd, &raw const message, flags | libc::MSG_NOSIGNAL)
 }
 
-fn data_message(pieces: &[libc::iovec]) -> libc::msghdr {
+pub(crate) fn data_message(pieces: &[libc::iovec]) -> libc::msghdr {
     // SAFETY: all-zero is a valid msghdr (null pointers with length zero).
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = pieces.as_ptr().cast_mut();
@@ -153,6 +153,14 @@ pub fn option<T: Copy>(fd: i32, level: i32, name: i32) -> Option<T> {
     Some(unsafe { value.assume_init() })
 }
 
+/// Has TCP acknowledge what is read without waiting for bytes that it could send along: they go another way. The peer's next small
+/// write, should it be over TCP after all, would wait some 40 ms for that (Nagle's algorithm).
+pub(crate) fn acknowledge_at_once(fd: i32) {
+    let on = 1i32;
+    let size = size_of::<i32>();
+    let _ = call!(SYS_setsockopt, fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &raw const on, size);
+}
+
 /// Has TCP send what it holds back because it is little (Nagle's algorithm, `TCP_CORK`).
 pub fn push(fd: i32) {
     let set =
@@ -170,6 +178,22 @@ pub fn unread(fd: i32) -> usize {
     let mut count = 0i32;
     let _ = call!(SYS_ioctl, fd, libc::FIONREAD, &raw mut count);
     count.max(0) as usize
+}
+
+/// As [`unread`], which ends at an urgent mark, but with what is behind that.
+pub(crate) fn unread_beyond_mark(fd: i32) -> usize {
+    let keep_inline = |on: i32| {
+        let (option, size) = (libc::SO_OOBINLINE, size_of::<i32>());
+        let _ = call!(SYS_setsockopt, fd, libc::SOL_SOCKET, option, &raw const on, size);
+    };
+    if option::<i32>(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE) != Some(0) {
+        return unread(fd);
+    }
+    // An urgent byte that the program takes with the others is none to the count.
+    keep_inline(1);
+    let count = unread(fd);
+    keep_inline(0);
+    count
 }
 
 /// Whether the program may write four bytes at `address`; whatever stands there is gone. `fd` is a TCP connection.

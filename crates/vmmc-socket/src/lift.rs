@@ -542,6 +542,7 @@ pub(crate) fn switch_outward(fd: i32, index: u32, slot: &Slot, ends: local::Ends
     let Some(written) = tcp::written(fd) else { return false };
     ends.theirs.switch.store(written + 1, Ordering::SeqCst);
     slot.outward.set_way(Way::Ring);
+    kernel::acknowledge_at_once(fd);
     board::update(index, slot);
     true
 }

@@ -2,6 +2,7 @@
 //! before, so a direction can switch at any time.
 
 use crate::kernel;
+use crate::receive::TCP_INQ;
 
 /// What is used of `struct tcp_info` (linux/tcp.h), by byte offset.
 struct Info([u8; 232]);
@@ -87,14 +88,54 @@ pub(crate) fn has_arrived(fd: i32, offset: u64) -> bool {
 pub(crate) fn owed(fd: i32, offset: u64) -> Option<u64> {
     loop {
         let before = Info::of(fd)?.received();
-        let unread = kernel::unread(fd) as u64;
+        let unread = kernel::unread_beyond_mark(fd) as u64;
         // Its state is the right one: the kernel looks at the state before it waits for the lock under which it counts, so the
         // first count may have a FIN that the first state does not know of.
         let after = Info::of(fd)?;
         if after.received() == before {
-            return offset.checked_sub(after.arrived(offset)?.checked_sub(unread)?);
+            // Whether it ended before it was reset only the kernel knows, where bytes came behind the first `offset`.
+            let over = after.state() == CLOSE && unread > 0;
+            let taken = match over.then(|| unread_and_end(fd)).flatten() {
+                Some(left) => after.received().checked_sub(left)?,
+                None => after.arrived(offset)?.checked_sub(unread)?,
+            };
+            return offset.checked_sub(taken);
         }
     }
+}
+
+/// What `TCP_INQ` tells beside bytes that are looked at: how many there are to read, and one more if the end has come behind them, which
+/// `FIONREAD` leaves out (`tcp_inq` and `tcp_inq_hint` in the kernel's `net/ipv4/tcp.c`). `None`: nothing can be read.
+fn unread_and_end(fd: i32) -> Option<u64> {
+    let tell = |on: i32| {
+        let size = size_of::<i32>();
+        let _ = kernel::call!(SYS_setsockopt, fd, libc::IPPROTO_TCP, TCP_INQ, &raw const on, size);
+    };
+    let told = kernel::option::<i32>(fd, libc::IPPROTO_TCP, TCP_INQ)?;
+    let mut byte = 0u8;
+    let pieces = [libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 }];
+    // Room for what the program has asked to be told besides.
+    let mut control = [0u64; 64];
+    let mut message = kernel::data_message(&pieces);
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    tell(1);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let looked = kernel::call!(SYS_recvmsg, fd, &raw mut message, flags);
+    tell(told);
+    looked.ok()?;
+    // SAFETY: the kernel has written whole headers, with their data, up to `msg_controllen`; `control` lives and is aligned for them.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(this) = header.as_ref() {
+            if (this.cmsg_level, this.cmsg_type) == (libc::IPPROTO_TCP, TCP_INQ) {
+                let left = libc::CMSG_DATA(header).cast::<i32>().read_unaligned();
+                return u64::try_from(left).ok();
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -180,5 +221,46 @@ mod tests {
         let mut some = [0; 400];
         passive.read_exact(&mut some).unwrap();
         assert_eq!(owed(fd, 1000), Some(600));
+        // Of the first 700, with others behind them.
+        assert_eq!(owed(fd, 700), Some(300));
+        assert_eq!(owed(fd, 399), None);
+    }
+
+    #[test]
+    fn an_end_before_a_reset_is_no_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut active = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut passive = listener.accept().unwrap().0;
+        passive.write_all(b"never read").unwrap();
+        active.write_all(&[7; 1000]).unwrap();
+        active.shutdown(Shutdown::Write).unwrap();
+        while kernel::unread(active.as_raw_fd()) == 0 {}
+        drop(active);
+        while !over(passive.as_raw_fd()) {}
+        let fd = passive.as_raw_fd();
+        assert_eq!(owed(fd, 700), Some(700));
+        passive.read_exact(&mut [0; 400]).unwrap();
+        assert_eq!(owed(fd, 700), Some(300));
+    }
+
+    #[test]
+    fn what_is_behind_an_urgent_byte_was_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut active = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut passive = listener.accept().unwrap().0;
+        active.write_all(b"first").unwrap();
+        // SAFETY: one byte, of an array.
+        let sent =
+            unsafe { libc::send(active.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+        assert_eq!(sent, 1);
+        active.write_all(b"behind").unwrap();
+        let fd = passive.as_raw_fd();
+        while kernel::unread(fd) < 5 || kernel::unread_beyond_mark(fd) < 12 {}
+        assert_eq!(owed(fd, 5), Some(5));
+        passive.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(owed(fd, 5), Some(2));
+        passive.read_exact(&mut [0; 2]).unwrap();
+        assert_eq!(owed(fd, 5), Some(0));
+        assert_eq!(kernel::option::<i32>(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE), Some(0));
     }
 }

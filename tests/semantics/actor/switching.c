@@ -197,3 +197,41 @@ void scenario_vfork_while_lifted(void) {
             close(fd);
     }
 }
+
+/* Right after a connection was lifted, before the other end has read from the ring, it goes back to TCP. */
+static int lower_while_lifting(int rounds) {
+    int wrong_end = 0, late = 0;
+    for (int round = 0; round < rounds; round++) {
+        char buffer[16] = "";
+        int ends[2], low_water = 10;
+        for (int way = 0; way < 2; way++) {
+            cold_ends(ends);
+            for (int turns = round % 7; turns > 0; turns--)
+                round_trip(ends);
+            if (way == 0) {
+                struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+                put_text(ends[0], "left");
+                connect(ends[0], &nobody, sizeof nobody);
+                wrong_end += recv(ends[1], buffer, sizeof buffer, 0) != 4 || memcmp(buffer, "left", 4) != 0;
+                wrong_end += recv(ends[1], buffer, sizeof buffer, 0) != -1 || errno != ECONNRESET;
+                wrong_end += recv(ends[1], buffer, sizeof buffer, 0) != 0;
+            } else {
+                /* A small write must not wait until the other end acknowledges an earlier one. */
+                setsockopt(ends[1], SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water);
+                put_text(ends[0], "12345");
+                usleep(3000);
+                late += recv(ends[1], buffer, 3, MSG_DONTWAIT) != 3;
+            }
+            close(ends[0]);
+            close(ends[1]);
+        }
+    }
+    say("of %d rounds %d ended otherwise, %d were late", rounds, wrong_end, late);
+    return 0;
+}
+
+void scenario_lowered_while_lifting(void) {
+    if (me.server)
+        lower_while_lifting(100);
+    meet();
+}

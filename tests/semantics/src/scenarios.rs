@@ -403,6 +403,7 @@ macro_rules! for_every_scenario {
             readable_while_lifted: Cold;
             closed_while_lifted: Cold;
             reset_while_lifted: Cold;
+            lowered_while_lifting: Cold;
             peek_while_lifted: Cold;
             vfork_while_lifted: Cold;
             vfork_with_unread_bytes: Warm;

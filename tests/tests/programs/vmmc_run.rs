@@ -33,6 +33,33 @@ fn a_program_has_no_child_that_it_did_not_start() -> Result<(), Failure> {
     Ok(())
 }
 
+/// A shell leaves a signal ignored, or a stream closed; systemd ignores broken pipes for its services.
+#[test]
+fn a_program_finds_signals_and_streams_as_they_were_left() -> Result<(), Failure> {
+    let _watchdog = Watchdog::new("vmmc run", 4 * LIMIT);
+    const SHOW: &str = "grep -E 'Sig(Ign|Blk)' /proc/self/status; ls /proc/self/fd";
+    let site = Site::new()?;
+    let told = |run: &str, left: &str| -> Result<String, Failure> {
+        let line = format!("{left}; exec {run} /bin/sh -c \"{SHOW}\"");
+        let mut shell = site.vmmc();
+        let vmmc = shell.get_program().to_owned();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &line]).env("VMMC", vmmc);
+        for (name, value) in shell.env_remove("VMMC_DISABLE").get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        Ok(Running::start(&mut command)?.succeed(LIMIT)?.stdout)
+    };
+    for left in
+        ["true", "trap '' PIPE", "trap '' PIPE USR1 HUP", "exec 0<&-", "trap '' PIPE; exec 0<&-"]
+    {
+        assert_eq!(told("$VMMC run --", left)?, told("", left)?, "after {left}");
+    }
+    Ok(())
+}
+
 #[test]
 fn options_of_the_program_are_left_to_it() -> Result<(), Failure> {
     let finished = run(&["/bin/echo", "--json", "-h", "--"])?;
