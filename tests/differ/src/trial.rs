@@ -10,6 +10,8 @@ use crate::stage::{Line, Played, Stage, StageError};
 
 /// How often a small program is tried again before it counts as equal: some differences are a matter of time.
 const TRIES: usize = 3;
+/// How often the kernel has to answer the same before a difference counts: one in 24,000 programs was the kernel's own, every third time.
+const CERTAIN: usize = 20;
 
 /// Plays programs in two ways, on stages that it keeps as long as they are good.
 #[derive(Debug)]
@@ -50,8 +52,18 @@ impl<'a> Trial<'a> {
         Trial { site, player, way, plain: None, other: None }
     }
 
-    /// Plays those steps of the program both ways.
+    /// Plays those steps of the program both ways. What differs is played on the kernel many times more before it counts.
     pub fn judge(&mut self, program: &Program, kept: &[usize]) -> Result<Verdict, StageError> {
+        let verdict = self.compare(program, kept)?;
+        if let Verdict::Differs(met) = &verdict
+            && let Some(report) = self.doubt(program, met)?
+        {
+            return Ok(Verdict::Unsteady(report));
+        }
+        Ok(verdict)
+    }
+
+    fn compare(&mut self, program: &Program, kept: &[usize]) -> Result<Verdict, StageError> {
         let oracle = self.play(Way::Plain, program, kept)?;
         let other = self.play(self.way, program, kept)?;
         if let Some(why) = other.not_ready {
@@ -78,6 +90,17 @@ impl<'a> Trial<'a> {
             }
         }
         Ok(Verdict::Differs(first))
+    }
+
+    /// Whether the kernel itself answers otherwise now and then, which a few plays need not show: how it did.
+    fn doubt(&mut self, program: &Program, met: &Report) -> Result<Option<Report>, StageError> {
+        for _ in 0..CERTAIN {
+            let again = self.play(Way::Plain, program, &met.kept)?;
+            if again.lines != met.oracle {
+                return Ok(Some(Report { other: again.lines, ..met.clone() }));
+            }
+        }
+        Ok(None)
     }
 
     /// Leaves out steps for as long as what is left still differs.
@@ -110,7 +133,7 @@ impl<'a> Trial<'a> {
         kept: &[usize],
     ) -> Result<Option<Report>, StageError> {
         for _ in 0..TRIES {
-            if let Verdict::Differs(mut report) = self.judge(program, kept)? {
+            if let Verdict::Differs(mut report) = self.compare(program, kept)? {
                 // Steps that make no sense without others fell out by themselves.
                 report.kept = report.oracle.iter().map(|line| line.number).collect();
                 return Ok(Some(report));
