@@ -102,6 +102,7 @@ struct timespec now(void);
 
 int resume(int argc, char **argv);
 int urgent_while_lifting(int rounds);
+int lower_while_lifting(int rounds);
 int receive_in_new_image(int channel);
 int resume_handed(const char *verb, int fd);
 

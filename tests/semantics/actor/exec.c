@@ -358,5 +358,7 @@ int resume(int argc, char **argv) {
         return receive_in_new_image(atoi(argv[1]));
     if (argc == 2 && strcmp(argv[0], "urgent") == 0)
         return urgent_while_lifting(atoi(argv[1]));
+    if (argc == 2 && strcmp(argv[0], "lower") == 0)
+        return lower_while_lifting(atoi(argv[1]));
     return argc == 2 ? resume_handed(argv[0], atoi(argv[1])) : 2;
 }

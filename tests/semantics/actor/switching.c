@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <sys/select.h>
+#include <sys/wait.h>
 
 enum { TURNS = 6, PIECE = 7, MILLISECONDS = 60 };
 
@@ -199,15 +200,17 @@ void scenario_vfork_while_lifted(void) {
 }
 
 /* Right after a connection was lifted, before the other end has read from the ring, it goes back to TCP. */
-static int lower_while_lifting(int rounds) {
+int lower_while_lifting(int rounds) {
     int wrong_end = 0, late = 0;
     for (int round = 0; round < rounds; round++) {
         char buffer[16] = "";
         int ends[2], low_water = 10;
         for (int way = 0; way < 2; way++) {
             cold_ends(ends);
-            for (int turns = round % 7; turns > 0; turns--)
+            for (int turns = round % 7; turns > 0; turns--) {
                 round_trip(ends);
+                usleep(round % 3 * 100);
+            }
             if (way == 0) {
                 struct sockaddr nobody = {.sa_family = AF_UNSPEC};
                 put_text(ends[0], "left");
@@ -231,7 +234,17 @@ static int lower_while_lifting(int rounds) {
 }
 
 void scenario_lowered_while_lifting(void) {
-    if (me.server)
-        lower_while_lifting(100);
+    int status = -1;
+    if (me.client)
+        return meet();
+    lower_while_lifting(60);
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("VMMC_LIFT_AFTER", "1", 1);
+        execl(me.program, "actor", "resume", "lower", "60", NULL);
+        _exit(127);
+    }
+    waitpid(child, &status, 0);
+    say_status("child", status);
     meet();
 }
