@@ -197,7 +197,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         switched && slot.inward.stream.unread(ends.mine) > 0
     };
     let handed_over = is_handed_over(slot, outward, ends);
-    // Never lowered by this side, so nobody has it but this process and, a moment longer, the service.
+    // Never lowered by this side, or brought back by the peer alone: nobody has this end but this process and, a moment longer, the service.
     let is_own = inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) || handed_over;
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)

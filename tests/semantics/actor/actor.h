@@ -101,6 +101,7 @@ struct timespec now(void);
 /* ---- exec.c, passing.c, handing.c: a scenario goes on in another program image ---- */
 
 int resume(int argc, char **argv);
+void resume_lifting_after(const char *calls, const char *verb, const char *argument);
 int urgent_while_lifting(int rounds);
 int lower_while_lifting(int rounds);
 int receive_in_new_image(int channel);

@@ -362,3 +362,16 @@ int resume(int argc, char **argv) {
         return lower_while_lifting(atoi(argv[1]));
     return argc == 2 ? resume_handed(argv[0], atoi(argv[1])) : 2;
 }
+
+/* The same in a program of ours that lifts connections after so many calls. */
+void resume_lifting_after(const char *calls, const char *verb, const char *argument) {
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("VMMC_LIFT_AFTER", calls, 1);
+        execl(me.program, "actor", "resume", verb, argument, NULL);
+        _exit(127);
+    }
+    waitpid(child, &status, 0);
+    say_status("child", status);
+}

@@ -2,7 +2,6 @@
 #include "actor.h"
 
 #include <sys/select.h>
-#include <sys/wait.h>
 
 enum { TURNS = 6, PIECE = 7, MILLISECONDS = 60 };
 
@@ -234,17 +233,9 @@ int lower_while_lifting(int rounds) {
 }
 
 void scenario_lowered_while_lifting(void) {
-    int status = -1;
     if (me.client)
         return meet();
     lower_while_lifting(60);
-    pid_t child = fork();
-    if (child == 0) {
-        setenv("VMMC_LIFT_AFTER", "1", 1);
-        execl(me.program, "actor", "resume", "lower", "60", NULL);
-        _exit(127);
-    }
-    waitpid(child, &status, 0);
-    say_status("child", status);
+    resume_lifting_after("1", "lower", "60");
     meet();
 }

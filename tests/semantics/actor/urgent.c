@@ -2,7 +2,6 @@
 #include "actor.h"
 
 #include <sys/select.h>
-#include <sys/wait.h>
 
 static int at_mark(int fd) {
     int value = -1;
@@ -128,17 +127,9 @@ int urgent_while_lifting(int rounds) {
 }
 
 void scenario_urgent_while_lifting(void) {
-    int status = -1;
     if (me.client)
         return meet();
     urgent_while_lifting(400);
-    pid_t child = fork();
-    if (child == 0) {
-        setenv("VMMC_LIFT_AFTER", "0", 1);
-        execl(me.program, "actor", "resume", "urgent", "400", NULL);
-        _exit(127);
-    }
-    waitpid(child, &status, 0);
-    say_status("child", status);
+    resume_lifting_after("0", "urgent", "400");
     meet();
 }
