@@ -154,7 +154,7 @@ pub fn option<T: Copy>(fd: i32, level: i32, name: i32) -> Option<T> {
 }
 
 /// Has TCP acknowledge what is read without waiting for bytes that it could send along: they go another way. The peer's next small
-/// write, should it be over TCP after all, would wait some 40 ms for that (Nagle's algorithm).
+/// write, should it be over TCP after all, would wait for that (Nagle's algorithm), 40 ms or more (`TCP_DELACK_MIN`).
 pub(crate) fn acknowledge_at_once(fd: i32) {
     let on = 1i32;
     let size = size_of::<i32>();

@@ -165,7 +165,7 @@ impl Members {
         if layer::confined() {
             return false;
         }
-        // Of a parent in another namespace there is no number here. To look at `/proc` takes ten times as long.
+        // Of a parent in another namespace there is no number here. To look at `/proc` takes longer.
         let parent = kernel::parent_id();
         if is(taken, State::Unborn) && parent != 0 && parent == taken as u32 {
             return true;
