@@ -78,8 +78,12 @@ pub(crate) fn look_up(name: &'static str) -> *mut libc::c_void {
 /// As [`look_up`], for what is in a library that need not be there; null if it is not.
 pub(crate) fn look_up_optional(name: &'static str) -> *mut libc::c_void {
     debug_assert!(name.ends_with('\0'));
+    #[cfg(target_arch = "x86_64")]
+    let dlsym = crate::lookup::native_dlsym();
+    #[cfg(not(target_arch = "x86_64"))]
+    let dlsym = libc::dlsym;
     // SAFETY: `name` is NUL-terminated.
-    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) }
+    unsafe { dlsym(libc::RTLD_NEXT, name.as_ptr().cast()) }
 }
 
 /// Calls `layer`; if it panics, the answer is `fallback`.
@@ -98,18 +102,23 @@ pub(crate) fn transfer<T: Transfer>(
         Ok(call) => call,
         Err(in_flight) => return by_kernel(in_flight, kernel),
     };
-    loop {
+    let mut slept = false;
+    let route = loop {
         match catch(Route::Kernel(None), || call.go()) {
-            Route::Done(outcome) => return result(outcome),
-            Route::Kernel(in_flight) => return by_kernel(in_flight, kernel),
             Route::Sleep(mut sleep) => {
+                slept = true;
                 let outcome = doze(&mut sleep);
                 if let Some(outcome) = catch(None, || call.woken(&sleep, outcome)) {
-                    return result(outcome);
+                    break Route::Done(outcome);
                 }
             }
+            route => break route,
         }
+    };
+    if slept {
+        catch((), || call.leave());
     }
+    follow(|| route, kernel)
 }
 
 /// What a sleep comes to that a handler has ended before it began.

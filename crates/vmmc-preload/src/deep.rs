@@ -4,10 +4,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::boundary::{catch, keep_errno, look_up, next};
+use crate::lookup::{Own, native_dlsym, own};
 use crate::stdio::before;
 
 before!(dlopen, before_dlopen);
@@ -99,35 +99,6 @@ fn direct_to_hooks(library: *mut c_void, known: usize) {
     unsafe { libc::dlerror() };
 }
 
-/// This library: its handle, and where it begins.
-#[derive(Clone, Copy)]
-struct Own(*mut c_void, *mut c_void);
-
-// SAFETY: a handle that is never closed, and an address.
-unsafe impl Send for Own {}
-// SAFETY: as above.
-unsafe impl Sync for Own {}
-
-fn own() -> Option<Own> {
-    static OWN: OnceLock<Option<Own>> = OnceLock::new();
-    *OWN.get_or_init(|| {
-        let (name, base) = home(before_dlopen as *const c_void)?;
-        let native = next!(dlopen: fn(*const c_char, c_int) -> *mut c_void);
-        // SAFETY: the name that the linker has for this library; no new one is loaded.
-        let handle = unsafe { native(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        (!handle.is_null()).then_some(Own(handle, base))
-    })
-}
-
-/// The object that an address lies in: its name, and where it begins.
-fn home(address: *const c_void) -> Option<(*const c_char, *mut c_void)> {
-    // SAFETY: all-zero is a valid answer, which the call fills.
-    let mut found: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: any address may be asked about.
-    let known = unsafe { libc::dladdr(address, &raw mut found) } != 0;
-    known.then_some((found.dli_fname, found.dli_fbase))
-}
-
 impl Object {
     /// `None` where it wants nothing of others.
     fn of(info: &libc::dl_phdr_info) -> Option<Self> {
@@ -208,14 +179,10 @@ impl Object {
         if symbol.section != 0 {
             return None;
         }
+        let dlsym = native_dlsym();
         // SAFETY: handles that are open, and a string of the object's.
-        let (hook, native, bound) = unsafe {
-            let hook = libc::dlsym(own.0, name);
-            if hook.is_null() || home(hook)?.1 != own.1 {
-                return None;
-            }
-            (hook, libc::dlsym(libc::RTLD_NEXT, name), libc::dlsym(library, name))
-        };
+        let (hook, native, bound) =
+            unsafe { (own.hook(name)?, dlsym(libc::RTLD_NEXT, name), dlsym(library, name)) };
         let slot = (self.base + relocation.offset as usize) as *const AtomicUsize;
         (bound == native && !native.is_null() && slot.is_aligned()).then_some((slot, hook))
     }

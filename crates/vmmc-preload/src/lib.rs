@@ -28,6 +28,8 @@ mod deep;
 mod descriptors;
 mod limits;
 mod loans;
+#[cfg(target_arch = "x86_64")]
+mod lookup;
 mod programs;
 mod signals;
 mod sockets;

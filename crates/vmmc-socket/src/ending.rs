@@ -138,7 +138,7 @@ fn set_reset_at_close(fd: i32, on: bool) {
 /// Ends a connection that is being lifted, or was, as its last close does: the service may have the socket too, for a moment,
 /// which the peer must not notice.
 fn end_on_tcp(fd: i32, slot: &Slot) {
-    if !slot.is_alone() {
+    if !slot.is_alone() || is_called_on_tcp(slot) {
         return;
     }
     if kernel::unread(fd) > 0 || wants_reset(fd) {
@@ -168,9 +168,9 @@ fn reset(fd: i32) {
     let _ = kernel::call!(SYS_connect, fd, &raw const nobody, size_of::<libc::sockaddr>());
 }
 
-/// Whether a call that sends is under way in the kernel, which ends the connection only after that.
-fn sends_on_tcp(slot: &Slot) -> bool {
-    slot.sending.load(Ordering::SeqCst) > 0
+/// Whether a call is under way in the kernel, which ends the connection only after that.
+fn is_called_on_tcp(slot: &Slot) -> bool {
+    [&slot.sending, &slot.receiving].into_iter().any(|calls| calls.load(Ordering::SeqCst) > 0)
 }
 
 /// Whether the peer went back to TCP and has all that was sent; and nobody but this process, and a moment longer the service, has the socket.
@@ -238,7 +238,9 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         if !lingers {
             end_as_close_does(fd, inward);
         }
-    } else if outward == Way::Tcp && inward != Way::Lowered && !sends_on_tcp(slot) || handed_over {
+    } else if outward == Way::Tcp && inward != Way::Lowered && !is_called_on_tcp(slot)
+        || handed_over
+    {
         end_as_close_does(fd, inward);
     }
     if inward != Way::Lowered {

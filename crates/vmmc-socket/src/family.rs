@@ -8,8 +8,8 @@ use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE, Structure};
 use crate::slot::{self, Phase, Why};
 use crate::{
-    armed_poll, board, ending, epoll, explain, kernel, lift, loan, local, lower, policy, service,
-    thread,
+    armed_poll, board, busy, ending, epoll, explain, kernel, lift, loan, local, lower, policy,
+    service, thread,
 };
 
 /// Numbers that this process has as connections.
@@ -32,13 +32,14 @@ pub fn before_fork() {
     if !layer::enabled() {
         return;
     }
-    epoll::hold_for_fork();
+    // In the order in which every other thread takes the two.
     STRUCTURE.hold_for_fork(|structure| {
         lift::before_fork(structure);
         if attached().next().is_some() {
             structure.expect_heir();
         }
     });
+    epoll::hold_for_fork();
     slot::before_fork(distinct_connections());
 }
 
@@ -104,6 +105,7 @@ pub fn after_fork_in_child() {
         board::know(index, known);
         board::update(index, slot::get(index));
     }
+    busy::forked();
 }
 
 /// The fork that [`before_fork`] prepared has failed.

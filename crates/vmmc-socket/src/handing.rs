@@ -134,20 +134,7 @@ fn set_mark(fd: i32, mark: Mark) {
 
 /// What the kernel tells of an open descriptor (`/proc/self/fdinfo`).
 fn describe(fd: i32, text: &mut [u8; 512]) -> Option<&[u8]> {
-    let mut path = *b"/proc/self/fdinfo/0000000000\0";
-    let mut rest = fd;
-    for digit in path[18..28].iter_mut().rev() {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    // Numbers there have no zeros in front.
-    let digits = path[18..27].iter().take_while(|digit| **digit == b'0').count();
-    path.copy_within(18 + digits.., 18);
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    let file = call!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0).ok()?;
-    let read = call!(SYS_read, file, text.as_mut_ptr(), text.len());
-    let _ = call!(SYS_close, file);
-    Some(&text[..read.ok()?])
+    kernel::read_text(format_args!("/proc/self/fdinfo/{fd}"), text)
 }
 
 /// The kernel's name of a TCP socket that does not listen.

@@ -2,6 +2,8 @@
 //! set `errno`, or be a cancellation point.
 
 use std::arch::asm;
+use std::fmt;
+use std::io::Write;
 use std::time::Duration;
 
 /// An `errno` value.
@@ -289,6 +291,57 @@ fn number_in(link: &std::ffi::CStr) -> u64 {
     let read = call!(SYS_readlinkat, libc::AT_FDCWD, link.as_ptr(), name.as_mut_ptr(), name.len());
     let digits = name[..read.unwrap_or(0)].iter().filter(|byte| byte.is_ascii_digit());
     digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
+}
+
+/// Opens a file of `/proc` to read it. Takes no memory.
+pub(crate) fn open_text(path: fmt::Arguments<'_>) -> Option<usize> {
+    let mut name = [0u8; 48];
+    let room = name.len() - 1;
+    (&mut name[..room]).write_fmt(path).ok()?;
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    call!(SYS_openat, libc::AT_FDCWD, name.as_ptr(), flags, 0).ok()
+}
+
+/// The beginning of a file of `/proc`. Takes no memory.
+pub(crate) fn read_text<'a>(path: fmt::Arguments<'_>, text: &'a mut [u8]) -> Option<&'a [u8]> {
+    let file = open_text(path)?;
+    let read = call!(SYS_read, file, text.as_mut_ptr(), text.len());
+    let _ = call!(SYS_close, file);
+    Some(&text[..read.ok()?])
+}
+
+/// What a thread of this process is doing, to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Running,
+    /// It sleeps in a call: its number, and its first two arguments.
+    Call([usize; 3]),
+}
+
+/// What the thread is doing; `None`: nothing that is known here, as it has ended or there is no `/proc`.
+pub(crate) fn what_does(thread: u32) -> Option<Doing> {
+    let mut text = [0u8; 160];
+    let text = read_text(format_args!("/proc/self/task/{thread}/syscall"), &mut text)?;
+    let text = std::str::from_utf8(text).ok()?;
+    if text.starts_with("running") {
+        return Some(Doing::Running);
+    }
+    let mut words = text.split_ascii_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let mut argument = || usize::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    Some(Doing::Call([number, argument()?, argument()?]))
+}
+
+/// A value somewhere in this process's memory, where there may be none any more.
+pub(crate) fn value_at<T: Copy>(address: usize) -> Option<T> {
+    let mut value = std::mem::MaybeUninit::<T>::uninit();
+    let len = size_of::<T>();
+    let to = libc::iovec { iov_base: value.as_mut_ptr().cast(), iov_len: len };
+    let from = libc::iovec { iov_base: address as *mut _, iov_len: len };
+    let (to, from) = (&raw const to, &raw const from);
+    let read = call!(SYS_process_vm_readv, process_id(), to, 1, from, 1, 0);
+    // SAFETY: filled, and callers ask for what any bytes are a value of.
+    (read == Ok(len)).then(|| unsafe { value.assume_init() })
 }
 
 /// What kind of file a descriptor is of: one of `S_IFMT`, or 0.

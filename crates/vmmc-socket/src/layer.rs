@@ -13,8 +13,8 @@ use crate::handing::Handing;
 use crate::slot::{self, Why};
 use crate::tenure::Seen;
 use crate::{
-    board, ending, epoll, explain, family, handing, kernel, lift, local, park, policy, service,
-    spin,
+    board, busy, ending, epoll, explain, family, handing, kernel, lift, local, park, policy,
+    service, spin,
 };
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -482,6 +482,7 @@ pub fn closing(fd: i32) {
 }
 
 fn close_connection(fd: i32, index: u32) {
+    busy::keep(fd, index);
     let last = STRUCTURE.briefly(|_| {
         if !descriptor::remove(fd, Kind::Connection(index)) {
             return None;
@@ -513,19 +514,24 @@ pub fn is_tracked(fd: i32) -> bool {
 }
 
 /// Whether the program may close `fd`: it may not close what it does not know of.
+#[inline]
 pub fn is_own(fd: i32) -> bool {
-    descriptor::kind(fd) == Kind::Own
+    match descriptor::kind(fd) {
+        Kind::Own => true,
+        Kind::Connection(index) => busy::is_kept(fd, index),
+        _ => false,
+    }
 }
 
 /// The layer's own descriptors from `first` to `last`, in order.
 pub fn own_between(first: i32, last: i32) -> Vec<i32> {
-    let own = descriptor::between(first, last).filter(|(_, kind)| *kind == Kind::Own);
-    own.map(|(fd, _)| fd).collect()
+    descriptor::between(first, last).map(|(fd, _)| fd).filter(|fd| is_own(*fd)).collect()
 }
 
 /// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.
 pub fn closing_between(first: i32, last: i32) {
-    descriptor::between(first, last).for_each(|(fd, _)| closing(fd));
+    let all = descriptor::between(first, last).map(|(fd, _)| fd);
+    all.filter(|fd| !is_own(*fd)).for_each(closing);
 }
 
 /// The open file behind `fd` was made blocking or non-blocking.

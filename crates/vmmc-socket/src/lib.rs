@@ -14,6 +14,7 @@
 //! | `anew` | what was lowered, lifted again |
 //! | `bells` | what peers ring, and which connections share it |
 //! | `half_close`, `ending` | `shutdown`; closing, and what is left to do for the peer |
+//! | `busy` | closing while another thread sleeps in a call |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `cork` | bytes that the program holds back |
 //! | `loan` | space and bytes of the rings, lent to the program |
@@ -33,6 +34,7 @@
 mod anew;
 mod armed_poll;
 mod bells;
+mod busy;
 mod cork;
 mod descriptor;
 mod ending;

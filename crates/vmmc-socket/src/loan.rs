@@ -237,11 +237,13 @@ impl Transfer for Lending<'_> {
     }
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
-        if let Err(error) = self.wait.woken(sleep, outcome, 0) {
-            return Some(Err(error));
-        }
-        let gone = descriptor::connection(self.fd) != Some(self.index);
-        gone.then_some(Err(Errno(libc::EBADF)))
+        let woken = self.wait.woken(sleep, outcome, 0);
+        self.fd = self.wait.number();
+        woken.err().map(|error| Err(error))
+    }
+
+    fn leave(&mut self) {
+        self.wait.leave();
     }
 }
 

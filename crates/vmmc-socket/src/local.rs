@@ -36,6 +36,8 @@ pub(crate) struct Local {
     peer_place: AtomicU32,
     /// The peer is another user's: whatever it has too may block, and is rung and silenced so that this does not matter.
     pub(crate) strange: AtomicBool,
+    /// The number under which a thread goes on that slept in a call as the program closed its last one ([`crate::busy`]).
+    pub(crate) kept: AtomicI32,
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
@@ -147,6 +149,7 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         peer_marks: AtomicPtr::new(std::ptr::null_mut()),
         peer_place: AtomicU32::new(0),
         strange: AtomicBool::new(false),
+        kept: AtomicI32::new(Local::NOT_KEPT),
         held: AtomicBool::new(false),
         girth: Girth::new(),
         calm: Calm::new(),
@@ -167,6 +170,9 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
 }
 
 impl Local {
+    /// Of [`Local::kept`].
+    pub(crate) const NOT_KEPT: i32 = -1;
+
     /// The slow part.
     ///
     /// # Safety

@@ -279,16 +279,7 @@ fn hexadecimal(digits: &[u8]) -> Option<usize> {
 /// Tells `take` the lines of `/proc/<pid>/maps`, as far as they are of interest, until it says no. `None`: they cannot be read. Needs no memory: it may be the
 /// program's `fork` that asks.
 fn lines(pid: u32, mut take: impl FnMut(&[u8]) -> bool) -> Option<()> {
-    let mut path = *b"/proc/0000000000/maps\0";
-    let mut rest = pid;
-    for digit in path[6..16].iter_mut().rev() {
-        *digit = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    let zeros = path[6..15].iter().take_while(|digit| **digit == b'0').count();
-    path.copy_within(6 + zeros.., 6);
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    let file = kernel::call!(SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0).ok()?;
+    let file = kernel::open_text(format_args!("/proc/{pid}/maps"))?;
     let (mut buffer, mut len, mut told) = ([0u8; 4096], 0, None);
     loop {
         let read = kernel::call!(SYS_read, file, buffer[len..].as_mut_ptr(), buffer.len() - len);

@@ -91,13 +91,11 @@ pub(crate) fn be_filtered() {
 /// Whether this process is under a filter now.
 pub(crate) fn is_filtered() -> bool {
     let mut status = [0u8; 4096];
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    let opened = kernel::call!(SYS_openat, libc::AT_FDCWD, c"/proc/self/status".as_ptr(), flags, 0);
     // Who hides what it is may be anything.
-    let Ok(file) = opened else { return true };
-    let read = kernel::call!(SYS_read, file, status.as_mut_ptr(), status.len()).unwrap_or(0);
-    let _ = kernel::call!(SYS_close, file);
-    let mut lines = status[..read].split(|&byte| byte == b'\n');
+    let Some(status) = kernel::read_text(format_args!("/proc/self/status"), &mut status) else {
+        return true;
+    };
+    let mut lines = status.split(|&byte| byte == b'\n');
     !lines.any(|line| line.strip_prefix(b"Seccomp:").is_some_and(|mode| mode.trim_ascii() == b"0"))
 }
 

@@ -102,13 +102,20 @@ enum Step {
     Later,
 }
 
+/// How far a call has come with what is there.
+enum Taken {
+    /// It is over.
+    Enough,
+    /// There is no more, and will not be.
+    End,
+    TooLittle,
+}
+
 /// What a look needs to know of the call that it is for.
 #[derive(Clone, Copy)]
 struct Call {
     flags: i32,
-    /// It is the first look.
-    begins: bool,
-    /// Earlier ones gave bytes.
+    /// Earlier looks gave bytes.
     has_some: bool,
 }
 
@@ -117,32 +124,17 @@ impl Transfer for Receiving<'_> {
     fn go(&mut self) -> Route {
         let slot = slot::get(self.index);
         loop {
-            if self.got > 0 && slot.look.load(Ordering::Relaxed) && only_error_left(self.fd) {
-                return Route::Done(Ok(self.got));
-            }
-            // SAFETY: the pieces are valid (promised to `receive`).
-            let step = unsafe {
-                let (begins, has_some) = (self.wait.begins(), self.got > 0);
-                let call = Call { flags: self.flags, begins, has_some };
-                step(self.fd, self.index, slot, local::get(self.index), &self.pieces, call)
-            };
+            let taken = self.take_all(slot);
             if slot.inward.way() == Way::Lowered {
                 lower::settle(self.fd, self.index);
             }
-            match step {
-                Ok(Step::Bytes(len, beyond)) => {
-                    self.got += len;
-                    self.pieces.skip(len);
-                    if self.enough(slot, beyond) {
-                        return Route::Done(Ok(self.got));
-                    }
-                }
-                Ok(Step::Later) => return Route::Done(Ok(self.got)),
-                Ok(Step::End) => {
+            match taken {
+                Ok(Taken::Enough) => return Route::Done(Ok(self.got)),
+                Ok(Taken::End) => {
                     family::outlive_no_goodbye();
                     return Route::Done(Ok(self.got));
                 }
-                Ok(Step::Nothing) => {
+                Ok(Taken::TooLittle) => {
                     let waits_for_all =
                         self.flags & (libc::MSG_WAITALL | libc::MSG_PEEK) == libc::MSG_WAITALL;
                     if slot.nonblocking.load(Ordering::Relaxed)
@@ -173,11 +165,13 @@ impl Transfer for Receiving<'_> {
     }
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
-        if let Err(error) = self.wait.woken(sleep, outcome, self.got) {
-            return Some(part(self.got, error));
-        }
-        let gone = descriptor::connection(self.fd) != Some(self.index);
-        gone.then(|| part(self.got, Errno(libc::EBADF)))
+        let woken = self.wait.woken(sleep, outcome, self.got);
+        self.fd = self.wait.number();
+        woken.err().map(|error| part(self.got, error))
+    }
+
+    fn leave(&mut self) {
+        self.wait.leave();
     }
 }
 
@@ -191,6 +185,40 @@ impl<'a> Receiving<'a> {
 }
 
 impl Receiving<'_> {
+    /// Takes what is there, up to what the call has room for. It is one piece of the stream, whoever else reads: between two looks nobody does.
+    #[inline]
+    fn take_all(&mut self, slot: &Slot) -> Result<Taken, Errno> {
+        let local = local::get(self.index);
+        let held = slot.inward.lock.hold();
+        if self.wait.begins() {
+            held.forget_handled();
+        }
+        loop {
+            if self.got > 0
+                && slot.look.load(Ordering::Relaxed)
+                && unread_beside(self.fd, slot, local) == 0
+                && has_error(self.fd)
+            {
+                return Ok(Taken::Enough);
+            }
+            let call = Call { flags: self.flags, has_some: self.got > 0 };
+            // SAFETY: the pieces are valid (promised to `receive`).
+            let step = unsafe { step(self.fd, self.index, slot, local, &self.pieces, call) };
+            match step? {
+                Step::Bytes(len, beyond) => {
+                    self.got += len;
+                    self.pieces.skip(len);
+                    if self.enough(slot, beyond) {
+                        return Ok(Taken::Enough);
+                    }
+                }
+                Step::Later => return Ok(Taken::Enough),
+                Step::End => return Ok(Taken::End),
+                Step::Nothing => return Ok(Taken::TooLittle),
+            }
+        }
+    }
+
     /// Whether what was received ends the call. Where the stream goes on in a larger ring, or leaves the ring for TCP, the
     /// call goes on there, because to the program that is no boundary.
     fn enough(&self, slot: &Slot, beyond: Beyond) -> bool {
@@ -211,6 +239,7 @@ impl Receiving<'_> {
     }
 }
 
+/// One look. The inward lock is held.
 unsafe fn step(
     fd: i32,
     index: u32,
@@ -219,11 +248,7 @@ unsafe fn step(
     pieces: &Pieces<'_>,
     call: Call,
 ) -> Result<Step, Errno> {
-    let Call { flags, begins, has_some } = call;
-    let held = slot.inward.lock.hold();
-    if begins {
-        held.forget_handled();
-    }
+    let Call { flags, has_some } = call;
     let Some(ends) = local.ends() else { return from_kernel(fd, pieces, flags, usize::MAX) };
     loop {
         match slot.inward.way() {
@@ -482,15 +507,20 @@ pub fn unread(fd: i32) -> Option<usize> {
     if slot.phase() != Phase::Attached {
         return None;
     }
-    let local = local::get(index);
     let _held = slot.inward.lock.hold();
-    let ends = local.ends()?;
+    let local = local::get(index);
+    local.ends().map(|_| unread_beside(fd, slot, local))
+}
+
+/// As [`unread`], with the inward lock held.
+fn unread_beside(fd: i32, slot: &Slot, local: &Local) -> usize {
+    let Some(ends) = local.ends() else { return kernel::unread(fd) };
     // Asked first, as between the two more may come.
     let reached = reaches_ring(fd, slot, ends);
     let ring = if reached { slot.inward.stream.unread(ends.mine) } else { 0 };
     let twice =
         if reached || slot.inward.way() == Way::Lowered { repeat::twice(slot, ends) } else { 0 };
-    Some(ring + kernel::unread(fd).saturating_sub(twice))
+    ring + kernel::unread(fd).saturating_sub(twice)
 }
 
 /// The option, and the kind of control message that it asks for: how many bytes are left to read. Not in the libc crate.

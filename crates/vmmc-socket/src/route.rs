@@ -48,6 +48,9 @@ pub trait Transfer {
 
     /// The sleep that was asked for has ended. The call's result, if that ends it.
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome>;
+
+    /// The call, which has slept, is over.
+    fn leave(&mut self);
 }
 
 /// A kernel call under way on a tracked connection that is not lifted: nothing switches under it.

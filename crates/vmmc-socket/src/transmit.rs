@@ -13,8 +13,8 @@ use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
 use crate::{
-    board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, shrink,
-    tcp, thread,
+    board, busy, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy,
+    shrink, tcp, thread,
 };
 
 /// Flags with which the layer can send; others lower the connection.
@@ -144,19 +144,13 @@ impl Transfer for Sending<'_> {
     fn go(&mut self) -> Route {
         let slot = slot::get(self.index);
         loop {
-            let begins = self.wait.begins();
-            let step = self.step(slot, begins);
+            let step = self.give_all(slot);
             if slot.outward.way() == Way::Lowered {
                 lower::retire(self.fd, self.index);
             }
             match step {
-                Ok(Step::Sent(len)) => {
-                    self.sent += len;
-                    if self.source.pass(len) == 0 {
-                        return Route::Done(Ok(self.sent));
-                    }
-                }
-                Ok(Step::End) => return Route::Done(Ok(self.sent)),
+                Ok(Step::Sent(_)) if self.source.left() > 0 => {}
+                Ok(Step::Sent(_) | Step::End) => return Route::Done(Ok(self.sent)),
                 Ok(Step::Kernel(call)) if self.sent == 0 => return Route::Kernel(Some(call)),
                 // In the midst of the file: the program gets a short count and asks again.
                 Ok(Step::Kernel(_)) => return Route::Done(Ok(self.sent)),
@@ -187,11 +181,13 @@ impl Transfer for Sending<'_> {
     }
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
-        if let Err(error) = self.wait.woken(sleep, outcome, self.sent) {
-            return Some(part(self.sent, error));
-        }
-        let gone = descriptor::connection(self.fd) != Some(self.index);
-        gone.then(|| part(self.sent, Errno(libc::EBADF)))
+        let woken = self.wait.woken(sleep, outcome, self.sent);
+        self.fd = self.wait.number();
+        woken.err().map(|error| part(self.sent, error))
+    }
+
+    fn leave(&mut self) {
+        self.wait.leave();
     }
 }
 
@@ -247,12 +243,30 @@ impl Sending<'_> {
         Self { fd, index, source, flags: 0, sent: 0, wait, patience: true }
     }
 
-    fn step(&self, slot: &Slot, begins: bool) -> Result<Step, Errno> {
+    /// Gives as much as there is room for. So much is one piece of the stream, whoever else sends, if no other does in between:
+    /// up to some more than a send buffer of the kernel's has room for at first.
+    #[inline]
+    fn give_all(&mut self, slot: &Slot) -> Result<Step, Errno> {
+        const AT_ONCE: usize = 1 << 20;
         let local = local::get(self.index);
         let held = slot.outward.lock.hold();
-        if begins {
+        if self.wait.begins() {
             held.forget_handled();
         }
+        let begin = self.sent;
+        loop {
+            let step = self.step(slot, local)?;
+            let Step::Sent(len) = step else { return Ok(step) };
+            self.sent += len;
+            let left = self.source.pass(len);
+            if left == 0 || len == 0 || self.sent - begin >= AT_ONCE {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// One part. The outward lock is held.
+    fn step(&self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
         let Some(ends) = local.ends() else { return self.to_kernel(slot, local) };
         slot.outward.stream.prepare(ends.theirs);
         let way = prepare(self.fd, self.index, slot, local, ends);
@@ -274,6 +288,10 @@ impl Sending<'_> {
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
+            // The program's call is about a number that it has closed meanwhile, and perhaps used again.
+            Source::File { .. } if busy::is_kept(self.fd, self.index) => {
+                return Err(Errno(libc::EBADF));
+            }
             Source::File { .. } => {
                 return Ok(Step::Kernel(InFlight::sending(self.fd, self.index, slot)));
             }

@@ -11,7 +11,7 @@ use crate::local::{self, Bed, Ends, Local, Pin};
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
 use crate::{
-    board, epoll, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit,
+    board, busy, epoll, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit,
 };
 
 /// A direction of a connection, seen from this side.
@@ -66,6 +66,8 @@ impl Direction {
 #[derive(Debug)]
 pub(crate) struct Wait {
     fd: i32,
+    /// The number that the program gave.
+    given: i32,
     index: u32,
     direction: Direction,
     limit: Limit,
@@ -92,7 +94,7 @@ impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
         let limit = Limit::NotAsked;
         let (rung, too_few, since, counted, begun) = (false, 0, None, false, false);
-        Self { fd, index, direction, limit, rung, too_few, since, counted, begun }
+        Self { fd, given: fd, index, direction, limit, rung, too_few, since, counted, begun }
     }
 
     /// Whether this is the call's first look.
@@ -271,17 +273,27 @@ impl Wait {
                 if moved == 0 && !matches!(self.limit, Limit::Until(_)) && handlers_restart() =>
             {
                 signals::forget_handled();
-                Ok(())
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
             Ok(_) => {
                 self.rung = sleep.fds[0].revents != 0;
                 if sleep.fds[1].revents & !libc::POLLOUT != 0 {
                     slot.look.store(true, Ordering::Release);
                 }
-                Ok(())
             }
         }
+        self.fd = busy::number(self.fd, self.index).ok_or(Errno(libc::EBADF))?;
+        Ok(())
+    }
+
+    /// Under which number the call goes on.
+    pub(crate) fn number(&self) -> i32 {
+        self.fd
+    }
+
+    /// The call is over, and has slept.
+    pub(crate) fn leave(&self) {
+        busy::leave(self.given, self.index);
     }
 
     /// What is left of the socket's `SO_RCVTIMEO` or `SO_SNDTIMEO`; an error when it has run out.

@@ -116,6 +116,96 @@ void scenario_thread_number_reused_while_recv(void) {
     meet();
 }
 
+enum { MUCH = 350000 };
+
+static void *send_much(void *argument) {
+    struct reader *writer = argument;
+    static char bytes[MUCH];
+    writer->thread = gettid();
+    writer->result = send(writer->fd, bytes, sizeof bytes, 0);
+    writer->error = errno;
+    return NULL;
+}
+
+/* One thread waits for bytes, another for room; a third closes. The peer sees the end when both are done. */
+void scenario_thread_close_while_both(void) {
+    int fd = connection();
+    if (me.client) {
+        static char bytes[MUCH];
+        meet();
+        get(fd, bytes, sizeof bytes);
+        usleep(50000);
+        say_poll("not ended", await_bits(fd, POLLOUT));
+        put_text(fd, "late bytes");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    int size = 4096;
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    struct reader reader = {.fd = fd}, writer = {.fd = fd};
+    pthread_t reading = start_reader(&reader), writing;
+    pthread_create(&writing, NULL, send_much, &writer);
+    while (writer.thread == 0)
+        usleep(100);
+    await_asleep(writer.thread);
+    T(close(fd));
+    meet();
+    pthread_join(writing, NULL);
+    say("sent %zd", writer.result);
+    join_reader(reading, &reader);
+    meet();
+}
+
+/* A child of the closing process has none of what the sleeper still has. */
+void scenario_thread_fork_after_close_while_recv(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "late bytes");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader reader = {.fd = fd};
+    pthread_t thread = start_reader(&reader);
+    T(close(fd));
+    int pipe_ends[2];
+    pipe(pipe_ends);
+    pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        close(pipe_ends[1]);
+        read(pipe_ends[0], &byte, 1);
+        _exit(0);
+    }
+    close(pipe_ends[0]);
+    meet();
+    join_reader(thread, &reader);
+    meet();
+    close(pipe_ends[1]);
+    waitpid(child, NULL, 0);
+}
+
+/* Closing all descriptors there are does not end it either. */
+void scenario_thread_close_all_while_recv(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "late bytes");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader reader = {.fd = fd};
+    pthread_t thread = start_reader(&reader);
+    T(close(fd));
+    closefrom(1000);
+    meet();
+    join_reader(thread, &reader);
+    meet();
+}
+
 static void *blocked_fill(void *argument) {
     struct reader *writer = argument;
     static char bytes[65536];
@@ -148,17 +238,6 @@ void scenario_thread_shutdown_while_send(void) {
     say("send ended with %s", writer.result >= 0 || writer.error == EPIPE ? "a part or EPIPE" : "something else");
     meet();
     meet();
-}
-
-enum { MUCH = 350000 };
-
-static void *send_much(void *argument) {
-    struct reader *writer = argument;
-    static char bytes[MUCH];
-    writer->thread = gettid();
-    writer->result = send(writer->fd, bytes, sizeof bytes, 0);
-    writer->error = errno;
-    return NULL;
 }
 
 /* A thread that waits for room goes on when another makes the send buffer larger. */
@@ -484,6 +563,43 @@ void scenario_thread_fork_while_recv(void) {
     meet();
 }
 
+static void *register_on_and_on(void *argument) {
+    struct caller *caller = argument;
+    struct epoll_event event = {.events = EPOLLIN};
+    while (!caller->cancelled) {
+        int epoll = epoll_create1(EPOLL_CLOEXEC);
+        epoll_ctl(epoll, EPOLL_CTL_ADD, caller->fd, &event);
+        epoll_ctl(epoll, EPOLL_CTL_DEL, caller->fd, NULL);
+        close(epoll);
+    }
+    return NULL;
+}
+
+/* Registering in one thread while another forks: neither waits for the other for ever. */
+void scenario_thread_fork_beside_epoll_ctl(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_text(fd, "done");
+        meet();
+        return;
+    }
+    struct caller caller = {.fd = fd};
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++)
+        pthread_create(&threads[i], NULL, register_on_and_on, &caller);
+    for (int i = 0; i < 300; i++) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(0);
+        waitpid(child, NULL, 0);
+    }
+    caller.cancelled = true;
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    put_text(fd, "done");
+    meet();
+}
+
 static void *close_own(void *fd) {
     T(unshare(CLONE_FILES));
     T(close(*(int *)fd));
@@ -575,6 +691,125 @@ void scenario_close_against_write(void) {
         close(ends[1]);
     }
     say("%d of 100 writers hear of the reset", heard);
+    meet();
+}
+
+/* ---- several threads at once on a stream that grows into larger rings ---- */
+
+enum { WORDS = 50000, WORD = 4 };
+
+/* The first byte of each word has the high bit; the others, and the rest of that, count. */
+static void put_word(unsigned char *to, unsigned n) {
+    for (int i = 0; i < WORD; i++)
+        to[i] = (n >> 7 * i & 0x7f) | (i == 0 ? 0x80 : 0);
+}
+
+/* The words that follow one another in what came in one piece: false if one does not. */
+static bool in_order(const unsigned char *piece, size_t len) {
+    size_t at = 0;
+    long before = -1;
+    while (at < len && !(piece[at] & 0x80))
+        at++;
+    for (; at + WORD <= len; at += WORD) {
+        long n = 0;
+        for (int i = 0; i < WORD; i++)
+            n |= (long)(piece[at + i] & 0x7f) << 7 * i;
+        if (before >= 0 && n != before + 1)
+            return false;
+        before = n;
+    }
+    return true;
+}
+
+struct stream {
+    int fd;
+    _Atomic int *torn;
+    _Atomic unsigned *next;
+};
+
+static void *receive_pieces(void *argument) {
+    struct stream *stream = argument;
+    static _Thread_local unsigned char piece[30000];
+    unsigned random = gettid();
+    for (;;) {
+        ssize_t got = recv(stream->fd, piece, 1 + rand_r(&random) % sizeof piece, MSG_DONTWAIT);
+        if (got < 0 && errno == EAGAIN)
+            continue;
+        if (got <= 0)
+            return NULL;
+        if (!in_order(piece, got))
+            ++*stream->torn;
+    }
+}
+
+/* What one call receives is one piece of the stream, whoever else receives. */
+void scenario_receivers_beside_each_other(void) {
+    static unsigned char all[WORDS * WORD];
+    for (unsigned n = 0; n < WORDS; n++)
+        put_word(all + n * WORD, n);
+    _Atomic int torn = 0;
+    for (int round = 0; round < 100; round++) {
+        int ends[2];
+        both_ends(ends);
+        for (int trip = 0; trip < 20; trip++)
+            round_trip(ends);
+        struct stream stream = {ends[1], &torn, NULL};
+        pthread_t threads[3];
+        for (int i = 0; i < 3; i++)
+            pthread_create(&threads[i], NULL, receive_pieces, &stream);
+        unsigned random = round;
+        for (size_t sent = 0; sent < sizeof all;) {
+            size_t len = 1 + rand_r(&random) % 30000;
+            if (len > sizeof all - sent)
+                len = sizeof all - sent;
+            sent += send(ends[0], all + sent, len, 0);
+        }
+        close(ends[0]);
+        for (int i = 0; i < 3; i++)
+            pthread_join(threads[i], NULL);
+        close(ends[1]);
+    }
+    say("%d pieces were torn", torn);
+    meet();
+}
+
+enum { RECORD = 1000, RECORDS = 300 };
+
+static void *send_records(void *argument) {
+    struct stream *stream = argument;
+    unsigned char record[RECORD * WORD];
+    unsigned n = ++*stream->next;
+    for (unsigned i = 0; i < RECORD; i++)
+        put_word(record + i * WORD, n * RECORD + i);
+    for (int i = 0; i < RECORDS / 3; i++)
+        send(stream->fd, record, sizeof record, 0);
+    return NULL;
+}
+
+/* What one call sends is one piece of the stream, whoever else sends, where it has room. */
+void scenario_senders_beside_each_other(void) {
+    int torn = 0;
+    for (int round = 0; round < 20; round++) {
+        int ends[2];
+        both_ends(ends);
+        for (int trip = 0; trip < 20; trip++)
+            round_trip(ends);
+        _Atomic unsigned next = 0;
+        struct stream stream = {ends[0], NULL, &next};
+        pthread_t threads[3];
+        for (int i = 0; i < 3; i++)
+            pthread_create(&threads[i], NULL, send_records, &stream);
+        for (int i = 0; i < RECORDS; i++) {
+            unsigned char record[RECORD * WORD];
+            if (recv(ends[1], record, sizeof record, MSG_WAITALL) != sizeof record || !in_order(record, sizeof record))
+                torn++;
+        }
+        for (int i = 0; i < 3; i++)
+            pthread_join(threads[i], NULL);
+        close(ends[0]);
+        close(ends[1]);
+    }
+    say("%d records were torn", torn);
     meet();
 }
 

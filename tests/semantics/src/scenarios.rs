@@ -312,7 +312,7 @@ macro_rules! for_every_scenario {
             syscall_function: Warm, "after lowering, the end of the stream comes to TCP a moment later";
             dlsym_default: Warm;
             dlsym_next: Warm;
-            dlsym_libc_handle: Warm, "addresses taken from the C library's own handle go past the hooks";
+            dlsym_libc_handle: Warm;
             dlvsym: Warm, "addresses taken by version go past the hooks";
             bare_instructions: Warm, "system call instructions in the program itself go past every hook";
             // uring.c
@@ -322,8 +322,11 @@ macro_rules! for_every_scenario {
             // threads.c
             thread_send_while_recv: Warm;
             thread_shutdown_while_recv: Warm;
-            thread_close_while_recv: Warm, "a descriptor closed under a sleeping recv ends that call with EBADF";
-            thread_number_reused_while_recv: Warm, "as thread_close_while_recv";
+            thread_close_while_recv: Warm;
+            thread_number_reused_while_recv: Warm;
+            thread_close_while_both: Warm;
+            thread_fork_after_close_while_recv: Warm;
+            thread_close_all_while_recv: Warm;
             thread_recv_beside_poll: Warm;
             thread_recv_beside_select: Warm;
             thread_recv_beside_recv: Warm;
@@ -332,6 +335,8 @@ macro_rules! for_every_scenario {
             thread_send_buffer_enlarged: Warm;
             thread_cancelled_in_recv: Warm;
             close_against_write: Cold;
+            receivers_beside_each_other: Cold;
+            senders_beside_each_other: Cold;
             thread_cancelled_in_poll: Warm;
             thread_cancelled_at_entry: Warm;
             thread_cancelled_anywhere: Warm;
@@ -339,6 +344,7 @@ macro_rules! for_every_scenario {
             thread_many_readers: Warm;
             thread_both_ways_from_the_start: Cold;
             thread_fork_while_recv: Warm;
+            thread_fork_beside_epoll_ctl: Warm;
             thread_with_descriptors_of_its_own: Warm;
             thread_closes_unshared: Warm;
             // signals.c
