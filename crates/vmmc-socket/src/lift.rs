@@ -419,7 +419,12 @@ fn attach(index: u32, serial: u32, import: vmmc::Import) {
 /// Tells the peer that this side looks into its ring, as soon as no call of the time before is still under way that
 /// would not: it would sleep on TCP while bytes arrive elsewhere.
 fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
-    if slot.ready.load(Ordering::Acquire) || slot.receiving.load(Ordering::SeqCst) != 0 {
+    // Of a family each has registrations of its own, in objects that may be all the same: which of them are the layer's all must know.
+    if slot.ready.load(Ordering::Acquire)
+        || slot.phase() != Phase::Attached
+        || slot.receiving.load(Ordering::SeqCst) != 0
+        || slot.tenure.holders() != 1
+    {
         return;
     }
     let Some(ends) = local.ends() else { return };

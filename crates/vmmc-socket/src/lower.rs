@@ -89,8 +89,16 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         }
         came_to_nothing
     };
+    wake_others(slot, local);
     if !came_to_nothing {
         retire(fd, index);
+    }
+}
+
+/// The bytes go another way now: threads and relatives that sleep until there is room in the ring, or news of it, have to look.
+fn wake_others(slot: &Slot, local: &Local) {
+    if !thread::alone() || slot.tenure.holders() != 1 {
+        local.ring_own();
     }
 }
 
@@ -515,6 +523,8 @@ pub(crate) fn retire(fd: i32, index: u32) {
         let shared = slot.tenure.holders() != 1;
         let may_pass = shared && slot.why().passes();
         slot.set_phase(if may_pass { Phase::Retired } else { Phase::Stay });
+        // Their registrations are the kernel's now, which a child may not know of.
+        wake_others(slot, local);
         board::update(index, slot);
         let_go(slot, local);
     });

@@ -563,6 +563,45 @@ void scenario_thread_fork_while_recv(void) {
     meet();
 }
 
+/* A connection that is lifted while a thread is in recv, and a child that is the first to look at it afterwards: the parent's set hears of what comes. */
+void scenario_thread_fork_before_next_look(void) {
+    int fd = cold_connection();
+    if (me.client) {
+        for (int i = 0; i < 300; i++)
+            expect_text(fd, "x");
+        put_text(fd, "late bytes");
+        meet();
+        put_text(fd, "news");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader reader = {.fd = fd};
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = 7};
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    T(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+    pthread_t thread = start_reader(&reader);
+    for (int i = 0; i < 300; i++) {
+        send(fd, "x", 1, 0);
+        usleep(500);
+    }
+    join_reader(thread, &reader);
+    pid_t child = fork();
+    if (child == 0) {
+        struct pollfd one = {fd, POLLIN, 0};
+        poll(&one, 1, 0);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    meet();
+    T(epoll_wait(epoll, &event, 1, 2000));
+    say("%u", event.data.u32);
+    expect_text(fd, "news");
+    close(epoll);
+    close(fd);
+    meet();
+}
+
 static void *register_on_and_on(void *argument) {
     struct caller *caller = argument;
     struct epoll_event event = {.events = EPOLLIN};

@@ -345,6 +345,7 @@ macro_rules! for_every_scenario {
             thread_both_ways_from_the_start: Cold;
             thread_fork_while_recv: Warm;
             thread_fork_beside_epoll_ctl: Warm;
+            thread_fork_before_next_look: Cold;
             thread_with_descriptors_of_its_own: Warm;
             thread_closes_unshared: Warm;
             // signals.c
