@@ -281,7 +281,7 @@ impl Lending<'_> {
         let ring = local.ring_out(stream.tier());
         let (Some(ring), true) = (ring, room >= least) else {
             loan.end();
-            slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
+            transmit::collide(slot, ends);
             return if ring.is_some() { Ok(Step::Nothing) } else { Err(Errno(libc::ENOMEM)) };
         };
         let len = room.min(most);

@@ -410,7 +410,7 @@ fn put(
     if room == 0 && want > 0 {
         // Nobody makes room by reading what he does not see.
         cork::let_go(local, ends);
-        slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
+        collide(slot, ends);
         return Ok(Step::Nothing);
     }
     let (tail, tier) = (stream.tail(), stream.tier());
@@ -426,6 +426,14 @@ fn put(
     let corks = corks || slot.corked.load(Ordering::Relaxed);
     let published = publish(index, slot, local, ends, (len, next), corks);
     Ok(Step::Sent(if published { len } else { 0 }))
+}
+
+/// The ring is full. Where the peer has frozen it there will never be room, and no publishing finds that out. The outward lock is held.
+pub(crate) fn collide(slot: &Slot, ends: Ends) {
+    slot.outward.collisions.fetch_add(1, Ordering::Relaxed);
+    if lower::is_taken_back(ends) {
+        slot.outward.set_way(Way::Handover);
+    }
 }
 
 /// Which of a socket's buffers keep the size that the program has set: `asm-generic/socket.h`, Linux 5.16; the libc crate does not have it.

@@ -150,6 +150,52 @@ void scenario_splice_from_connection(void) {
     meet();
 }
 
+enum { MORE_THAN_FITS = 12000000 };
+
+/* The reader splices while the writer waits for room: first in write, then in poll. */
+void scenario_splice_from_full(void) {
+    static unsigned char bytes[MORE_THAN_FITS];
+    for (int round = 0; round < 2; round++) {
+        int fd = round == 0 ? connection() : cold_connection();
+        if (round == 1)
+            warm(fd);
+        fill_pattern(bytes, 0, sizeof bytes, round);
+        if (me.client) {
+            if (round == 1)
+                fcntl(fd, F_SETFL, O_NONBLOCK);
+            for (size_t done = 0; done < sizeof bytes;) {
+                ssize_t n = write(fd, bytes + done, sizeof bytes - done);
+                struct pollfd one = {fd, POLLOUT, 0};
+                if (n > 0)
+                    done += n;
+                else if (errno != EAGAIN || poll(&one, 1, 10000) != 1) {
+                    say("! write: %zd %s", n, strerrorname_np(errno));
+                    break;
+                }
+            }
+            shutdown(fd, SHUT_WR);
+            meet();
+            close(fd);
+            continue;
+        }
+        static unsigned char got[MORE_THAN_FITS];
+        int ends[2];
+        pipe(ends);
+        usleep(300000);
+        T(splice(fd, NULL, ends[1], NULL, 10, 0));
+        T(read(ends[0], got, 10));
+        size_t done = 10;
+        for (ssize_t n; done < sizeof got && (n = read(fd, got + done, sizeof got - done)) > 0;)
+            done += n;
+        say("%zu bytes, equal %d", done, memcmp(got, bytes, sizeof got) == 0);
+        expect_end(fd);
+        close(ends[0]);
+        close(ends[1]);
+        meet();
+        close(fd);
+    }
+}
+
 void scenario_splice_to_connection(void) {
     int fd = connection();
     if (me.server) {

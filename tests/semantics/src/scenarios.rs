@@ -298,6 +298,7 @@ macro_rules! for_every_scenario {
             sendfile_in_one_piece: Warm;
             sendfile_to_pipe: Warm;
             splice_from_connection: Warm;
+            splice_from_full: Warm;
             splice_to_connection: Warm;
             // stdio.c
             stdio_stream: Warm;
