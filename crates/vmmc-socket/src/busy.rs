@@ -9,16 +9,32 @@ use crate::descriptor::{self, Kind};
 use crate::kernel::Doing;
 use crate::layer::STRUCTURE;
 use crate::local::Local;
-use crate::slot::Slot;
-use crate::{kernel, layer, local, slot, thread};
+use crate::wait::Direction;
+use crate::{kernel, layer, local, thread};
 
-/// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread sleeps in a call on it.
+/// A call in this direction is about to sleep.
+pub(crate) fn enter(index: u32, direction: Direction) {
+    local::get(index).guest(direction).store(thread::id(), Ordering::SeqCst);
+}
+
+/// A call that has slept on the connection, whose program knew it as `fd`, is over.
+pub(crate) fn leave(fd: i32, index: u32, direction: Direction) {
+    let local = local::get(index);
+    let guest = local.guest(direction);
+    let _ = guest.compare_exchange(thread::id(), 0, Ordering::SeqCst, Ordering::Relaxed);
+    let kept = local.kept.load(Ordering::SeqCst);
+    if kept >= 0 && !has_guests(local, [fd, kept]) {
+        let_go(index);
+    }
+}
+
+/// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread is in a call on it.
 pub(crate) fn keep(fd: i32, index: u32) {
-    let sleeps = || sleeps_beside(slot::get(index), [fd; 2]);
-    if thread::alone() || layer::confined() || !sleeps() {
+    let local = local::get(index);
+    let has_guests = || has_guests(local, [fd; 2]);
+    if thread::alone() || layer::confined() || !has_guests() {
         return;
     }
-    let local = local::get(index);
     // SAFETY: the structure's lock is held.
     if STRUCTURE.briefly(|_| unsafe { local.parts() }.descriptors != [fd]) {
         return;
@@ -28,8 +44,8 @@ pub(crate) fn keep(fd: i32, index: u32) {
     };
     layer::enter_duplicate(index, kept as i32);
     local.kept.store(kept as i32, Ordering::SeqCst);
-    // Who has woken meanwhile looks for it when its call is over, or does so no more.
-    if !sleeps() {
+    // Who has left meanwhile did not see it.
+    if !has_guests() {
         let_go(index);
     }
 }
@@ -43,30 +59,18 @@ pub(crate) fn number(fd: i32, index: u32) -> Option<i32> {
     Some(local::get(index).kept.load(Ordering::SeqCst)).filter(|&kept| is_it(kept))
 }
 
-/// A call that has slept on the connection, whose program knew it as `fd`, is over.
-pub(crate) fn leave(fd: i32, index: u32) {
-    let kept = local::get(index).kept.load(Ordering::SeqCst);
-    if kept >= 0 && !sleeps_beside(slot::get(index), [fd, kept]) {
-        let_go(index);
-    }
-}
-
-/// Whether `fd` is a number that a sleeper has the connection by, of which the program does not know.
+/// Whether `fd` is a number that a call has the connection by, of which the program does not know.
 pub(crate) fn is_kept(fd: i32, index: u32) -> bool {
     local::get(index).kept.load(Ordering::Relaxed) == fd
 }
 
-/// In a child of fork, which has none of the sleepers.
+/// In a child of fork, which has none of the threads.
 pub(crate) fn forked() {
-    let kept = |&(fd, kind): &(i32, Kind)| match kind {
-        Kind::Connection(index) => is_kept(fd, index),
-        _ => false,
-    };
-    for (_, kind) in descriptor::between(layer::floor(), i32::MAX).filter(kept) {
-        if let Kind::Connection(index) = kind {
-            let_go(index);
-        }
-    }
+    let kept = descriptor::between(layer::floor(), i32::MAX).filter_map(|(fd, kind)| match kind {
+        Kind::Connection(index) => is_kept(fd, index).then_some(index),
+        _ => None,
+    });
+    kept.for_each(let_go);
 }
 
 fn let_go(index: u32) {
@@ -77,31 +81,36 @@ fn let_go(index: u32) {
     }
 }
 
-/// Whether another thread of this process sleeps in a call on the connection, under one of the numbers `fds`. A thread that left such a sleep by `longjmp`, or was
-/// cancelled, is still noted there, so the kernel is asked where it is.
-fn sleeps_beside(slot: &Slot, fds: [i32; 2]) -> bool {
-    [&slot.receiver_asleep, &slot.sender_asleep].into_iter().any(|asleep| {
-        let sleeper = asleep.load(Ordering::SeqCst);
-        sleeper != 0 && sleeper != thread::id() && sleeps_on(sleeper, fds)
+/// Whether another thread of this process is in a call on the connection in which it has slept, under one of the numbers `fds`.
+fn has_guests(local: &Local, fds: [i32; 2]) -> bool {
+    [Direction::In, Direction::Out].into_iter().any(|direction| {
+        let guest = local.guest(direction);
+        let thread = guest.load(Ordering::SeqCst);
+        thread != 0
+            && thread != thread::id()
+            && is_there(thread, fds, || guest.load(Ordering::SeqCst) == thread)
     })
 }
 
-/// Whether the thread sleeps as [`crate::wait`] has it sleep: in `ppoll`, on a bell and one of the `fds`.
+/// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still `noted`, so the kernel is asked what it does: it sleeps as
+/// [`crate::wait`] has it sleep, on a bell and one of the `fds`, or has woken.
 #[cold]
-fn sleeps_on(thread: u32, fds: [i32; 2]) -> bool {
-    /// It has said that it will, and is just about to.
-    const LOOKS: usize = 20;
+fn is_there(thread: u32, fds: [i32; 2], noted: impl Fn() -> bool) -> bool {
+    /// It may be about to sleep or to leave, or look for a moment whether there is something.
+    const LOOKS: usize = 200;
     const POLLS: usize = libc::SYS_ppoll as usize;
+    let mut runs = false;
     for _ in 0..LOOKS {
-        match kernel::what_does(thread) {
+        match kernel::what_does(thread).filter(|_| noted()) {
+            None => return false,
             Some(Doing::Call([POLLS, list, 2])) => {
                 return kernel::value_at::<[libc::pollfd; 2]>(list).is_some_and(|[bell, tcp]| {
                     descriptor::kind(bell.fd) == Kind::Own && fds.contains(&tcp.fd)
                 });
             }
-            Some(Doing::Running) => kernel::give_way(),
-            _ => return false,
+            doing => runs = doing == Some(Doing::Running),
         }
+        kernel::give_way();
     }
-    false
+    runs
 }

@@ -15,6 +15,7 @@ use crate::bells::{Seat, SharedBell};
 use crate::park::Calm;
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
+use crate::wait::Direction;
 use crate::{kernel, policy};
 
 /// See the module's text.
@@ -38,6 +39,8 @@ pub(crate) struct Local {
     pub(crate) strange: AtomicBool,
     /// The number under which a thread goes on that slept in a call as the program closed its last one ([`crate::busy`]).
     pub(crate) kept: AtomicI32,
+    /// The threads that are in a receiving and in a sending call in which they have slept, the last of each.
+    guests: [AtomicU32; 2],
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
@@ -150,6 +153,7 @@ fn make(entry: &AtomicPtr<Local>) -> &'static Local {
         peer_place: AtomicU32::new(0),
         strange: AtomicBool::new(false),
         kept: AtomicI32::new(Local::NOT_KEPT),
+        guests: Default::default(),
         held: AtomicBool::new(false),
         girth: Girth::new(),
         calm: Calm::new(),
@@ -262,6 +266,11 @@ impl Local {
         let import = unsafe { &*self.parts.get() }.import.as_ref();
         // Where the system refuses, the memory just stays.
         let _ = import.map(|import| import.discard(range));
+    }
+
+    /// See [`crate::busy`].
+    pub(crate) fn guest(&self, direction: Direction) -> &AtomicU32 {
+        &self.guests[usize::from(direction == Direction::Out)]
     }
 
     /// The numbers of this side's bell and of the peer's.

@@ -142,8 +142,9 @@ impl Wait {
         // Before the look whether there is a ring: this side tells nobody of a later one under a sleep that knows of none.
         self.count(slot, true);
         let sleep = self.choose(slot, local, most);
-        if !matches!(sleep, Ok(Some(_))) {
-            self.count(slot, false);
+        match sleep {
+            Ok(Some(_)) => busy::enter(self.index, self.direction),
+            _ => self.count(slot, false),
         }
         sleep
     }
@@ -293,7 +294,7 @@ impl Wait {
 
     /// The call is over, and has slept.
     pub(crate) fn leave(&self) {
-        busy::leave(self.given, self.index);
+        busy::leave(self.given, self.index, self.direction);
     }
 
     /// What is left of the socket's `SO_RCVTIMEO` or `SO_SNDTIMEO`; an error when it has run out.
