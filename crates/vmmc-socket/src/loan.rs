@@ -239,7 +239,7 @@ impl Transfer for Lending<'_> {
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
         let woken = self.wait.woken(sleep, outcome, 0);
         self.fd = self.wait.number();
-        woken.err().map(|error| Err(error))
+        woken.err().map(Err)
     }
 
     fn leave(&mut self) {
