@@ -93,13 +93,12 @@ fn has_guests(local: &Local, fds: [i32; 2]) -> bool {
 }
 
 /// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still `noted`, so the kernel is asked what it does: it sleeps as
-/// [`crate::wait`] has it sleep, on a bell and one of the `fds`, or has woken.
+/// [`crate::wait`] has it sleep, on a bell and one of the `fds`, or will in a moment. One that does not may be anywhere: to keep the connection for it could be for ever.
 #[cold]
 fn is_there(thread: u32, fds: [i32; 2], noted: impl Fn() -> bool) -> bool {
-    /// It may be about to sleep or to leave, or look for a moment whether there is something.
-    const LOOKS: usize = 200;
+    /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
+    const LOOKS: usize = 1000;
     const POLLS: usize = libc::SYS_ppoll as usize;
-    let mut runs = false;
     for _ in 0..LOOKS {
         match kernel::what_does(thread).filter(|_| noted()) {
             None => return false,
@@ -108,9 +107,8 @@ fn is_there(thread: u32, fds: [i32; 2], noted: impl Fn() -> bool) -> bool {
                     descriptor::kind(bell.fd) == Kind::Own && fds.contains(&tcp.fd)
                 });
             }
-            doing => runs = doing == Some(Doing::Running),
+            Some(_) => kernel::give_way(),
         }
-        kernel::give_way();
     }
-    runs
+    false
 }
