@@ -108,7 +108,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match measure(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            eprintln!("vmmc bench: {cause}");
+            complain!("vmmc bench: {cause}");
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,13 @@
 //! The `vmmc` command: thin faces over the libraries, one module a subcommand.
 
+/// One line to standard error, which may have no reader any more: that is no reason to fail in another way than the line says.
+macro_rules! complain {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
 mod becoming;
 mod bench;
 mod doctor;

@@ -99,7 +99,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vmmc: {error}");
+            complain!("vmmc: {error}");
             failure
         }
     }

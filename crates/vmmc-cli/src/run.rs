@@ -64,12 +64,12 @@ pub(crate) fn run(args: Args) -> ExitCode {
         let library = match find_library() {
             Ok(library) => library,
             Err(message) => {
-                eprintln!("vmmc: {message}");
+                complain!("vmmc: {message}");
                 return ExitCode::from(OWN_ERROR);
             }
         };
         if let Err(message) = crate::node::ensure() {
-            eprintln!("vmmc: {message}; connections stay on TCP");
+            complain!("vmmc: {message}; connections stay on TCP");
         }
         if let (None, Ok(program)) =
             (std::env::var_os("VMMC_NODE_PROGRAM"), std::env::current_exe())
@@ -93,10 +93,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let error = become_program(&mut command);
     let program = program.to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
-        eprintln!("vmmc: {program}: no such program: check its name and PATH");
+        complain!("vmmc: {program}: no such program: check its name and PATH");
         return ExitCode::from(127);
     }
-    eprintln!("vmmc: {program}: cannot be executed: {error}");
+    complain!("vmmc: {program}: cannot be executed: {error}");
     ExitCode::from(126)
 }
 
@@ -112,7 +112,7 @@ fn policy(explain: bool) -> Option<Policy> {
     match Policy::of_programs() {
         Ok(policy) if policy.lift == Some(false) => {
             if explain {
-                eprintln!(
+                complain!(
                     "vmmc: policy: nothing is lifted (`vmmc doctor` shows which file says so)"
                 );
             }
@@ -120,7 +120,7 @@ fn policy(explain: bool) -> Option<Policy> {
         }
         Ok(policy) => Some(policy),
         Err(error) => {
-            eprintln!("vmmc: {error}; connections stay on TCP");
+            complain!("vmmc: {error}; connections stay on TCP");
             None
         }
     }

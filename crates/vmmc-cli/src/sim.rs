@@ -133,6 +133,6 @@ impl Seeds {
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("vmmc sim: {message}");
+    complain!("vmmc sim: {message}");
     ExitCode::FAILURE
 }

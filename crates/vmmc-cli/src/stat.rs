@@ -66,7 +66,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(message) => {
-            eprintln!("vmmc: {message}");
+            complain!("vmmc: {message}");
             ExitCode::FAILURE
         }
     }

@@ -141,10 +141,10 @@ fn run_on(name: &str, node: u8, command: &[OsString]) -> ExitCode {
     let error = become_program(Command::new(program).args(arguments).envs(environment));
     let program = program.to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
-        eprintln!("vmmc: {program}: no such program: check its name and PATH");
+        complain!("vmmc: {program}: no such program: check its name and PATH");
         return ExitCode::from(127);
     }
-    eprintln!("vmmc: {program}: cannot be executed: {error}");
+    complain!("vmmc: {program}: cannot be executed: {error}");
     ExitCode::from(126)
 }
 
@@ -173,6 +173,6 @@ fn show(status: Option<Status>, json: bool) {
 }
 
 fn fail(error: &TestbedError) -> ExitCode {
-    eprintln!("vmmc: {error}");
+    complain!("vmmc: {error}");
     ExitCode::FAILURE
 }

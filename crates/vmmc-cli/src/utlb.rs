@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("vmmc utlb: {message}");
+            complain!("vmmc utlb: {message}");
             ExitCode::FAILURE
         }
     }

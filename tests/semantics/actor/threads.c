@@ -787,7 +787,7 @@ void scenario_receivers_beside_each_other(void) {
     for (unsigned n = 0; n < WORDS; n++)
         put_word(all + n * WORD, n);
     _Atomic int torn = 0;
-    for (int round = 0; round < 100; round++) {
+    for (int round = 0; round < 40; round++) {
         int ends[2];
         both_ends(ends);
         for (int trip = 0; trip < 20; trip++)
@@ -828,7 +828,7 @@ static void *send_records(void *argument) {
 /* What one call sends is one piece of the stream, whoever else sends, where it has room. */
 void scenario_senders_beside_each_other(void) {
     int torn = 0;
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 10; round++) {
         int ends[2];
         both_ends(ends);
         for (int trip = 0; trip < 20; trip++)

@@ -16,6 +16,21 @@ fn a_program_that_does_not_exist() -> Result<(), Failure> {
     Ok(())
 }
 
+/// A program runs although nobody reads that its connections stay on TCP; nor does a service fail in another way for that, which complains that another runs
+/// when whoever started it has long gone.
+#[test]
+fn nobody_has_to_read_complaints() -> Result<(), Failure> {
+    let _watchdog = Watchdog::new("nobody_has_to_read_complaints", 2 * LIMIT);
+    let site = Site::new()?;
+    let mut command = site.vmmc();
+    command.args(["run", "--", "true"]).env("VMMC_RUNTIME_DIR", "/proc/vmmc-cannot-be-here");
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let status = command.stderr(writer).status()?;
+    assert!(status.success(), "{status:?}");
+    Ok(())
+}
+
 #[test]
 fn the_status_and_output_are_the_programs_own() -> Result<(), Failure> {
     let finished = run(&["/bin/sh", "-c", "echo out; echo err >&2; exit 7"])?;
