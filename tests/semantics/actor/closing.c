@@ -828,12 +828,14 @@ void scenario_peer_name_after_both_ends(void) {
         T(shutdown(fd, SHUT_WR));
         T(getpeername(fd, (struct sockaddr *)&address, &length));
         meet();
+        meet();
         T(getpeername(fd, (struct sockaddr *)&address, &length));
         expect_end(fd);
         T(syscall(SYS_getpeername, fd, &address, &length));
         meet();
         return;
     }
+    meet();
     await_readable(fd, 13);
     T(getpeername(fd, (struct sockaddr *)&address, &length));
     T(shutdown(fd, SHUT_WR));

@@ -737,6 +737,14 @@ void scenario_close_against_write(void) {
 
 enum { WORDS = 50000, WORD = 4 };
 
+/* Without waiting for acknowledgements. */
+static void prompt_ends(int ends[2]) {
+    both_ends(ends);
+    setsockopt(ends[0], IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    for (int trip = 0; trip < 20; trip++)
+        round_trip(ends);
+}
+
 /* The first byte of each word has the high bit; the others, and the rest of that, count. */
 static void put_word(unsigned char *to, unsigned n) {
     for (int i = 0; i < WORD; i++)
@@ -789,9 +797,7 @@ void scenario_receivers_beside_each_other(void) {
     _Atomic int torn = 0;
     for (int round = 0; round < 40; round++) {
         int ends[2];
-        both_ends(ends);
-        for (int trip = 0; trip < 20; trip++)
-            round_trip(ends);
+        prompt_ends(ends);
         struct stream stream = {ends[1], &torn, NULL};
         pthread_t threads[3];
         for (int i = 0; i < 3; i++)
@@ -828,11 +834,9 @@ static void *send_records(void *argument) {
 /* What one call sends is one piece of the stream, whoever else sends, where it has room. */
 void scenario_senders_beside_each_other(void) {
     int torn = 0;
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 20; round++) {
         int ends[2];
-        both_ends(ends);
-        for (int trip = 0; trip < 20; trip++)
-            round_trip(ends);
+        prompt_ends(ends);
         _Atomic unsigned next = 0;
         struct stream stream = {ends[0], NULL, &next};
         pthread_t threads[3];
