@@ -818,7 +818,7 @@ void scenario_receivers_beside_each_other(void) {
     meet();
 }
 
-enum { RECORD = 1000, RECORDS = 300 };
+enum { RECORD = 1000, RECORDS = 60 };
 
 static void *send_records(void *argument) {
     struct stream *stream = argument;
@@ -834,7 +834,7 @@ static void *send_records(void *argument) {
 /* What one call sends is one piece of the stream, whoever else sends, where it has room. */
 void scenario_senders_beside_each_other(void) {
     int torn = 0;
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 60; round++) {
         int ends[2];
         prompt_ends(ends);
         _Atomic unsigned next = 0;
