@@ -3,7 +3,7 @@
 //! The kernel's open file stays until that call is over: it gets what comes, and the peer sees an end only afterwards. So the connection
 //! gets a number of the layer's own, under which the sleeper goes on when it wakes, and which it closes in the end.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use crate::descriptor::{self, Kind};
 use crate::kernel::Doing;
@@ -12,18 +12,28 @@ use crate::local::Local;
 use crate::wait::Direction;
 use crate::{kernel, layer, local, thread};
 
-/// A call in this direction is about to sleep.
-pub(crate) fn enter(index: u32, direction: Direction) {
-    local::get(index).guest(direction).store(thread::id(), Ordering::SeqCst);
+/// A thread that is in a call in which it has slept, the last of its direction.
+#[derive(Debug, Default)]
+pub(crate) struct Guest {
+    /// 0: none.
+    thread: AtomicU32,
+    /// What it sleeps on, if it does.
+    fd: AtomicI32,
 }
 
-/// A call that has slept on the connection, whose program knew it as `fd`, is over.
-pub(crate) fn leave(fd: i32, index: u32, direction: Direction) {
+/// A call in this direction is about to sleep on `fd`.
+pub(crate) fn enter(fd: i32, index: u32, direction: Direction) {
+    let guest = local::get(index).guest(direction);
+    guest.fd.store(fd, Ordering::SeqCst);
+    guest.thread.store(thread::id(), Ordering::SeqCst);
+}
+
+/// A call that has slept on the connection is over.
+pub(crate) fn leave(index: u32, direction: Direction) {
     let local = local::get(index);
-    let guest = local.guest(direction);
+    let guest = &local.guest(direction).thread;
     let _ = guest.compare_exchange(thread::id(), 0, Ordering::SeqCst, Ordering::Relaxed);
-    let kept = local.kept.load(Ordering::SeqCst);
-    if kept >= 0 && !has_guests(local, [fd, kept]) {
+    if local.kept.load(Ordering::SeqCst) >= 0 && !has_guests(local) {
         let_go(index);
     }
 }
@@ -31,8 +41,7 @@ pub(crate) fn leave(fd: i32, index: u32, direction: Direction) {
 /// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread is in a call on it.
 pub(crate) fn keep(fd: i32, index: u32) {
     let local = local::get(index);
-    let has_guests = || has_guests(local, [fd; 2]);
-    if thread::alone() || layer::confined() || !has_guests() {
+    if thread::alone() || layer::confined() || !has_guests(local) {
         return;
     }
     // SAFETY: the structure's lock is held.
@@ -45,18 +54,19 @@ pub(crate) fn keep(fd: i32, index: u32) {
     layer::enter_duplicate(index, kept as i32);
     local.kept.store(kept as i32, Ordering::SeqCst);
     // Who has left meanwhile did not see it.
-    if !has_guests() {
+    if !has_guests(local) {
         let_go(index);
     }
 }
 
-/// Under which number a call on `fd` that has slept goes on; `None`: it is closed.
+/// Under which number a call on `fd` that has slept, and still counts among those under way, goes on; `None`: the connection is closed.
 pub(crate) fn number(fd: i32, index: u32) -> Option<i32> {
-    let is_it = |fd| descriptor::connection(fd) == Some(index);
-    if is_it(fd) {
+    if descriptor::connection(fd) == Some(index) {
         return Some(fd);
     }
-    Some(local::get(index).kept.load(Ordering::SeqCst)).filter(|&kept| is_it(kept))
+    // Another number of the program's, or the one that is kept.
+    // SAFETY: the structure's lock is held.
+    STRUCTURE.briefly(|_| unsafe { local::get(index).parts() }.descriptors.first().copied())
 }
 
 /// Whether `fd` is a number that a call has the connection by, of which the program does not know.
@@ -81,30 +91,30 @@ fn let_go(index: u32) {
     }
 }
 
-/// Whether another thread of this process is in a call on the connection in which it has slept, under one of the numbers `fds`.
-fn has_guests(local: &Local, fds: [i32; 2]) -> bool {
+/// Whether another thread of this process is in a call on the connection in which it has slept.
+fn has_guests(local: &Local) -> bool {
     [Direction::In, Direction::Out].into_iter().any(|direction| {
         let guest = local.guest(direction);
-        let thread = guest.load(Ordering::SeqCst);
-        thread != 0
-            && thread != thread::id()
-            && is_there(thread, fds, || guest.load(Ordering::SeqCst) == thread)
+        let thread = guest.thread.load(Ordering::SeqCst);
+        thread != 0 && thread != thread::id() && is_there(thread, guest)
     })
 }
 
-/// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still `noted`, so the kernel is asked what it does: it sleeps as
-/// [`crate::wait`] has it sleep, on a bell and one of the `fds`, or will in a moment. One that does not may be anywhere: to keep the connection for it could be for ever.
+/// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still noted, so the kernel is asked what it does: it sleeps as
+/// [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does not may be anywhere: to keep the connection for it could be for ever.
 #[cold]
-fn is_there(thread: u32, fds: [i32; 2], noted: impl Fn() -> bool) -> bool {
+fn is_there(thread: u32, guest: &Guest) -> bool {
     /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
     const LOOKS: usize = 1000;
     const POLLS: usize = libc::SYS_ppoll as usize;
     for _ in 0..LOOKS {
-        match kernel::what_does(thread).filter(|_| noted()) {
+        let noted = guest.thread.load(Ordering::SeqCst) == thread;
+        match kernel::what_does(thread).filter(|_| noted) {
             None => return false,
             Some(Doing::Call([POLLS, list, 2])) => {
                 return kernel::value_at::<[libc::pollfd; 2]>(list).is_some_and(|[bell, tcp]| {
-                    descriptor::kind(bell.fd) == Kind::Own && fds.contains(&tcp.fd)
+                    descriptor::kind(bell.fd) == Kind::Own
+                        && tcp.fd == guest.fd.load(Ordering::SeqCst)
                 });
             }
             Some(_) => kernel::give_way(),

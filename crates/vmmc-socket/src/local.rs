@@ -12,6 +12,7 @@ use vmmc::stream::{Ring, Tier, Words};
 use vmmc::{Export, Import, ProcessId};
 
 use crate::bells::{Seat, SharedBell};
+use crate::busy::Guest;
 use crate::park::Calm;
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
@@ -39,8 +40,8 @@ pub(crate) struct Local {
     pub(crate) strange: AtomicBool,
     /// The number under which a thread goes on that slept in a call as the program closed its last one ([`crate::busy`]).
     pub(crate) kept: AtomicI32,
-    /// The threads that are in a receiving and in a sending call in which they have slept, the last of each.
-    guests: [AtomicU32; 2],
+    /// For a receiving and a sending call.
+    guests: [Guest; 2],
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
@@ -269,7 +270,7 @@ impl Local {
     }
 
     /// See [`crate::busy`].
-    pub(crate) fn guest(&self, direction: Direction) -> &AtomicU32 {
+    pub(crate) fn guest(&self, direction: Direction) -> &Guest {
         &self.guests[usize::from(direction == Direction::Out)]
     }
 

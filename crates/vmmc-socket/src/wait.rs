@@ -66,8 +66,6 @@ impl Direction {
 #[derive(Debug)]
 pub(crate) struct Wait {
     fd: i32,
-    /// The number that the program gave.
-    given: i32,
     index: u32,
     direction: Direction,
     limit: Limit,
@@ -94,7 +92,7 @@ impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
         let limit = Limit::NotAsked;
         let (rung, too_few, since, counted, begun) = (false, 0, None, false, false);
-        Self { fd, given: fd, index, direction, limit, rung, too_few, since, counted, begun }
+        Self { fd, index, direction, limit, rung, too_few, since, counted, begun }
     }
 
     /// Whether this is the call's first look.
@@ -143,7 +141,7 @@ impl Wait {
         self.count(slot, true);
         let sleep = self.choose(slot, local, most);
         match sleep {
-            Ok(Some(_)) => busy::enter(self.index, self.direction),
+            Ok(Some(_)) => busy::enter(self.fd, self.index, self.direction),
             _ => self.count(slot, false),
         }
         sleep
@@ -266,6 +264,8 @@ impl Wait {
             board::asleep(self.index, thread::ticks().wrapping_sub(since));
         }
         let slot = slot::get(self.index);
+        // As long as the call counts the place is no other connection's.
+        let number = busy::number(self.fd, self.index);
         self.count(slot, false);
         self.direction.wake_up(slot);
         match outcome {
@@ -283,7 +283,7 @@ impl Wait {
                 }
             }
         }
-        self.fd = busy::number(self.fd, self.index).ok_or(Errno(libc::EBADF))?;
+        self.fd = number.ok_or(Errno(libc::EBADF))?;
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl Wait {
 
     /// The call is over, and has slept.
     pub(crate) fn leave(&self) {
-        busy::leave(self.given, self.index, self.direction);
+        busy::leave(self.index, self.direction);
     }
 
     /// What is left of the socket's `SO_RCVTIMEO` or `SO_SNDTIMEO`; an error when it has run out.

@@ -127,6 +127,15 @@ static void *send_much(void *argument) {
     return NULL;
 }
 
+static void *receive_much(void *argument) {
+    struct reader *reader = argument;
+    static char bytes[MUCH];
+    reader->thread = gettid();
+    reader->result = recv(reader->fd, bytes, sizeof bytes, MSG_WAITALL);
+    reader->error = errno;
+    return NULL;
+}
+
 /* One thread waits for bytes, another for room; a third closes. The peer sees the end when both are done. */
 void scenario_thread_close_while_both(void) {
     int fd = connection();
@@ -185,6 +194,37 @@ void scenario_thread_fork_after_close_while_recv(void) {
     meet();
     close(pipe_ends[1]);
     waitpid(child, NULL, 0);
+}
+
+/* Nor does closing one number, and then the other. */
+void scenario_thread_close_both_numbers_while_recv(void) {
+    int fd = connection();
+    static char bytes[MUCH];
+    if (me.client) {
+        meet();
+        put(fd, bytes, sizeof bytes / 2);
+        meet();
+        put(fd, bytes, sizeof bytes / 2);
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader reader = {.fd = fd};
+    pthread_t thread;
+    int other = dup(fd);
+    pthread_create(&thread, NULL, receive_much, &reader);
+    while (reader.thread == 0)
+        usleep(100);
+    await_asleep(reader.thread);
+    T(close(fd));
+    meet();
+    usleep(20000);
+    await_asleep(reader.thread);
+    T(close(other));
+    meet();
+    pthread_join(thread, NULL);
+    say("received %zd", reader.result);
+    meet();
 }
 
 /* Closing all descriptors there are does not end it either. */

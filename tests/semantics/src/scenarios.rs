@@ -328,6 +328,7 @@ macro_rules! for_every_scenario {
             thread_close_while_both: Warm;
             thread_fork_after_close_while_recv: Warm;
             thread_close_all_while_recv: Warm;
+            thread_close_both_numbers_while_recv: Warm;
             thread_recv_beside_poll: Warm;
             thread_recv_beside_select: Warm;
             thread_recv_beside_recv: Warm;
