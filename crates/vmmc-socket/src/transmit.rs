@@ -13,8 +13,8 @@ use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
 use crate::{
-    board, busy, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy,
-    shrink, tcp, thread,
+    board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, shrink,
+    tcp, thread,
 };
 
 /// Flags with which the layer can send; others lower the connection.
@@ -288,10 +288,7 @@ impl Sending<'_> {
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
-            // The program's call is about a number that it has closed meanwhile, and perhaps used again.
-            Source::File { .. } if busy::is_kept(self.fd, self.index) => {
-                return Err(Errno(libc::EBADF));
-            }
+            Source::File { .. } if self.wait.has_moved() => return Err(Errno(libc::EBADF)),
             Source::File { .. } => {
                 return Ok(Step::Kernel(InFlight::sending(self.fd, self.index, slot)));
             }

@@ -79,6 +79,8 @@ pub(crate) struct Wait {
     /// Counted among the calls that are under way ([`Slot::receiving`]).
     counted: bool,
     begun: bool,
+    /// The program has closed the number that it gave, and may use it again.
+    moved: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +93,8 @@ enum Limit {
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
         let limit = Limit::NotAsked;
-        let (rung, too_few, since, counted, begun) = (false, 0, None, false, false);
-        Self { fd, index, direction, limit, rung, too_few, since, counted, begun }
+        let (rung, too_few, since, counted, begun, moved) = (false, 0, None, false, false, false);
+        Self { fd, index, direction, limit, rung, too_few, since, counted, begun, moved }
     }
 
     /// Whether this is the call's first look.
@@ -283,13 +285,20 @@ impl Wait {
                 }
             }
         }
-        self.fd = number.ok_or(Errno(libc::EBADF))?;
+        let number = number.ok_or(Errno(libc::EBADF))?;
+        self.moved |= number != self.fd;
+        self.fd = number;
         Ok(())
     }
 
     /// Under which number the call goes on.
     pub(crate) fn number(&self) -> i32 {
         self.fd
+    }
+
+    /// Whether that is another than the program gave: the kernel cannot do its call for it.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved
     }
 
     /// The call is over, and has slept.
