@@ -102,11 +102,9 @@ pub(crate) fn transfer<T: Transfer>(
         Ok(call) => call,
         Err(in_flight) => return by_kernel(in_flight, kernel),
     };
-    let mut slept = false;
     let route = loop {
         match catch(Route::Kernel(None), || call.go()) {
             Route::Sleep(mut sleep) => {
-                slept = true;
                 let outcome = doze(&mut sleep);
                 if let Some(outcome) = catch(None, || call.woken(&sleep, outcome)) {
                     break Route::Done(outcome);
@@ -115,9 +113,7 @@ pub(crate) fn transfer<T: Transfer>(
             route => break route,
         }
     };
-    if slept {
-        catch((), || call.leave());
-    }
+    catch((), || call.leave());
     follow(|| route, kernel)
 }
 

@@ -1,7 +1,10 @@
-//! Closing a descriptor on which another thread sleeps in a call.
+//! Closing a descriptor on which another thread is in a call.
 //!
 //! The kernel's open file stays until that call is over: it gets what comes, and the peer sees an end only afterwards. So the connection
-//! gets a number of the layer's own, under which the sleeper goes on when it wakes, and which it closes in the end.
+//! gets a number of the layer's own, under which the call goes on, and which it closes in the end.
+//!
+//! A call holds its direction's lock while it is at work, and notes itself before it lets go of it without being done, to wait or for a moment.
+//! So who has had both locks knows of every call.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -9,10 +12,13 @@ use crate::descriptor::{self, Kind};
 use crate::kernel::Doing;
 use crate::layer::STRUCTURE;
 use crate::local::Local;
+use crate::lock::Lock;
 use crate::wait::Direction;
-use crate::{kernel, layer, local, thread};
+use crate::{kernel, layer, local, slot, thread};
 
-/// A thread that is in a call in which it has slept, the last of its direction.
+const DIRECTIONS: [Direction; 2] = [Direction::In, Direction::Out];
+
+/// A thread that is in a call which goes on without the lock, the last of its direction.
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
     /// 0: none.
@@ -21,27 +27,35 @@ pub(crate) struct Guest {
     fd: AtomicI32,
 }
 
-/// A call in this direction is about to sleep on `fd`.
+/// A call on `fd` goes on after it lets go of the direction's lock, which it holds.
 pub(crate) fn enter(fd: i32, index: u32, direction: Direction) {
     let guest = local::get(index).guest(direction);
-    guest.fd.store(fd, Ordering::SeqCst);
-    guest.thread.store(thread::id(), Ordering::SeqCst);
+    guest.fd.store(fd, Ordering::Relaxed);
+    guest.thread.store(thread::id(), Ordering::Release);
 }
 
-/// A call that has slept on the connection is over.
+/// A call that has entered is over.
 pub(crate) fn leave(index: u32, direction: Direction) {
     let local = local::get(index);
     let guest = &local.guest(direction).thread;
-    let _ = guest.compare_exchange(thread::id(), 0, Ordering::SeqCst, Ordering::Relaxed);
-    if local.kept.load(Ordering::SeqCst) >= 0 && !has_guests(local) {
+    if thread::alone() {
+        guest.store(0, Ordering::Relaxed);
+    } else {
+        let _ = guest.compare_exchange(thread::id(), 0, Ordering::SeqCst, Ordering::Relaxed);
+    }
+    if local.kept.load(Ordering::SeqCst) >= 0 && !has_guests(index) {
         let_go(index);
     }
 }
 
 /// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread is in a call on it.
 pub(crate) fn keep(fd: i32, index: u32) {
+    if thread::alone() || layer::confined() {
+        return;
+    }
+    await_looks(index);
     let local = local::get(index);
-    if thread::alone() || layer::confined() || !has_guests(local) {
+    if !has_guests(index) {
         return;
     }
     // SAFETY: the structure's lock is held.
@@ -54,12 +68,46 @@ pub(crate) fn keep(fd: i32, index: u32) {
     layer::enter_duplicate(index, kept as i32);
     local.kept.store(kept as i32, Ordering::SeqCst);
     // Who has left meanwhile did not see it.
-    if !has_guests(local) {
+    if !has_guests(index) {
         let_go(index);
     }
 }
 
-/// Under which number a call on `fd` that has slept, and still counts among those under way, goes on; `None`: the connection is closed.
+/// The connection is closed: who is still noted has left, or is not known to be there.
+pub(crate) fn ended(index: u32) {
+    for direction in DIRECTIONS {
+        local::get(index).guest(direction).thread.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A number of the connection is none any more, but it has others: when this returns no call uses that one any longer, but to sleep on, and who does looks anew.
+pub(crate) fn renumbered(index: u32) {
+    if thread::alone() {
+        return;
+    }
+    await_looks(index);
+    let local = local::get(index);
+    if DIRECTIONS.iter().any(|way| local.guest(*way).thread.load(Ordering::Acquire) != 0) {
+        local.ring_own();
+    }
+}
+
+/// Waits for the calls that are at work on the connection, as far as they go without letting go of its locks.
+fn await_looks(index: u32) {
+    let slot = slot::get(index);
+    for direction in DIRECTIONS {
+        drop(direction.lock(slot).hold_anew());
+    }
+}
+
+/// Under which number a call on `fd` goes on, which has entered; `None`: the connection is closed.
+pub(crate) fn number_of_guest(fd: i32, index: u32, direction: Direction) -> Option<i32> {
+    // Another call may have taken its place: then it may be that nobody has kept the connection.
+    let noted = local::get(index).guest(direction).thread.load(Ordering::Relaxed);
+    if noted == thread::id() { number(fd, index) } else { None }
+}
+
+/// Under which number a call on `fd` that still counts among those under way goes on; `None`: the connection is closed.
 pub(crate) fn number(fd: i32, index: u32) -> Option<i32> {
     if descriptor::connection(fd) == Some(index) {
         return Some(fd);
@@ -92,28 +140,34 @@ fn let_go(index: u32) {
 }
 
 /// Whether another thread of this process is in a call on the connection in which it has slept.
-fn has_guests(local: &Local) -> bool {
-    [Direction::In, Direction::Out].into_iter().any(|direction| {
-        let guest = local.guest(direction);
+fn has_guests(index: u32) -> bool {
+    DIRECTIONS.into_iter().any(|direction| {
+        let guest = local::get(index).guest(direction);
         let thread = guest.thread.load(Ordering::SeqCst);
-        thread != 0 && thread != thread::id() && is_there(thread, guest)
+        thread != 0
+            && thread != thread::id()
+            && is_there(thread, guest, direction.lock(slot::get(index)))
     })
 }
 
-/// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still noted, so the kernel is asked what it does: it sleeps as
-/// [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does not may be anywhere: to keep the connection for it could be for ever.
+/// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still noted, so it is seen to have the lock again, or the kernel is asked
+/// what it does: it sleeps as [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does neither may be anywhere: to keep the
+/// connection for it could be for ever.
 #[cold]
-fn is_there(thread: u32, guest: &Guest) -> bool {
+fn is_there(thread: u32, guest: &Guest, lock: &Lock) -> bool {
     /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
     const LOOKS: usize = 1000;
     const POLLS: usize = libc::SYS_ppoll as usize;
     for _ in 0..LOOKS {
         let noted = guest.thread.load(Ordering::SeqCst) == thread;
+        if noted && lock.owner() == thread {
+            return true;
+        }
         match kernel::what_does(thread).filter(|_| noted) {
             None => return false,
             Some(Doing::Call([POLLS, list, 2])) => {
                 return kernel::value_at::<[libc::pollfd; 2]>(list).is_some_and(|[bell, tcp]| {
-                    descriptor::kind(bell.fd) == Kind::Own
+                    (bell.fd < 0 || descriptor::kind(bell.fd) == Kind::Own)
                         && tcp.fd == guest.fd.load(Ordering::SeqCst)
                 });
             }

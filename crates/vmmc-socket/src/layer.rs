@@ -496,9 +496,13 @@ fn close_connection(fd: i32, index: u32) {
         }
         parts.descriptors.is_empty().then_some(!parts.members.is_empty())
     });
-    if let Some(registered) = last {
-        board::close(index);
-        ending::close(fd, index, registered);
+    match last {
+        Some(registered) => {
+            busy::ended(index);
+            board::close(index);
+            ending::close(fd, index, registered);
+        }
+        None => busy::renumbered(index),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::route::{Route, Sleep, Transfer};
 use crate::slot::{self, Phase, Slot, Way};
 use crate::transmit::{self, Sending};
 use crate::wait::{Direction, Wait};
-use crate::{board, cork, descriptor, ending, half_close, layer, lift, repeat, shrink, signals};
+use crate::{board, cork, descriptor, ending, half_close, layer, lift, repeat, shrink};
 
 /// What a direction has on loan. Changed with the direction's lock held.
 #[derive(Debug, Default)]
@@ -210,19 +210,13 @@ impl Transfer for Lending<'_> {
             return Route::Done(Err(Errno(libc::EMSGSIZE)));
         }
         let (slot, local) = (slot::get(self.index), local::get(self.index));
-        if self.wait.begins() {
-            signals::forget_handled();
-        }
         loop {
-            let step = match self.direction {
-                Direction::Out => self.lend_space(slot, local),
-                Direction::In => self.lend_bytes(slot, local),
-            };
-            match step {
+            let waits = !self.terms.at_once && !slot.nonblocking.load(Ordering::Relaxed);
+            match self.lend(slot, local, waits) {
                 Ok(Step::Lent) => return Route::Done(Ok(0)),
                 Ok(Step::Elsewhere) => return Route::Kernel(None),
                 Ok(Step::Nothing) => {
-                    if self.terms.at_once || slot.nonblocking.load(Ordering::Relaxed) {
+                    if !waits {
                         return Route::Done(Err(Errno::AGAIN));
                     }
                     match self.wait.sleep() {
@@ -238,7 +232,6 @@ impl Transfer for Lending<'_> {
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
         let woken = self.wait.woken(sleep, outcome, 0);
-        self.fd = self.wait.number();
         woken.err().map(Err)
     }
 
@@ -248,8 +241,24 @@ impl Transfer for Lending<'_> {
 }
 
 impl Lending<'_> {
+    /// One look; without anything to lend the call will look again if it `waits`.
+    fn lend(&mut self, slot: &Slot, local: &Local, waits: bool) -> Result<Step, Errno> {
+        let held = self.direction.lock(slot).hold();
+        if self.wait.look()? {
+            held.forget_handled();
+        }
+        self.fd = self.wait.number();
+        let step = match self.direction {
+            Direction::Out => self.lend_space(slot, local),
+            Direction::In => self.lend_bytes(slot, local),
+        };
+        if waits && matches!(step, Ok(Step::Nothing)) {
+            self.wait.stay();
+        }
+        step
+    }
+
     fn lend_space(&mut self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
-        let _held = slot.outward.lock.hold();
         let Some(ends) = local.ends() else { return Ok(Step::Elsewhere) };
         let (stream, loan) = (&slot.outward.stream, &slot.outward.loan);
         loan.in_the_way()?;
@@ -292,7 +301,6 @@ impl Lending<'_> {
     }
 
     fn lend_bytes(&mut self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
-        let _held = slot.inward.lock.hold();
         let Some(ends) = local.ends() else { return Ok(Step::Elsewhere) };
         slot.inward.loan.claim()?;
         let step = self.lend_claimed(slot, local, ends);

@@ -82,7 +82,12 @@ impl Lock {
 
     /// Whether this thread has it.
     pub(crate) fn is_mine(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & !SLEEPERS == thread::id()
+        self.owner() == thread::id()
+    }
+
+    /// The thread that has it; 0: none.
+    pub(crate) fn owner(&self) -> u32 {
+        self.0.load(Ordering::Relaxed) & !SLEEPERS
     }
 
     #[cold]

@@ -135,12 +135,7 @@ impl Transfer for Receiving<'_> {
                     return Route::Done(Ok(self.got));
                 }
                 Ok(Taken::TooLittle) => {
-                    let waits_for_all =
-                        self.flags & (libc::MSG_WAITALL | libc::MSG_PEEK) == libc::MSG_WAITALL;
-                    if slot.nonblocking.load(Ordering::Relaxed)
-                        || self.flags & libc::MSG_DONTWAIT != 0
-                        || self.got > 0 && !waits_for_all
-                    {
+                    if !self.waits(slot) {
                         // Of a peer that has died the service tells, and then TCP.
                         if layer::has_mail() {
                             lift::progress();
@@ -166,7 +161,6 @@ impl Transfer for Receiving<'_> {
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
         let woken = self.wait.woken(sleep, outcome, self.got);
-        self.fd = self.wait.number();
         woken.err().map(|error| part(self.got, error))
     }
 
@@ -190,9 +184,10 @@ impl Receiving<'_> {
     fn take_all(&mut self, slot: &Slot) -> Result<Taken, Errno> {
         let local = local::get(self.index);
         let held = slot.inward.lock.hold();
-        if self.wait.begins() {
+        if self.wait.look()? {
             held.forget_handled();
         }
+        self.fd = self.wait.number();
         loop {
             if self.got > 0
                 && slot.look.load(Ordering::Relaxed)
@@ -214,9 +209,22 @@ impl Receiving<'_> {
                 }
                 Step::Later => return Ok(Taken::Enough),
                 Step::End => return Ok(Taken::End),
-                Step::Nothing => return Ok(Taken::TooLittle),
+                Step::Nothing => {
+                    if self.waits(slot) {
+                        self.wait.stay();
+                    }
+                    return Ok(Taken::TooLittle);
+                }
             }
         }
+    }
+
+    /// Whether the call sleeps until there is more.
+    fn waits(&self, slot: &Slot) -> bool {
+        let for_all = self.flags & (libc::MSG_WAITALL | libc::MSG_PEEK) == libc::MSG_WAITALL;
+        !slot.nonblocking.load(Ordering::Relaxed)
+            && self.flags & libc::MSG_DONTWAIT == 0
+            && (self.got == 0 || for_all)
     }
 
     /// Whether what was received ends the call. Where the stream goes on in a larger ring, or leaves the ring for TCP, the

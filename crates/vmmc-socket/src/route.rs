@@ -49,7 +49,7 @@ pub trait Transfer {
     /// The sleep that was asked for has ended. The call's result, if that ends it.
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome>;
 
-    /// The call, which has slept, is over.
+    /// The call is over.
     fn leave(&mut self);
 }
 

@@ -155,9 +155,7 @@ impl Transfer for Sending<'_> {
                 // In the midst of the file: the program gets a short count and asks again.
                 Ok(Step::Kernel(_)) => return Route::Done(Ok(self.sent)),
                 Ok(Step::Nothing) => {
-                    if slot.nonblocking.load(Ordering::Relaxed)
-                        || self.flags & libc::MSG_DONTWAIT != 0
-                    {
+                    if !self.waits(slot) {
                         if slot.outward.way() == Way::Handover
                             && std::mem::take(&mut self.patience)
                             && lower::await_handover(self.index)
@@ -182,7 +180,6 @@ impl Transfer for Sending<'_> {
 
     fn woken(&mut self, sleep: &Sleep, outcome: Outcome) -> Option<Outcome> {
         let woken = self.wait.woken(sleep, outcome, self.sent);
-        self.fd = self.wait.number();
         woken.err().map(|error| part(self.sent, error))
     }
 
@@ -250,19 +247,34 @@ impl Sending<'_> {
         const AT_ONCE: usize = 1 << 20;
         let local = local::get(self.index);
         let held = slot.outward.lock.hold();
-        if self.wait.begins() {
+        if self.wait.look()? {
             held.forget_handled();
         }
+        self.fd = self.wait.number();
         let begin = self.sent;
         loop {
             let step = self.step(slot, local)?;
-            let Step::Sent(len) = step else { return Ok(step) };
+            let Step::Sent(len) = step else {
+                if matches!(step, Step::Nothing) && self.waits(slot) {
+                    self.wait.stay();
+                }
+                return Ok(step);
+            };
             self.sent += len;
             let left = self.source.pass(len);
-            if left == 0 || len == 0 || self.sent - begin >= AT_ONCE {
+            if left == 0 {
+                return Ok(step);
+            }
+            if len == 0 || self.sent - begin >= AT_ONCE {
+                self.wait.stay();
                 return Ok(step);
             }
         }
+    }
+
+    /// Whether the call sleeps until there is room.
+    fn waits(&self, slot: &Slot) -> bool {
+        !slot.nonblocking.load(Ordering::Relaxed) && self.flags & libc::MSG_DONTWAIT == 0
     }
 
     /// One part. The outward lock is held.

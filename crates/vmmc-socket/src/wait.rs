@@ -8,10 +8,12 @@ use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
 
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Bed, Ends, Local, Pin};
+use crate::lock::Lock;
 use crate::route::Sleep;
 use crate::slot::{self, Slot, Way};
 use crate::{
-    board, busy, epoll, explain, lift, lower, policy, rest, route, signals, spin, thread, transmit,
+    board, busy, descriptor, epoll, explain, lift, lower, policy, rest, route, signals, spin,
+    thread, transmit,
 };
 
 /// A direction of a connection, seen from this side.
@@ -22,6 +24,13 @@ pub(crate) enum Direction {
 }
 
 impl Direction {
+    pub(crate) fn lock(self, slot: &Slot) -> &Lock {
+        match self {
+            Self::In => &slot.inward.lock,
+            Self::Out => &slot.outward.lock,
+        }
+    }
+
     pub(crate) fn in_flight(self, slot: &Slot) -> &AtomicU32 {
         match self {
             Self::In => &slot.receiving,
@@ -79,6 +88,8 @@ pub(crate) struct Wait {
     /// Counted among the calls that are under way ([`Slot::receiving`]).
     counted: bool,
     begun: bool,
+    /// Noted as a guest of the connection's ([`crate::busy`]).
+    stays: bool,
     /// The program has closed the number that it gave, and may use it again.
     moved: bool,
 }
@@ -93,14 +104,39 @@ enum Limit {
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
         let limit = Limit::NotAsked;
-        let (rung, too_few, since, counted, begun, moved) = (false, 0, None, false, false, false);
-        Self { fd, index, direction, limit, rung, too_few, since, counted, begun, moved }
+        let (rung, too_few, since, counted) = (false, 0, None, false);
+        let (begun, stays, moved) = (false, false, false);
+        Self { fd, index, direction, limit, rung, too_few, since, counted, begun, stays, moved }
     }
 
-    /// Whether this is the call's first look.
+    /// The call looks at the connection, whose lock it has taken: whether for the first time. An error: another thread has closed it.
     #[inline]
-    pub(crate) fn begins(&mut self) -> bool {
-        !std::mem::replace(&mut self.begun, true)
+    pub(crate) fn look(&mut self) -> Result<bool, Errno> {
+        if (self.begun || !thread::alone()) && self.has_lost_number() {
+            self.renumber(busy::number_of_guest(self.fd, self.index, self.direction))?;
+        }
+        Ok(!std::mem::replace(&mut self.begun, true))
+    }
+
+    /// Whether the number is the connection's no more.
+    #[inline]
+    fn has_lost_number(&self) -> bool {
+        descriptor::connection(self.fd) != Some(self.index)
+    }
+
+    #[cold]
+    fn renumber(&mut self, number: Option<i32>) -> Result<(), Errno> {
+        let number = number.ok_or(Errno(libc::EBADF))?;
+        self.moved |= number != self.fd;
+        self.fd = number;
+        Ok(())
+    }
+
+    /// The call will look again, and lets go of the lock until then.
+    #[inline]
+    pub(crate) fn stay(&mut self) {
+        self.stays = true;
+        busy::enter(self.fd, self.index, self.direction);
     }
 
     /// Counts the call among those under way, or no longer.
@@ -142,9 +178,8 @@ impl Wait {
         // Before the look whether there is a ring: this side tells nobody of a later one under a sleep that knows of none.
         self.count(slot, true);
         let sleep = self.choose(slot, local, most);
-        match sleep {
-            Ok(Some(_)) => busy::enter(self.fd, self.index, self.direction),
-            _ => self.count(slot, false),
+        if !matches!(sleep, Ok(Some(_))) {
+            self.count(slot, false);
         }
         sleep
     }
@@ -211,7 +246,8 @@ impl Wait {
         }
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
         announce(flag);
-        if self.ready(slot, ends) || bell.is_gone() {
+        // Who takes the number away from now on rings the bell.
+        if self.ready(slot, ends) || bell.is_gone() || self.has_lost_number() {
             self.direction.asleep(slot).store(0, Ordering::SeqCst);
             return Ok(None);
         }
@@ -285,9 +321,9 @@ impl Wait {
                 }
             }
         }
-        let number = number.ok_or(Errno(libc::EBADF))?;
-        self.moved |= number != self.fd;
-        self.fd = number;
+        if number != Some(self.fd) {
+            self.renumber(number)?;
+        }
         Ok(())
     }
 
@@ -301,9 +337,12 @@ impl Wait {
         self.moved
     }
 
-    /// The call is over, and has slept.
+    /// The call is over.
+    #[inline]
     pub(crate) fn leave(&self) {
-        busy::leave(self.index, self.direction);
+        if self.stays {
+            busy::leave(self.index, self.direction);
+        }
     }
 
     /// What is left of the socket's `SO_RCVTIMEO` or `SO_SNDTIMEO`; an error when it has run out.

@@ -7,7 +7,7 @@
 struct reader {
     int fd;
     _Atomic pid_t thread;
-    long result;
+    _Atomic long result;
     int error;
     char buffer[64];
 };
@@ -164,6 +164,38 @@ void scenario_thread_close_while_both(void) {
     say("sent %zd", writer.result);
     join_reader(reading, &reader);
     meet();
+}
+
+static void *send_for_long(void *argument) {
+    struct reader *writer = argument;
+    static char bytes[4 << 20];
+    writer->thread = gettid();
+    writer->result = send(writer->fd, bytes, sizeof bytes, 0);
+    writer->error = errno;
+    return NULL;
+}
+
+/* A send that is at work, and may not have slept yet, goes on too. */
+void scenario_thread_close_while_sending(void) {
+    for (int round = 0; round < 8; round++) {
+        int fd = cold_connection();
+        warm(fd);
+        if (me.client) {
+            static char bytes[4 << 20];
+            get(fd, bytes, sizeof bytes);
+            expect_end(fd);
+            close(fd);
+            continue;
+        }
+        struct reader writer = {.fd = fd};
+        pthread_t thread;
+        pthread_create(&thread, NULL, send_for_long, &writer);
+        for (int unsent = 0; unsent < 10000 && writer.result == 0;)
+            ioctl(fd, TIOCOUTQ, &unsent);
+        T(close(fd));
+        pthread_join(thread, NULL);
+        say("sent %zd", writer.result);
+    }
 }
 
 /* A child of the closing process has none of what the sleeper still has. */

@@ -326,6 +326,7 @@ macro_rules! for_every_scenario {
             thread_close_while_recv: Warm;
             thread_number_reused_while_recv: Warm;
             thread_close_while_both: Warm;
+            thread_close_while_sending: Cold;
             thread_fork_after_close_while_recv: Warm;
             thread_close_all_while_recv: Warm;
             thread_close_both_numbers_while_recv: Warm;
