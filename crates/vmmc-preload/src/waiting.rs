@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use vmmc_socket::Step;
 use vmmc_socket::epoll::{self, Waiting};
 use vmmc_socket::kernel::{Errno, Outcome};
-use vmmc_socket::readiness::{self, Limit, Polling};
+use vmmc_socket::readiness::{Limit, Polling};
 use vmmc_socket::signals::have_interrupted;
 
 use crate::boundary::{
@@ -137,8 +137,11 @@ const ASKED: [i16; 3] = [
     libc::POLLOUT | libc::POLLWRNORM,
     libc::POLLPRI,
 ];
-const COUNTS: [i16; 3] =
-    [ASKED[0] | libc::POLLHUP | libc::POLLERR, ASKED[1] | libc::POLLERR, libc::POLLPRI];
+const COUNTS: [i16; 3] = [
+    ASKED[0] | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL,
+    ASKED[1] | libc::POLLERR | libc::POLLNVAL,
+    ASKED[2] | libc::POLLNVAL,
+];
 
 impl Selection {
     unsafe fn new(count: c_int, sets: [*mut fd_set; 3]) -> Self {
@@ -163,10 +166,15 @@ impl Selection {
     }
 
     unsafe fn wait(&mut self, limit: &mut Limit, mask: *const sigset_t) -> Option<Outcome> {
+        let tracked = |fd: &&pollfd| vmmc_socket::is_tracked(fd.fd);
+        // Of these too one may be none any more in the end, closed by another thread: then it counts as ready.
+        let open: SmallVec<[c_int; 16]> =
+            self.list.iter().filter(tracked).map(|fd| fd.fd).collect();
         let found = poll_through_layer(&mut self.list, limit, mask)?;
-        Some(found.and_then(|_| {
-            readiness::check_open(&self.list)?;
-            Ok(self.answer())
+        let was_closed = |fd: &pollfd| fd.revents & libc::POLLNVAL != 0 && !open.contains(&fd.fd);
+        Some(found.and_then(|_| match self.list.iter().any(was_closed) {
+            true => Err(Errno(libc::EBADF)),
+            false => Ok(self.answer()),
         }))
     }
 

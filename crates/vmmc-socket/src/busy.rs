@@ -16,9 +16,18 @@ use crate::lock::Lock;
 use crate::wait::Direction;
 use crate::{kernel, layer, local, slot, thread};
 
-const DIRECTIONS: [Direction; 2] = [Direction::In, Direction::Out];
+/// In what kind of call a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stay {
+    /// That receives, or sends.
+    Moving(Direction),
+    /// `poll`, or `select`: it takes no lock.
+    Polling,
+}
 
-/// A thread that is in a call which goes on without the lock, the last of its direction.
+const STAYS: [Stay; 3] = [Stay::Moving(Direction::In), Stay::Moving(Direction::Out), Stay::Polling];
+
+/// A thread that is in a call which goes on without the lock, the last of its kind.
 #[derive(Debug, Default)]
 pub(crate) struct Guest {
     /// 0: none.
@@ -27,17 +36,17 @@ pub(crate) struct Guest {
     fd: AtomicI32,
 }
 
-/// A call on `fd` goes on after it lets go of the direction's lock, which it holds.
-pub(crate) fn enter(fd: i32, index: u32, direction: Direction) {
-    let guest = local::get(index).guest(direction);
+/// A call on `fd` goes on after it lets go of the direction's lock, which it holds; or a poll is about to sleep.
+pub(crate) fn enter(fd: i32, index: u32, stay: Stay) {
+    let guest = local::get(index).guest(stay);
     guest.fd.store(fd, Ordering::Relaxed);
     guest.thread.store(thread::id(), Ordering::Release);
 }
 
 /// A call that has entered is over.
-pub(crate) fn leave(index: u32, direction: Direction) {
+pub(crate) fn leave(index: u32, stay: Stay) {
     let local = local::get(index);
-    let guest = &local.guest(direction).thread;
+    let guest = &local.guest(stay).thread;
     if thread::alone() {
         guest.store(0, Ordering::Relaxed);
     } else {
@@ -75,8 +84,8 @@ pub(crate) fn keep(fd: i32, index: u32) {
 
 /// The connection is closed: who is still noted has left, or is not known to be there.
 pub(crate) fn ended(index: u32) {
-    for direction in DIRECTIONS {
-        local::get(index).guest(direction).thread.store(0, Ordering::Relaxed);
+    for stay in STAYS {
+        local::get(index).guest(stay).thread.store(0, Ordering::Relaxed);
     }
 }
 
@@ -87,7 +96,13 @@ pub(crate) fn renumbered(index: u32) {
     }
     await_looks(index);
     let local = local::get(index);
-    if DIRECTIONS.iter().any(|way| local.guest(*way).thread.load(Ordering::Acquire) != 0) {
+    // Who sleeps already wakes for what comes to the connection, and not before.
+    let is_awake = |stay: Stay| {
+        let guest = local.guest(stay);
+        let thread = guest.thread.load(Ordering::Acquire);
+        thread != 0 && thread != thread::id() && guest.sleeps(thread) == Some(false)
+    };
+    if STAYS.into_iter().any(is_awake) {
         local.ring_own();
     }
 }
@@ -95,15 +110,15 @@ pub(crate) fn renumbered(index: u32) {
 /// Waits for the calls that are at work on the connection, as far as they go without letting go of its locks.
 fn await_looks(index: u32) {
     let slot = slot::get(index);
-    for direction in DIRECTIONS {
-        drop(direction.lock(slot).hold_anew());
+    for lock in [&slot.inward.lock, &slot.outward.lock] {
+        drop(lock.hold_anew());
     }
 }
 
 /// Under which number a call on `fd` goes on, which has entered; `None`: the connection is closed.
 pub(crate) fn number_of_guest(fd: i32, index: u32, direction: Direction) -> Option<i32> {
     // Another call may have taken its place: then it may be that nobody has kept the connection.
-    let noted = local::get(index).guest(direction).thread.load(Ordering::Relaxed);
+    let noted = local::get(index).guest(Stay::Moving(direction)).thread.load(Ordering::Relaxed);
     if noted == thread::id() { number(fd, index) } else { None }
 }
 
@@ -141,12 +156,14 @@ fn let_go(index: u32) {
 
 /// Whether another thread of this process is in a call on the connection in which it has slept.
 fn has_guests(index: u32) -> bool {
-    DIRECTIONS.into_iter().any(|direction| {
-        let guest = local::get(index).guest(direction);
+    STAYS.into_iter().any(|stay| {
+        let guest = local::get(index).guest(stay);
         let thread = guest.thread.load(Ordering::SeqCst);
-        thread != 0
-            && thread != thread::id()
-            && is_there(thread, guest, direction.lock(slot::get(index)))
+        let lock = match stay {
+            Stay::Moving(direction) => Some(direction.lock(slot::get(index))),
+            Stay::Polling => None,
+        };
+        thread != 0 && thread != thread::id() && is_there(thread, guest, lock)
     })
 }
 
@@ -154,25 +171,49 @@ fn has_guests(index: u32) -> bool {
 /// what it does: it sleeps as [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does neither may be anywhere: to keep the
 /// connection for it could be for ever.
 #[cold]
-fn is_there(thread: u32, guest: &Guest, lock: &Lock) -> bool {
+fn is_there(thread: u32, guest: &Guest, lock: Option<&Lock>) -> bool {
     /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
     const LOOKS: usize = 1000;
-    const POLLS: usize = libc::SYS_ppoll as usize;
     for _ in 0..LOOKS {
         let noted = guest.thread.load(Ordering::SeqCst) == thread;
-        if noted && lock.owner() == thread {
+        if noted && lock.is_some_and(|lock| lock.owner() == thread) {
             return true;
         }
-        match kernel::what_does(thread).filter(|_| noted) {
+        match guest.sleeps(thread).filter(|_| noted) {
             None => return false,
-            Some(Doing::Call([POLLS, list, 2])) => {
-                return kernel::value_at::<[libc::pollfd; 2]>(list).is_some_and(|[bell, tcp]| {
-                    (bell.fd < 0 || descriptor::kind(bell.fd) == Kind::Own)
-                        && tcp.fd == guest.fd.load(Ordering::SeqCst)
-                });
-            }
-            Some(_) => kernel::give_way(),
+            Some(true) => return true,
+            Some(false) => kernel::give_way(),
         }
     }
     false
+}
+
+impl Guest {
+    /// Whether the thread sleeps as noted; `None`: there is no such thread, or it polls something else.
+    fn sleeps(&self, thread: u32) -> Option<bool> {
+        const POLLS: usize = libc::SYS_ppoll as usize;
+        match kernel::what_does(thread)? {
+            Doing::Call([POLLS, list, count]) => {
+                is_polled(self.fd.load(Ordering::SeqCst), list, count).then_some(true)
+            }
+            _ => Some(false),
+        }
+    }
+}
+
+/// Whether a list to poll, of the layer's, asks for `fd`: then it has bells too, or a place for one.
+fn is_polled(fd: i32, list: usize, count: usize) -> bool {
+    const NONE: libc::pollfd = libc::pollfd { fd: -1, events: 0, revents: 0 };
+    let (mut is_asked, mut has_bell) = (false, false);
+    let mut part = [NONE; 32];
+    for begin in (0..count).step_by(part.len()) {
+        let part = &mut part[..(count - begin).min(32)];
+        let Some(()) = kernel::copy_poll_list(list + begin * size_of_val(&NONE), part) else {
+            return false;
+        };
+        is_asked |= part.iter().any(|polled| polled.fd == fd);
+        has_bell |=
+            part.iter().any(|polled| polled.fd < 0 || descriptor::kind(polled.fd) == Kind::Own);
+    }
+    is_asked && has_bell
 }

@@ -332,16 +332,14 @@ pub(crate) fn what_does(thread: u32) -> Option<Doing> {
     Some(Doing::Call([number, argument()?, argument()?]))
 }
 
-/// A value somewhere in this process's memory, where there may be none any more.
-pub(crate) fn value_at<T: Copy>(address: usize) -> Option<T> {
-    let mut value = std::mem::MaybeUninit::<T>::uninit();
-    let len = size_of::<T>();
-    let to = libc::iovec { iov_base: value.as_mut_ptr().cast(), iov_len: len };
+/// Lists of `poll` somewhere in this process's memory, where there may be none any more: copies as many entries as `into` has room for.
+pub(crate) fn copy_poll_list(address: usize, into: &mut [libc::pollfd]) -> Option<()> {
+    let len = size_of_val(into);
+    let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: len };
     let from = libc::iovec { iov_base: address as *mut _, iov_len: len };
     let (to, from) = (&raw const to, &raw const from);
     let read = call!(SYS_process_vm_readv, process_id(), to, 1, from, 1, 0);
-    // SAFETY: filled, and callers ask for what any bytes are a value of.
-    (read == Ok(len)).then(|| unsafe { value.assume_init() })
+    (read == Ok(len)).then_some(())
 }
 
 /// What kind of file a descriptor is of: one of `S_IFMT`, or 0.

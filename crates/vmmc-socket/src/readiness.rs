@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use vmmc::stream::announce;
 
 use crate::bells::SharedBell;
+use crate::busy::{self, Stay};
 use crate::descriptor::{self, Kind};
 use crate::epoll;
 use crate::kernel::{self, Errno, Outcome};
@@ -58,7 +59,9 @@ impl Limit {
     }
 
     fn start(&mut self) {
-        self.end = self.time.map(|time| Instant::now() + time);
+        if self.end.is_none() {
+            self.end = self.time.map(|time| Instant::now() + time);
+        }
     }
 
     fn is_zero(self) -> bool {
@@ -110,10 +113,14 @@ pub struct Polling<'a> {
     mask: *const libc::sigset_t,
     /// Place in `fds` and slot of those that are lifted.
     lifted: List<(usize, u32)>,
-    /// Of those that are not: while this thread may sleep on such a TCP socket, the connection must not be lifted.
+    /// Slots of those that were, when another thread closed one: it does not end before the call does.
+    before: List<u32>,
+    /// Of those that are not lifted: while this thread may sleep on such a TCP socket, the connection must not be lifted.
     blind: List<InFlight>,
     /// The last sleep was ended by a bell, which says so until it is silenced.
     rung: bool,
+    /// Noted as a guest of the lifted ones ([`crate::busy`]).
+    stays: bool,
     question: Question,
     /// The sleep that is due asks no question, just for `fds`.
     plain: bool,
@@ -151,8 +158,10 @@ impl<'a> Polling<'a> {
             limit,
             mask,
             lifted: List::new(),
+            before: List::new(),
             blind: List::new(),
             rung: false,
+            stays: false,
             question: Question::default(),
             plain: false,
             left: None,
@@ -166,8 +175,13 @@ impl<'a> Polling<'a> {
             Some(outcome) => self.woken(outcome),
         };
         if !matches!(step, Step::Sleep) {
+            if self.stays {
+                let lifted = self.lifted.iter().map(|(_, index)| index);
+                lifted.chain(&self.before).for_each(|index| busy::leave(*index, Stay::Polling));
+            }
             empty(&mut self.blind);
             empty(&mut self.lifted);
+            empty(&mut self.before);
             empty(&mut self.question.list);
         }
         step
@@ -183,6 +197,11 @@ impl<'a> Polling<'a> {
 
     fn begin(&mut self) -> Step {
         signals::forget_handled();
+        self.set_out().unwrap_or(Step::Kernel)
+    }
+
+    /// `None`: none of the descriptors concerns the layer.
+    fn set_out(&mut self) -> Option<Step> {
         let mut tracked = false;
         for fd in self.fds.iter() {
             match descriptor::kind(fd.fd) {
@@ -193,7 +212,7 @@ impl<'a> Polling<'a> {
             }
         }
         if !tracked {
-            return Step::Kernel;
+            return None;
         }
         if crate::layer::has_mail() {
             lift::progress();
@@ -211,25 +230,43 @@ impl<'a> Polling<'a> {
         }
         // With nothing lifted among them the kernel is asked once, as the program would; unless something else has to be looked after.
         if self.lifted.is_empty() && (self.limit.is_zero() || rest::before_sleep().is_none()) {
-            self.limit.start();
-            self.left = self.limit.time;
-            self.plain = true;
-            return Step::Sleep;
+            return Some(self.sleep_plainly());
         }
         if self.limit.is_zero() || self.any_rings() {
             match self.kernel() {
                 Ok(0) if !self.limit.is_zero() => {}
-                outcome => return Step::Done(outcome),
+                outcome => return Some(Step::Done(outcome)),
             }
         }
         self.limit.start();
         let stirred = self.mask.is_null() && !self.lifted.is_empty() && self.spin();
-        self.wait(stirred)
+        Some(self.wait(stirred))
+    }
+
+    fn sleep_plainly(&mut self) -> Step {
+        self.left = self.limit.left();
+        self.limit.start();
+        self.plain = true;
+        Step::Sleep
+    }
+
+    /// Another thread has closed a number, and it may be another connection's, or whatever, by now: the kernel too looks at what a number is each time it looks.
+    fn set_out_anew(&mut self) -> Step {
+        empty(&mut self.blind);
+        self.before.extend(std::mem::take(&mut self.lifted).iter().map(|(_, index)| *index));
+        self.set_out().unwrap_or_else(|| self.sleep_plainly())
+    }
+
+    fn has_lost(&self, n: usize, index: u32) -> bool {
+        descriptor::connection(self.fds[n].fd) != Some(index)
     }
 
     /// Until something is found, or a sleep is due; not before a second look if something `stirred`.
     fn wait(&mut self, mut stirred: bool) -> Step {
         loop {
+            if self.lifted.iter().any(|&(n, index)| self.has_lost(n, index)) {
+                return self.set_out_anew();
+            }
             match self.kernel() {
                 Ok(0) => {}
                 outcome => return Step::Done(outcome),
@@ -436,7 +473,9 @@ impl<'a> Polling<'a> {
         }
         // Before the look whether there are rings: nobody is told of later ones under a sleep that knows of none.
         if announced {
+            self.stays = true;
             for &(n, index) in &self.lifted {
+                busy::enter(self.fds[n].fd, index, Stay::Polling);
                 let calls = self.asleep(n, index);
                 self.question.asleep.extend(calls);
                 directions(self.fds[n].events)
@@ -502,7 +541,9 @@ impl<'a> Polling<'a> {
             }
         }
         for &(n, index) in &self.lifted {
-            if list[n].fd >= 0 {
+            if self.has_lost(n, index) {
+                self.fds[n].revents = 0;
+            } else if list[n].fd >= 0 {
                 let look = &slot::get(index).look;
                 if list[n].revents & !libc::POLLOUT != 0 {
                     look.store(true, Ordering::Release);
@@ -585,16 +626,4 @@ fn poll_list(
         *one = answer;
     }
     outcome
-}
-
-/// `select` by `poll`: what of `fds` (with wanted events) is ready, as [`Polling`] says it.
-///
-/// # Errors
-/// `EBADF` if a descriptor is not open, as `select` demands.
-pub fn check_open(fds: &[libc::pollfd]) -> Result<(), Errno> {
-    if fds.iter().any(|fd| fd.revents & libc::POLLNVAL != 0) {
-        Err(Errno(libc::EBADF))
-    } else {
-        Ok(())
-    }
 }

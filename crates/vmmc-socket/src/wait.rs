@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, announce};
 
+use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Bed, Ends, Local, Pin};
 use crate::lock::Lock;
@@ -136,7 +137,7 @@ impl Wait {
     #[inline]
     pub(crate) fn stay(&mut self) {
         self.stays = true;
-        busy::enter(self.fd, self.index, self.direction);
+        busy::enter(self.fd, self.index, Stay::Moving(self.direction));
     }
 
     /// Counts the call among those under way, or no longer.
@@ -341,7 +342,7 @@ impl Wait {
     #[inline]
     pub(crate) fn leave(&self) {
         if self.stays {
-            busy::leave(self.index, self.direction);
+            busy::leave(self.index, Stay::Moving(self.direction));
         }
     }
 

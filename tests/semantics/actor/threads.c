@@ -198,6 +198,117 @@ void scenario_thread_close_while_sending(void) {
     }
 }
 
+struct poller {
+    int fd;
+    bool selects;
+    _Atomic pid_t thread;
+    _Atomic bool done;
+    int result;
+    int error;
+    short bits;
+};
+
+static void *blocked_poll(void *argument) {
+    struct poller *poller = argument;
+    poller->thread = gettid();
+    if (poller->selects) {
+        fd_set set;
+        FD_ZERO(&set);
+        FD_SET(poller->fd, &set);
+        poller->result = select(poller->fd + 1, &set, NULL, NULL, NULL);
+        poller->bits = FD_ISSET(poller->fd, &set);
+    } else {
+        struct pollfd list = {.fd = poller->fd, .events = POLLIN};
+        poller->result = poll(&list, 1, -1);
+        poller->bits = list.revents;
+    }
+    poller->error = errno;
+    poller->done = true;
+    return NULL;
+}
+
+static pthread_t start_poller(struct poller *poller) {
+    pthread_t thread;
+    pthread_create(&thread, NULL, blocked_poll, poller);
+    while (poller->thread == 0)
+        usleep(100);
+    await_asleep(poller->thread);
+    return thread;
+}
+
+static void join_poller(pthread_t thread, struct poller *poller) {
+    pthread_join(thread, NULL);
+    errno = poller->error;
+    traced(poller->selects ? "the poller's select" : "the poller's poll", poller->result);
+    if (poller->selects)
+        say("set %d", poller->bits);
+    else
+        say_poll("for", poller->bits);
+}
+
+/* Who polls a number that another thread closes sleeps on until something comes to the connection, whose peer sees no end before. */
+static void close_while_polling(bool selects) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        usleep(50000);
+        say_poll("not ended", await_bits(fd, POLLOUT));
+        put_text(fd, "late bytes");
+        say_poll("reset", await_bits(fd, POLLIN));
+        meet();
+        return;
+    }
+    struct poller poller = {.fd = fd, .selects = selects};
+    pthread_t thread = start_poller(&poller);
+    T(close(fd));
+    usleep(20000);
+    say("done %d", poller.done);
+    meet();
+    join_poller(thread, &poller);
+    meet();
+}
+
+void scenario_thread_close_while_poll(void) {
+    close_while_polling(false);
+}
+
+void scenario_thread_close_while_select(void) {
+    close_while_polling(true);
+}
+
+/* What comes to the old connection wakes who polls, and what the number is then decides whether that was it. */
+static void reuse_while_polling(bool selects) {
+    int fd = connection(), second = cold_connection();
+    warm(second);
+    if (me.client) {
+        meet();
+        usleep(50000);
+        put_text(fd, "for the old");
+        usleep(50000);
+        put_text(second, "for the new");
+        put_text(fd, "once more");
+        meet();
+        return;
+    }
+    struct poller poller = {.fd = fd, .selects = selects};
+    pthread_t thread = start_poller(&poller);
+    T(dup2(second, fd) == fd);
+    usleep(20000);
+    say("done %d", poller.done);
+    meet();
+    join_poller(thread, &poller);
+    expect_text(fd, "for the new");
+    meet();
+}
+
+void scenario_thread_number_reused_while_poll(void) {
+    reuse_while_polling(false);
+}
+
+void scenario_thread_number_reused_while_select(void) {
+    reuse_while_polling(true);
+}
+
 /* A child of the closing process has none of what the sleeper still has. */
 void scenario_thread_fork_after_close_while_recv(void) {
     int fd = connection();

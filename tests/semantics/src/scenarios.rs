@@ -327,6 +327,10 @@ macro_rules! for_every_scenario {
             thread_number_reused_while_recv: Warm;
             thread_close_while_both: Warm;
             thread_close_while_sending: Cold;
+            thread_close_while_poll: Warm;
+            thread_close_while_select: Warm;
+            thread_number_reused_while_poll: Warm;
+            thread_number_reused_while_select: Warm;
             thread_fork_after_close_while_recv: Warm;
             thread_close_all_while_recv: Warm;
             thread_close_both_numbers_while_recv: Warm;
