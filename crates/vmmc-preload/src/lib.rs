@@ -79,6 +79,10 @@ extern "C" fn at_exit(_: *mut c_void) {
     boundary::catch((), vmmc_socket::family::at_exit);
 }
 
+/// In place of the C library's, which a handler of the program's may have interrupted when it calls a hook.
+#[global_allocator]
+static HEAP: vmmc_socket::Heap = vmmc_socket::Heap;
+
 extern "C" fn before_fork() {
     /// From its third child on a process is taken for one that forks all the time; a shell mostly becomes another program before.
     const MANY: u32 = 2;

@@ -8,8 +8,8 @@ use crate::handing::Handing;
 use crate::layer::{self, STRUCTURE, Structure};
 use crate::slot::{self, Phase, Why};
 use crate::{
-    armed_poll, board, busy, ending, epoll, explain, kernel, lift, loan, local, lower, policy,
-    service, thread,
+    armed_poll, board, busy, ending, epoll, explain, heap, kernel, lift, loan, local, lower,
+    policy, service, thread,
 };
 
 /// Numbers that this process has as connections.
@@ -29,9 +29,14 @@ fn distinct_connections() -> Vec<u32> {
 
 /// Before a fork: nothing may be half done in the copy.
 pub fn before_fork() {
-    if !layer::enabled() {
-        return;
+    if layer::enabled() {
+        hold_for_fork();
     }
+    // Behind all else, which takes memory.
+    heap::hold_for_fork();
+}
+
+fn hold_for_fork() {
     // In the order in which every other thread takes the two.
     STRUCTURE.hold_for_fork(|structure| {
         lift::before_fork(structure);
@@ -45,6 +50,7 @@ pub fn before_fork() {
 
 /// After a fork, in the parent.
 pub fn after_fork_in_parent() {
+    heap::release_after_fork();
     if !layer::enabled() {
         return;
     }
@@ -73,6 +79,7 @@ pub fn before_thread() {
 
 /// After a fork, in the child: it holds every connection too, and is a process of its own to the node service.
 pub fn after_fork_in_child() {
+    heap::release_after_fork();
     if !layer::enabled() {
         return;
     }

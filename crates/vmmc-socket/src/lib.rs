@@ -14,7 +14,7 @@
 //! | `anew` | what was lowered, lifted again |
 //! | `bells` | what peers ring, and which connections share it |
 //! | `half_close`, `ending` | `shutdown`; closing, and what is left to do for the peer |
-//! | `busy` | closing while another thread sleeps in a call |
+//! | `busy` | closing while another thread is in a call |
 //! | [`receive`](fn@receive), [`transmit`](send) | moving bytes |
 //! | `cork` | bytes that the program holds back |
 //! | `loan` | space and bytes of the rings, lent to the program |
@@ -26,6 +26,7 @@
 //! | [`epoll`], [`readiness`], `armed_poll` | waiting for many; what is asked of the kernel without a call |
 //! | [`family`] | fork, exec, exit |
 //! | [`handing`](Handing) | connections that go to other programs, and come from them |
+//! | [`heap`](Heap) | memory that is not the program's |
 //! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
 //!
 //! Every function here takes descriptors as the program gives them and says through [`Route`] whether the layer did the
@@ -42,6 +43,7 @@ mod explain;
 mod guarded;
 mod half_close;
 mod handing;
+mod heap;
 mod layer;
 mod lift;
 mod loan;
@@ -76,6 +78,7 @@ pub mod signals;
 
 pub use half_close::{deafen, finish, is_over, is_over_in_rings};
 pub use handing::{Handing, received};
+pub use heap::Heap;
 pub use layer::{
     accepted, closing, closing_between, confined, connecting, duplicated, is_connection, is_own,
     is_tracked, leave, opened, own_between, renewed, set_nonblocking, start,

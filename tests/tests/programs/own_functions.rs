@@ -31,6 +31,15 @@ fn functions_by_handle_with_a_library_between() {
     });
 }
 
+#[test]
+fn memory_of_the_programs_own() {
+    same_in_every_way("memory_of_the_programs_own", &["cc"], |site, way| {
+        let program = compile(site, "own_memory", &[])?;
+        let mut command = site.command(way.lifts_server(), program);
+        Ok(Running::start(&mut command)?.succeed(LIMIT)?.stdout)
+    });
+}
+
 fn compile(site: &Site, source: &str, options: &[&str]) -> Result<PathBuf, Failure> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/c");
     let program = site.path().join(source);

@@ -1,26 +1,12 @@
 /* A program that takes functions by the C library's handle, as foreign-function interfaces do, and calls others as usual. Both ends of a connection are its own. */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <dlfcn.h>
-#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-static void connect_both(int ends[2]) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1) ||
-        getsockname(listener, (struct sockaddr *)&address, &size))
-        exit(1);
-    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
-    if (connect(ends[0], (struct sockaddr *)&address, size))
-        exit(1);
-    ends[1] = accept(listener, NULL, NULL);
-    close(listener);
-}
+#include "pair.h"
 
 int main(void) {
     void *handle = dlopen("libc.so.6", RTLD_NOW);

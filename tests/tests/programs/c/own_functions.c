@@ -1,16 +1,16 @@
 /* A program that puts functions of its own before the C library's, and calls whatever comes next under another of its
  * names, as Erlang does with sigaction. Both ends of a connection are its own. */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "pair.h"
 
 static long calls;
 
@@ -49,20 +49,6 @@ int fcntl(int fd, int command, ...) {
 
 int close(int fd) {
     return ((int (*)(int))next("close"))(fd);
-}
-
-static void connect_both(int ends[2]) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1) ||
-        getsockname(listener, (struct sockaddr *)&address, &size))
-        exit(1);
-    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
-    if (connect(ends[0], (struct sockaddr *)&address, size))
-        exit(1);
-    ends[1] = accept(listener, NULL, NULL);
-    close(listener);
 }
 
 static void pass(int from, int to, int round) {
