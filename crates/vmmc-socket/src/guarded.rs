@@ -41,13 +41,19 @@ impl<T> Guarded<T> {
     /// If this thread has borrowed it already, further up: it is in a handler that the program has installed past the C library,
     /// say. Whoever called the layer then has the kernel do it.
     fn borrow<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
+        self.borrow_once(use_it).expect("this thread is not at work on it further up")
+    }
+
+    /// As [`Guarded::with`], without system calls if nobody else is at it; `None`: this thread has borrowed it already.
+    pub(crate) fn borrow_once<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
         // Looked at before: who has the lock gets it again, and would give it back for both.
-        let again = self.borrowed.load(Ordering::Relaxed) && self.lock.is_mine();
-        assert!(!again, "this thread is at work on it further up");
+        if self.borrowed.load(Ordering::Relaxed) && self.lock.is_mine() {
+            return None;
+        }
         let _held = self.lock.hold();
         let _borrow = Borrow::begin(&self.borrowed);
         // SAFETY: the lock excludes other threads, and what was asserted excludes this one's own borrow further up.
-        use_it(unsafe { &mut *self.value.get() })
+        Some(use_it(unsafe { &mut *self.value.get() }))
     }
 
     /// Takes the lock until [`Guarded::release_after_fork`], and has the value prepared for that.

@@ -4,10 +4,12 @@
 //! the layer's memory from there, such a handler would wait for a lock that the thread below it holds.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::ptr;
 
 use dlmalloc::Dlmalloc;
 
 use crate::guarded::Guarded;
+use crate::layer;
 
 static HEAP: Guarded<Dlmalloc> = Guarded::new(Dlmalloc::new());
 
@@ -15,27 +17,36 @@ static HEAP: Guarded<Dlmalloc> = Guarded::new(Dlmalloc::new());
 #[derive(Debug)]
 pub struct Heap;
 
-// SAFETY: blocks are as large and aligned as was asked for, and are given back to the heap that they are from; no use of it unwinds, as nobody
-// comes in while it is at work: handlers are put off, or all signals blocked.
+/// `None`: the program is under a system call filter, so that no handler is put off, and this is one that came in here.
+fn with<R>(use_it: impl FnOnce(&mut Dlmalloc) -> R) -> Option<R> {
+    if layer::confined() { HEAP.borrow_once(use_it) } else { Some(HEAP.briefly(use_it)) }
+}
+
+// SAFETY: blocks are as large and aligned as was asked for, and are given back to the heap that they are from. Nothing here unwinds: outside of a
+// filter nobody comes in while `HEAP` is borrowed, as handlers are put off, or all signals blocked.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as promised to this function.
-        HEAP.briefly(|heap| unsafe { heap.malloc(layout.size(), layout.align()) })
+        let block = with(|heap| unsafe { heap.malloc(layout.size(), layout.align()) });
+        block.unwrap_or(ptr::null_mut())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as promised to this function.
-        HEAP.briefly(|heap| unsafe { heap.calloc(layout.size(), layout.align()) })
+        let block = with(|heap| unsafe { heap.calloc(layout.size(), layout.align()) });
+        block.unwrap_or(ptr::null_mut())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as promised to this function.
-        HEAP.briefly(|heap| unsafe { heap.free(block, layout.size(), layout.align()) });
+        // SAFETY: as promised to this function. Where the heap is not to be had the block stays.
+        let _ = with(|heap| unsafe { heap.free(block, layout.size(), layout.align()) });
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as promised to this function.
-        HEAP.briefly(|heap| unsafe { heap.realloc(block, layout.size(), layout.align(), size) })
+        let block =
+            with(|heap| unsafe { heap.realloc(block, layout.size(), layout.align(), size) });
+        block.unwrap_or(ptr::null_mut())
     }
 }
 

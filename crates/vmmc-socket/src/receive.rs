@@ -572,7 +572,7 @@ pub fn only_error_left(fd: i32) -> bool {
     unread(fd).unwrap_or_else(|| kernel::unread(fd)) == 0 && has_error(fd)
 }
 
-fn has_error(fd: i32) -> bool {
+pub(crate) fn has_error(fd: i32) -> bool {
     kernel::pending(fd, 0) & libc::POLLERR != 0
 }
 

@@ -13,8 +13,8 @@ use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
 use crate::{
-    board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, shrink,
-    tcp, thread,
+    board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, receive,
+    shrink, tcp, thread,
 };
 
 /// Flags with which the layer can send; others lower the connection.
@@ -151,9 +151,7 @@ impl Transfer for Sending<'_> {
             match step {
                 Ok(Step::Sent(_)) if self.source.left() > 0 => {}
                 Ok(Step::Sent(_) | Step::End) => return Route::Done(Ok(self.sent)),
-                Ok(Step::Kernel(call)) if self.sent == 0 => return Route::Kernel(Some(call)),
-                // In the midst of the file: the program gets a short count and asks again.
-                Ok(Step::Kernel(_)) => return Route::Done(Ok(self.sent)),
+                Ok(Step::Kernel(call)) => return Route::Kernel(Some(call)),
                 Ok(Step::Nothing) => {
                     if !self.waits(slot) {
                         if slot.outward.way() == Way::Handover
@@ -297,13 +295,20 @@ impl Sending<'_> {
 
     fn to_kernel(&self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
         let sent = match &self.source {
+            // The next call's: this one has bytes to return.
+            Source::Memory(_) if self.sent > 0 && receive::has_error(self.fd) => {
+                return Ok(Step::End);
+            }
             Source::Memory(pieces) => pieces.limited(usize::MAX, |list| {
                 kernel::send(self.fd, list, self.flags | libc::MSG_DONTWAIT)
             }),
-            Source::File { .. } if self.wait.has_moved() => return Err(Errno(libc::EBADF)),
-            Source::File { .. } => {
+            Source::File { .. } if self.sent == 0 && !self.wait.has_moved() => {
                 return Ok(Step::Kernel(InFlight::sending(self.fd, self.index, slot)));
             }
+            Source::File { file, at, left } => match copy_to_kernel(self.fd, *file, *at, *left) {
+                Ok(0) => return Ok(Step::End),
+                sent => sent,
+            },
             Source::Lent { left } => loan::send_lent(self.fd, slot, local, *left),
         };
         match sent {
@@ -312,6 +317,14 @@ impl Sending<'_> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Sends the next bytes of a file on TCP, in the midst of a call: the kernel cannot do the rest of it.
+fn copy_to_kernel(fd: i32, file: i32, at: i64, left: usize) -> Outcome {
+    let mut bytes = [0u8; 16 << 10];
+    let read = kernel::read_at(file, bytes.as_mut_ptr(), left.min(bytes.len()), at)?;
+    let piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: read };
+    if read == 0 { Ok(0) } else { kernel::send(fd, &[piece], libc::MSG_DONTWAIT) }
 }
 
 /// Brings the sending direction as far as it can come and says where the bytes go now. The outward lock is held.

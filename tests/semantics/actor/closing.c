@@ -578,6 +578,26 @@ void scenario_send_after_reset_of_the_lowered(void) {
     T(send(fd, "to nobody", 9, MSG_NOSIGNAL));
 }
 
+/* A send that has sent something leaves the error to the next call. */
+void scenario_error_after_short_send(void) {
+    static char bytes[12000000];
+    int fd = connection();
+    if (me.client) {
+        long sent = send(fd, bytes, sizeof bytes, MSG_NOSIGNAL);
+        say("some %d, all %d", sent > 0, sent == sizeof bytes);
+        T(recv(fd, bytes, 1, 0));
+        T(recv(fd, bytes, 1, 0));
+        T(send(fd, bytes, 1, MSG_NOSIGNAL));
+        meet();
+        return;
+    }
+    usleep(200000);
+    struct linger linger = {.l_onoff = 1};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(fd);
+    meet();
+}
+
 /* There is room for whatever one would send then. */
 void scenario_room_after_reset_of_the_lowered(void) {
     int fd = connection();

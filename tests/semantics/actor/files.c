@@ -152,6 +152,23 @@ void scenario_splice_from_connection(void) {
 
 enum { MORE_THAN_FITS = 12000000 };
 
+/* Reads what comes, as many bytes as `sent`, the first of them into a pipe. */
+static void read_behind_splice(int fd, const unsigned char sent[MORE_THAN_FITS]) {
+    static unsigned char got[MORE_THAN_FITS];
+    int ends[2];
+    pipe(ends);
+    usleep(300000);
+    T(splice(fd, NULL, ends[1], NULL, 10, 0));
+    T(read(ends[0], got, 10));
+    size_t done = 10;
+    for (ssize_t n; done < sizeof got && (n = read(fd, got + done, sizeof got - done)) > 0;)
+        done += n;
+    say("%zu bytes, equal %d", done, memcmp(got, sent, sizeof got) == 0);
+    expect_end(fd);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 /* The reader splices while the writer waits for room: first in write, then in poll. */
 void scenario_splice_from_full(void) {
     static unsigned char bytes[MORE_THAN_FITS];
@@ -178,22 +195,29 @@ void scenario_splice_from_full(void) {
             close(fd);
             continue;
         }
-        static unsigned char got[MORE_THAN_FITS];
-        int ends[2];
-        pipe(ends);
-        usleep(300000);
-        T(splice(fd, NULL, ends[1], NULL, 10, 0));
-        T(read(ends[0], got, 10));
-        size_t done = 10;
-        for (ssize_t n; done < sizeof got && (n = read(fd, got + done, sizeof got - done)) > 0;)
-            done += n;
-        say("%zu bytes, equal %d", done, memcmp(got, bytes, sizeof got) == 0);
-        expect_end(fd);
-        close(ends[0]);
-        close(ends[1]);
+        read_behind_splice(fd, bytes);
         meet();
         close(fd);
     }
+}
+
+/* The reader splices while sendfile waits for room, which then goes on. */
+void scenario_sendfile_beside_splice(void) {
+    int fd = connection();
+    if (me.client) {
+        int file = pattern_file(MORE_THAN_FITS, 3);
+        off_t from = 0;
+        T(sendfile(fd, file, &from, MORE_THAN_FITS));
+        say("from %ld on", (long)from);
+        shutdown(fd, SHUT_WR);
+        meet();
+        close(file);
+        return;
+    }
+    static unsigned char bytes[MORE_THAN_FITS];
+    fill_pattern(bytes, 0, sizeof bytes, 3);
+    read_behind_splice(fd, bytes);
+    meet();
 }
 
 void scenario_splice_to_connection(void) {

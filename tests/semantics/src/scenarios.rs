@@ -160,6 +160,7 @@ macro_rules! for_every_scenario {
             system_call_exit_with_unread_bytes: Warm;
             last_thread_ends_with_unread_bytes: Warm;
             send_after_reset_of_the_lowered: Warm;
+            error_after_short_send: Warm;
             room_after_reset_of_the_lowered: Warm;
             bare_exit_of_a_relative: Warm;
             bare_exit_with_unread_bytes: Warm;
@@ -296,6 +297,7 @@ macro_rules! for_every_scenario {
             sendfile: Warm;
             sendfile_nonblocking: Warm;
             sendfile_in_one_piece: Warm;
+            sendfile_beside_splice: Warm;
             sendfile_to_pipe: Warm;
             splice_from_connection: Warm;
             splice_from_full: Warm;
