@@ -70,6 +70,15 @@ fn refuse(fd: i32, slot: &Slot, ends: Ends) {
     }
 }
 
+/// As [`refuse`], when everything that there was to read has been read. The inward lock is held.
+#[cold]
+pub(crate) fn refuse_by_now(fd: i32, slot: &Slot, ends: Ends) {
+    if slot.finished.load(Ordering::Relaxed) && !ends.theirs.told(CLOSED) {
+        let _held = slot.outward.lock.hold();
+        refuse(fd, slot, ends);
+    }
+}
+
 /// Ends the receiving direction of `fd`; the kernel's shutdown was before.
 pub fn deafen(fd: i32) {
     let Some(index) = descriptor::connection(fd) else { return };

@@ -11,7 +11,7 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, cork, descriptor, ending, epoll, family, layer, lift, lower, tcp};
+use crate::{board, cork, descriptor, ending, epoll, family, half_close, layer, lift, lower, tcp};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -308,6 +308,7 @@ unsafe fn step(
                 }
                 // The kernel was told too, and knows whether there is an error to report first.
                 if slot.deaf.load(Ordering::Relaxed) {
+                    half_close::refuse_by_now(fd, slot, ends);
                     return from_kernel(fd, pieces, flags, usize::MAX);
                 }
                 // A peer that has closed without an end in the ring has reset the connection.

@@ -125,6 +125,24 @@ void scenario_send_to_shut_down(void) {
     meet();
 }
 
+/* The same where much is unread at first: who reads it to the end refuses the rest. */
+void scenario_send_to_shut_down_and_emptied(void) {
+    static char bytes[100000];
+    int fd = connection();
+    if (me.client) {
+        while (send(fd, bytes, sizeof bytes, MSG_NOSIGNAL) > 0)
+            continue;
+        say("then %s", strerrorname_np(errno));
+        meet();
+        return;
+    }
+    usleep(200000);
+    T(shutdown(fd, SHUT_RDWR));
+    while (recv(fd, bytes, sizeof bytes, 0) > 0)
+        continue;
+    meet();
+}
+
 /* A program that does not listen any more still sends as before. */
 void scenario_send_after_shutdown_read(void) {
     char buffer[32];

@@ -393,6 +393,7 @@ macro_rules! for_every_scenario {
             peek_for_all: Warm;
             recvmmsg_ends: Warm;
             send_to_shut_down: Warm;
+            send_to_shut_down_and_emptied: Warm;
             send_after_shutdown_read: Warm;
             shutdown_again: Warm;
             error_before_broken_pipe: Warm;
