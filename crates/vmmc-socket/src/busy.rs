@@ -6,13 +6,12 @@
 //! A call holds its direction's lock while it is at work, and notes itself before it lets go of it without being done, to wait or for a moment.
 //! So who has had both locks knows of every call.
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::descriptor::{self, Kind};
 use crate::kernel::Doing;
 use crate::layer::STRUCTURE;
 use crate::local::Local;
-use crate::lock::Lock;
 use crate::wait::Direction;
 use crate::{kernel, layer, local, slot, thread};
 
@@ -27,31 +26,76 @@ pub(crate) enum Stay {
 
 const STAYS: [Stay; 3] = [Stay::Moving(Direction::In), Stay::Moving(Direction::Out), Stay::Polling];
 
-/// A thread that is in a call which goes on without the lock, the last of its kind.
+/// Threads that are in calls of one kind which go on without the lock: their [`Guest`]s as words, 0 for none. Of more than there is room for some are not noted.
 #[derive(Debug, Default)]
-pub(crate) struct Guest {
-    /// 0: none.
-    thread: AtomicU32,
-    /// What it sleeps on, if it does.
-    fd: AtomicI32,
+pub(crate) struct Guests([AtomicU64; 4]);
+
+/// A thread, and what it sleeps on, if it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Guest {
+    thread: u32,
+    fd: i32,
+}
+
+impl Guest {
+    fn of(word: u64) -> Self {
+        Self { thread: (word >> 32) as u32, fd: word as u32 as i32 }
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.thread) << 32 | u64::from(self.fd as u32)
+    }
+}
+
+impl Guests {
+    fn enter(&self, guest: Guest) {
+        let is_mine =
+            |place: &&AtomicU64| Guest::of(place.load(Ordering::Relaxed)).thread == guest.thread;
+        let word = guest.word();
+        match self.0.iter().find(is_mine) {
+            Some(place) => place.store(word, Ordering::Release),
+            None if thread::alone() => self.0[0].store(word, Ordering::Release),
+            None => {
+                let take = |place: &AtomicU64| {
+                    place.compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+                };
+                if !self.0.iter().any(take) {
+                    // Perhaps in the place of one that left by `longjmp`.
+                    self.0[0].store(word, Ordering::SeqCst);
+                }
+            }
+        }
+    }
+
+    fn leave(&self, thread: u32) {
+        for place in &self.0 {
+            let word = place.load(Ordering::Relaxed);
+            if Guest::of(word).thread != thread {
+                continue;
+            }
+            if thread::alone() {
+                place.store(0, Ordering::Relaxed);
+            } else {
+                let _ = place.compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Guest> {
+        let words = self.0.iter().map(|place| place.load(Ordering::SeqCst));
+        words.filter(|word| *word != 0).map(Guest::of)
+    }
 }
 
 /// A call on `fd` goes on after it lets go of the direction's lock, which it holds; or a poll is about to sleep.
 pub(crate) fn enter(fd: i32, index: u32, stay: Stay) {
-    let guest = local::get(index).guest(stay);
-    guest.fd.store(fd, Ordering::Relaxed);
-    guest.thread.store(thread::id(), Ordering::Release);
+    local::get(index).guests(stay).enter(Guest { thread: thread::id(), fd });
 }
 
 /// A call that has entered is over.
 pub(crate) fn leave(index: u32, stay: Stay) {
     let local = local::get(index);
-    let guest = &local.guest(stay).thread;
-    if thread::alone() {
-        guest.store(0, Ordering::Relaxed);
-    } else {
-        let _ = guest.compare_exchange(thread::id(), 0, Ordering::SeqCst, Ordering::Relaxed);
-    }
+    local.guests(stay).leave(thread::id());
     if local.kept.load(Ordering::SeqCst) >= 0 && !has_guests(index) {
         let_go(index);
     }
@@ -85,7 +129,8 @@ pub(crate) fn keep(fd: i32, index: u32) {
 /// The connection is closed: who is still noted has left, or is not known to be there.
 pub(crate) fn ended(index: u32) {
     for stay in STAYS {
-        local::get(index).guest(stay).thread.store(0, Ordering::Relaxed);
+        let guests = local::get(index).guests(stay);
+        guests.0.iter().for_each(|place| place.store(0, Ordering::Relaxed));
     }
 }
 
@@ -95,15 +140,9 @@ pub(crate) fn renumbered(index: u32) {
         return;
     }
     await_looks(index);
-    let local = local::get(index);
     // Who sleeps already wakes for what comes to the connection, and not before.
-    let is_awake = |stay: Stay| {
-        let guest = local.guest(stay);
-        let thread = guest.thread.load(Ordering::Acquire);
-        thread != 0 && thread != thread::id() && guest.sleeps(thread) == Some(false)
-    };
-    if STAYS.into_iter().any(is_awake) {
-        local.ring_own();
+    if others(index).any(|(_, guest)| guest.sleeps() == Some(false)) {
+        local::get(index).ring_own();
     }
 }
 
@@ -117,9 +156,9 @@ fn await_looks(index: u32) {
 
 /// Under which number a call on `fd` goes on, which has entered; `None`: the connection is closed.
 pub(crate) fn number_of_guest(fd: i32, index: u32, direction: Direction) -> Option<i32> {
-    // Another call may have taken its place: then it may be that nobody has kept the connection.
-    let noted = local::get(index).guest(Stay::Moving(direction)).thread.load(Ordering::Relaxed);
-    if noted == thread::id() { number(fd, index) } else { None }
+    // Others may have taken its place: then it may be that nobody has kept the connection.
+    let mut guests = local::get(index).guests(Stay::Moving(direction)).iter();
+    if guests.any(|guest| guest.thread == thread::id()) { number(fd, index) } else { None }
 }
 
 /// Under which number a call on `fd` that still counts among those under way goes on; `None`: the connection is closed.
@@ -154,32 +193,34 @@ fn let_go(index: u32) {
     }
 }
 
-/// Whether another thread of this process is in a call on the connection in which it has slept.
+/// Other threads that are noted.
+fn others(index: u32) -> impl Iterator<Item = (Stay, Guest)> {
+    let noted = move |stay| local::get(index).guests(stay).iter().map(move |guest| (stay, guest));
+    STAYS.into_iter().flat_map(noted).filter(|(_, guest)| guest.thread != thread::id())
+}
+
+/// Whether another thread of this process is in a call on the connection that goes on without the lock.
 fn has_guests(index: u32) -> bool {
-    STAYS.into_iter().any(|stay| {
-        let guest = local::get(index).guest(stay);
-        let thread = guest.thread.load(Ordering::SeqCst);
-        let lock = match stay {
-            Stay::Moving(direction) => Some(direction.lock(slot::get(index))),
-            Stay::Polling => None,
-        };
-        thread != 0 && thread != thread::id() && is_there(thread, guest, lock)
-    })
+    others(index).any(|(stay, guest)| is_there(index, stay, guest))
 }
 
 /// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still noted, so it is seen to have the lock again, or the kernel is asked
 /// what it does: it sleeps as [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does neither may be anywhere: to keep the
 /// connection for it could be for ever.
 #[cold]
-fn is_there(thread: u32, guest: &Guest, lock: Option<&Lock>) -> bool {
+fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
     /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
     const LOOKS: usize = 1000;
     for _ in 0..LOOKS {
-        let noted = guest.thread.load(Ordering::SeqCst) == thread;
-        if noted && lock.is_some_and(|lock| lock.owner() == thread) {
+        let mut guests = local::get(index).guests(stay).iter();
+        // What it sleeps on may be another number by now.
+        let Some(guest) = guests.find(|other| other.thread == guest.thread) else { return false };
+        if let Stay::Moving(direction) = stay
+            && direction.lock(slot::get(index)).owner() == guest.thread
+        {
             return true;
         }
-        match guest.sleeps(thread).filter(|_| noted) {
+        match guest.sleeps() {
             None => return false,
             Some(true) => return true,
             Some(false) => kernel::give_way(),
@@ -190,12 +231,10 @@ fn is_there(thread: u32, guest: &Guest, lock: Option<&Lock>) -> bool {
 
 impl Guest {
     /// Whether the thread sleeps as noted; `None`: there is no such thread, or it polls something else.
-    fn sleeps(&self, thread: u32) -> Option<bool> {
+    fn sleeps(self) -> Option<bool> {
         const POLLS: usize = libc::SYS_ppoll as usize;
-        match kernel::what_does(thread)? {
-            Doing::Call([POLLS, list, count]) => {
-                is_polled(self.fd.load(Ordering::SeqCst), list, count).then_some(true)
-            }
+        match kernel::what_does(self.thread)? {
+            Doing::Call([POLLS, list, count]) => is_polled(self.fd, list, count).then_some(true),
             _ => Some(false),
         }
     }

@@ -12,7 +12,7 @@ use vmmc::stream::{Ring, Tier, Words};
 use vmmc::{Export, Import, ProcessId};
 
 use crate::bells::{Seat, SharedBell};
-use crate::busy::{Guest, Stay};
+use crate::busy::{Guests, Stay};
 use crate::park::Calm;
 use crate::shrink::Girth;
 use crate::slot::SLOTS;
@@ -40,8 +40,8 @@ pub(crate) struct Local {
     pub(crate) strange: AtomicBool,
     /// The number under which a thread goes on that slept in a call as the program closed its last one ([`crate::busy`]).
     pub(crate) kept: AtomicI32,
-    /// For a receiving call, a sending one, and one that polls.
-    guests: [Guest; 3],
+    /// Of receiving calls, of sending ones, and of polls.
+    guests: [Guests; 3],
     /// The node service knows that this process has the connection.
     pub(crate) held: AtomicBool,
     pub(crate) girth: Girth,
@@ -270,7 +270,7 @@ impl Local {
     }
 
     /// See [`crate::busy`].
-    pub(crate) fn guest(&self, stay: Stay) -> &Guest {
+    pub(crate) fn guests(&self, stay: Stay) -> &Guests {
         match stay {
             Stay::Moving(Direction::In) => &self.guests[0],
             Stay::Moving(Direction::Out) => &self.guests[1],

@@ -118,6 +118,36 @@ void scenario_thread_number_reused_while_recv(void) {
 
 enum { MUCH = 350000 };
 
+/* Two threads are in recv; the peer sees the end when the second has got something too. */
+void scenario_thread_close_while_two_recv(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "for one");
+        meet();
+        usleep(20000);
+        say_poll("not ended", await_bits(fd, POLLOUT));
+        put_text(fd, "for two");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader readers[2] = {{.fd = fd}, {.fd = fd}};
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++)
+        threads[i] = start_reader(&readers[i]);
+    T(close(fd));
+    meet();
+    while (readers[0].result == 0 && readers[1].result == 0)
+        usleep(100);
+    meet();
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        say("got %ld", readers[i].result);
+    }
+    meet();
+}
+
 static void *send_much(void *argument) {
     struct reader *writer = argument;
     static char bytes[MUCH];
@@ -298,6 +328,28 @@ static void reuse_while_polling(bool selects) {
     meet();
     join_poller(thread, &poller);
     expect_text(fd, "for the new");
+    meet();
+}
+
+void scenario_thread_close_while_two_poll(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        usleep(20000);
+        say_poll("not ended", await_bits(fd, POLLOUT));
+        put_text(fd, "late bytes");
+        say_poll("reset", await_bits(fd, POLLIN));
+        meet();
+        return;
+    }
+    struct poller pollers[2] = {{.fd = fd}, {.fd = fd, .selects = true}};
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++)
+        threads[i] = start_poller(&pollers[i]);
+    T(close(fd));
+    meet();
+    for (int i = 0; i < 2; i++)
+        join_poller(threads[i], &pollers[i]);
     meet();
 }
 

@@ -328,9 +328,11 @@ macro_rules! for_every_scenario {
             thread_close_while_recv: Warm;
             thread_number_reused_while_recv: Warm;
             thread_close_while_both: Warm;
+            thread_close_while_two_recv: Warm;
             thread_close_while_sending: Cold;
             thread_close_while_poll: Warm;
             thread_close_while_select: Warm;
+            thread_close_while_two_poll: Warm;
             thread_number_reused_while_poll: Warm;
             thread_number_reused_while_select: Warm;
             thread_fork_after_close_while_recv: Warm;
