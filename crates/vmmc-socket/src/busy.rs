@@ -6,7 +6,8 @@
 //! A call holds its direction's lock while it is at work, and notes itself before it lets go of it without being done, to wait or for a moment.
 //! So who has had both locks knows of every call.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::descriptor::{self, Kind};
 use crate::kernel::Doing;
@@ -209,9 +210,17 @@ fn has_guests(index: u32) -> bool {
 /// connection for it could be for ever.
 #[cold]
 fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
-    /// While it is about to sleep or to leave, or looks whether there is something; 5 ms at the most.
-    const LOOKS: usize = 1000;
-    for _ in 0..LOOKS {
+    /// So much of a processor it has at the most while it is about to sleep or to leave, or looks whether there is something.
+    const TIME: Duration = Duration::from_millis(5);
+    /// Where there are more threads than processors it may have to wait for one.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_micros(50);
+    let (begin, time) = (Instant::now(), kernel::time_of_thread(guest.thread));
+    let is_over = |guest: Guest| {
+        let used = kernel::time_of_thread(guest.thread).zip(time).map(|(now, then)| now - then);
+        used.is_none_or(|used| used > TIME) || begin.elapsed() > PATIENCE
+    };
+    loop {
         let mut guests = local::get(index).guests(stay).iter();
         // What it sleeps on may be another number by now.
         let Some(guest) = guests.find(|other| other.thread == guest.thread) else { return false };
@@ -223,10 +232,10 @@ fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
         match guest.sleeps() {
             None => return false,
             Some(true) => return true,
-            Some(false) => kernel::give_way(),
+            Some(false) if is_over(guest) => return false,
+            Some(false) => kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE),
         }
     }
-    false
 }
 
 impl Guest {

@@ -445,6 +445,11 @@ pub(crate) fn hold_for_fork() {
     sets().for_each(|set| set.lock.keep());
 }
 
+/// While the C library's `fork` waits for locks: see [`crate::lock::Lock::lend`].
+pub(crate) fn lend() {
+    sets().for_each(|set| set.lock.lend());
+}
+
 /// After the fork, in parent and child.
 pub(crate) fn release_after_fork(child: bool) {
     for set in sets() {

@@ -34,6 +34,11 @@ pub fn before_fork() {
     }
     // Behind all else, which takes memory.
     heap::hold_for_fork();
+    // The C library takes its own locks now.
+    if layer::enabled() {
+        STRUCTURE.lend();
+        epoll::lend();
+    }
 }
 
 fn hold_for_fork() {

@@ -64,6 +64,11 @@ impl<T> Guarded<T> {
         prepare(unsafe { &mut *self.value.get() });
     }
 
+    /// See [`Lock::lend`].
+    pub(crate) fn lend(&self) {
+        self.lock.lend();
+    }
+
     /// Gives the lock back, in the parent or in the child.
     pub(crate) fn release_after_fork(&self) {
         self.lock.break_open();

@@ -53,6 +53,7 @@ unsafe impl GlobalAlloc for Heap {
 /// Until [`release_after_fork`] no other thread is at work on it: the child gets it whole.
 pub(crate) fn hold_for_fork() {
     HEAP.hold_for_fork(|_| ());
+    HEAP.lend();
 }
 
 /// In the parent or in the child.

@@ -6,13 +6,15 @@
 //! published last), so taking it over from an owner that is gone is harmless.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::kernel;
+use crate::kernel::{self, Doing};
 use crate::signals::Inside;
-use crate::thread;
+use crate::{signals, thread};
 
 const SLEEPERS: u32 = 1 << 31;
+/// See [`Lock::lend`].
+const LENT: u32 = 1 << 30;
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub(crate) struct Lock(AtomicU32);
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     lock: &'a Lock,
+    /// Who gets it back: the word that it was lent with; 0: nobody.
+    lender: u32,
     /// Dropped after the lock is free.
     inside: Inside,
 }
@@ -55,10 +59,10 @@ impl Lock {
         let inside = Inside::enter();
         #[cfg(chaos)]
         vmmc::chaos::pause(20);
-        self.take();
+        let lender = self.take();
         #[cfg(chaos)]
         vmmc::chaos::pause(20);
-        Held { lock: self, inside }
+        Held { lock: self, lender, inside }
     }
 
     /// Takes the lock until [`Lock::break_open`].
@@ -67,11 +71,19 @@ impl Lock {
         self.take();
     }
 
+    /// From now on the lock, which this thread keeps, is lent to a signal handler that waits for it while this thread sleeps for another lock, of the C library's,
+    /// and does not get on: that may be one that the handler's thread had taken before.
+    pub(crate) fn lend(&self) {
+        self.0.fetch_or(LENT, Ordering::Relaxed);
+    }
+
+    /// Takes it; the word of who lends it, or 0.
     #[inline]
-    fn take(&self) {
+    fn take(&self) -> u32 {
         let me = thread::id();
-        if self.0.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            self.take_contended(me);
+        match self.0.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => 0,
+            Err(_) => self.take_contended(me),
         }
     }
 
@@ -87,24 +99,27 @@ impl Lock {
 
     /// The thread that has it; 0: none.
     pub(crate) fn owner(&self) -> u32 {
-        self.0.load(Ordering::Relaxed) & !SLEEPERS
+        self.0.load(Ordering::Relaxed) & !(SLEEPERS | LENT)
     }
 
     #[cold]
-    fn take_contended(&self, me: u32) {
-        for round in 0u32.. {
+    fn take_contended(&self, me: u32) -> u32 {
+        let (mut round, mut stuck) = (0u32, Stuck::default());
+        loop {
             let word = self.0.load(Ordering::Relaxed);
-            let owner = word & !SLEEPERS;
+            let owner = word & !(SLEEPERS | LENT);
             let gone = owner != 0
                 && (owner == me || (round > 64 && round % 64 == 1 && !kernel::exists(owner)));
-            if owner == 0 || gone {
+            let lends = word & LENT != 0
+                && (owner == me || round > 64 && signals::is_in_handler() && stuck.is(owner));
+            if owner == 0 || gone || lends {
                 // Sleepers are presumed: a needless wake-up is cheaper than a lost one.
                 if self
                     .0
                     .compare_exchange(word, me | SLEEPERS, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
                 {
-                    return;
+                    return if lends { word } else { 0 };
                 }
             } else if round < 64 {
                 std::hint::spin_loop();
@@ -114,7 +129,32 @@ impl Lock {
                     .compare_exchange(word, word | SLEEPERS, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()
             {
-                kernel::futex_wait(&self.0, owner | SLEEPERS, Duration::from_millis(2));
+                kernel::futex_wait(&self.0, word | SLEEPERS, Duration::from_millis(2));
+            }
+            round = round.wrapping_add(1);
+        }
+    }
+}
+
+/// In which lock a thread was seen to sleep, and since when.
+#[derive(Default)]
+struct Stuck(Option<(u32, usize, Instant)>);
+
+impl Stuck {
+    /// Whether the thread of this process sleeps for one lock and has for long: who merely has to wait for it gets it sooner.
+    #[cold]
+    fn is(&mut self, thread: u32) -> bool {
+        const LONG: Duration = Duration::from_millis(20);
+        const WAITS: usize = libc::SYS_futex as usize;
+        let Some(Doing::Call([WAITS, lock, _])) = kernel::what_does(thread) else {
+            self.0 = None;
+            return false;
+        };
+        match self.0 {
+            Some((same, at, since)) if (same, at) == (thread, lock) => since.elapsed() > LONG,
+            _ => {
+                self.0 = Some((thread, lock, Instant::now()));
+                false
             }
         }
     }
@@ -123,7 +163,19 @@ impl Lock {
 impl Drop for Held<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.lock.break_open();
+        if self.lender == 0 {
+            return self.lock.break_open();
+        }
+        // Unless who has lent it frees it just now: it does not fork before this thread has gone on.
+        let mine = self.lock.0.load(Ordering::Relaxed);
+        if mine & !SLEEPERS == thread::id() {
+            let _ = self.lock.0.compare_exchange(
+                mine,
+                self.lender | SLEEPERS,
+                Ordering::Release,
+                Ordering::Relaxed,
+            );
+        }
     }
 }
 

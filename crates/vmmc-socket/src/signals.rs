@@ -107,8 +107,10 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
         let call = || {
             let note = || thread.handled.fetch_or(1 << (signal - 1), Ordering::Relaxed);
             note();
+            thread.handlers.fetch_add(1, Ordering::Relaxed);
             // SAFETY: as the kernel would.
             unsafe { handler(signal, info, context) }
+            thread.handlers.fetch_sub(1, Ordering::Relaxed);
             // Calls of its own have forgotten it.
             note();
         };
@@ -164,6 +166,8 @@ struct Thread {
     inside: AtomicUsize,
     /// The signals whose handlers were called since it was last forgotten.
     handled: AtomicU64,
+    /// How many handlers are under way, and those that were left by `longjmp`.
+    handlers: AtomicUsize,
     /// How many of `signals` are put off.
     waiting: AtomicUsize,
     signals: UnsafeCell<[siginfo_t; MOST]>,
@@ -176,6 +180,7 @@ thread_local! {
         Thread {
             inside: AtomicUsize::new(0),
             handled: AtomicU64::new(0),
+            handlers: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             // SAFETY: plain numbers.
             signals: UnsafeCell::new(unsafe { std::mem::zeroed() }),
@@ -199,6 +204,11 @@ pub fn have_interrupted() -> bool {
 /// The signals whose handlers were called on this thread since [`forget_handled`], a bit each from signal 1 on.
 pub(crate) fn handled() -> u64 {
     THREAD.with(|thread| thread.handled.load(Ordering::Relaxed))
+}
+
+/// Whether this thread runs a handler that was called through [`door`]; or has left one by `longjmp`.
+pub(crate) fn is_in_handler() -> bool {
+    THREAD.with(|thread| thread.handlers.load(Ordering::Relaxed) > 0)
 }
 
 /// This thread is at work in the layer until this is dropped.

@@ -260,6 +260,10 @@ impl Sending<'_> {
             };
             self.sent += len;
             let left = self.source.pass(len);
+            if matches!(self.source, Source::File { .. }) {
+                // To the kernel each piece of the file is a call of its own.
+                self.wait.renew();
+            }
             if left == 0 {
                 return Ok(step);
             }

@@ -53,6 +53,14 @@ impl Direction {
         }
     }
 
+    /// By which the peer knows that a thread sleeps.
+    fn announcement(self, ends: Ends) -> &'static AtomicU32 {
+        match self {
+            Self::In => &ends.theirs.reader_waiting,
+            Self::Out => &ends.theirs.writer_waiting,
+        }
+    }
+
     fn asleep(self, slot: &Slot) -> &AtomicU32 {
         match self {
             Self::In => &slot.receiver_asleep,
@@ -233,9 +241,10 @@ impl Wait {
         most: Option<Duration>,
     ) -> Result<Option<Sleep>, Errno> {
         let ends = pin.ends();
-        let (flag, way) = match self.direction {
-            Direction::In => (&ends.theirs.reader_waiting, slot.inward.way()),
-            Direction::Out => (&ends.theirs.writer_waiting, slot.outward.way()),
+        let flag = self.direction.announcement(ends);
+        let way = match self.direction {
+            Direction::In => slot.inward.way(),
+            Direction::Out => slot.outward.way(),
         };
         let bell = local.bed(pin);
         match bell {
@@ -328,6 +337,11 @@ impl Wait {
         Ok(())
     }
 
+    /// The time limit begins anew.
+    pub(crate) fn renew(&mut self) {
+        self.limit = Limit::NotAsked;
+    }
+
     /// Under which number the call goes on.
     pub(crate) fn number(&self) -> i32 {
         self.fd
@@ -386,7 +400,8 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
 
 /// Takes back what the bell still says from before, for a thread that is about to sleep, but does not if it has `found` something. All
 /// who sleep on the connection share the bell: if other threads, or processes of the family, were rung for, they may not have looked yet, and
-/// are rung again. In the directions that are the thread's `own` that is so where it has found something too.
+/// are rung again. It may have been for less than they wait for: as the peer takes them to be awake, they are announced anew.
+/// In the directions that are the thread's `own` others are rung where it has found something.
 pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn() -> bool) {
     let (slot, local) = (slot::get(index), local::get(index));
     local.silence();
@@ -398,8 +413,11 @@ pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn(
     }
     for other in [Direction::In, Direction::Out] {
         let sleeper = other.asleep(slot).load(Ordering::SeqCst);
-        let is_other = sleeper != 0 && sleeper != thread::id() && !own.contains(&other);
-        if !is_other || !other.ready(slot, ends) {
+        if sleeper == 0 || sleeper == thread::id() || own.contains(&other) {
+            continue;
+        }
+        announce(other.announcement(ends));
+        if !other.ready(slot, ends) {
             continue;
         }
         if kernel::exists(sleeper) {

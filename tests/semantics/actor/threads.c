@@ -276,6 +276,52 @@ static void join_poller(pthread_t thread, struct poller *poller) {
         say_poll("for", poller->bits);
 }
 
+/* Beside one that sends much others wait in recv and poll. Who is rung for one of them, and looks first, does not keep it from the others. */
+void scenario_thread_send_beside_recv_and_poll(void) {
+    enum { SIZE = 4 << 20 };
+    for (int round = 0; round < 25; round++) {
+        int fd = cold_connection();
+        warm(fd);
+        if (me.client) {
+            static char bytes[100000];
+            meet();
+            struct timespec start = now();
+            for (size_t done = 0; done < SIZE;) {
+                ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+                if (got > 0) {
+                    done += got;
+                    start = now();
+                } else if (elapsed_ms(&start) > 600) {
+                    say("! the sender is asleep beside room");
+                    _exit(1);
+                } else {
+                    usleep(1000);
+                }
+            }
+            put_text(fd, "for recv");
+            usleep(10000);
+            put_text(fd, "for poll");
+            meet();
+            close(fd);
+            continue;
+        }
+        struct reader reader = {.fd = fd}, writer = {.fd = fd};
+        struct poller poller = {.fd = fd};
+        pthread_t reading = start_reader(&reader), polling = start_poller(&poller), writing;
+        pthread_create(&writing, NULL, send_for_long, &writer);
+        while (writer.thread == 0)
+            usleep(100);
+        await_asleep(writer.thread);
+        meet();
+        pthread_join(writing, NULL);
+        say("sent %zd", writer.result);
+        join_reader(reading, &reader);
+        join_poller(polling, &poller);
+        meet();
+        close(fd);
+    }
+}
+
 /* Who polls a number that another thread closes sleeps on until something comes to the connection, whose peer sees no end before. */
 static void close_while_polling(bool selects) {
     int fd = connection();

@@ -89,11 +89,11 @@ impl Registrations {
         })
     }
 
-    /// Whether there is something to report of the connection.
+    /// Whether there is something to report of the connection; if not, the peer is told again that this side sleeps.
     pub(in crate::epoll) fn has_news(&mut self, slot: u32, number: u32) -> bool {
         let entry = self.own(number, slot).map(|entry| *entry);
         let entry = entry.filter(|entry| entry.lifted && entry.active && !entry.spent);
-        entry.is_some_and(|mut probe| probe.report() != 0)
+        entry.is_some_and(|mut probe| !probe.cool())
     }
 
     /// The processor of some hot peer, plus one.
