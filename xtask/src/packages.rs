@@ -68,6 +68,7 @@ pub(crate) const FOR_TEST: &[Wanted] = &[
     wanted("unshare", "util-linux", "the tests between several hosts"),
     wanted("nft", "nftables", "the test of containers behind address translation"),
     wanted("cc", "gcc", "the tests that compile small C programs"),
+    wanted("valgrind", "valgrind", "the test of a program under valgrind"),
     wanted("/usr/include/liburing.h", "liburing-dev", "the test of a program with liburing"),
 ];
 

@@ -2,13 +2,14 @@
 
 use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
 use smallvec::SmallVec;
 use vmmc_socket::Step;
 use vmmc_socket::epoll::{self, Waiting};
-use vmmc_socket::kernel::{Errno, Outcome};
+use vmmc_socket::kernel::{self, Errno, Outcome};
 use vmmc_socket::readiness::{Limit, Polling};
 use vmmc_socket::signals::have_interrupted;
 
@@ -402,8 +403,14 @@ type WaitFinely = unsafe extern "C-unwind" fn(
     *const sigset_t,
 ) -> c_int;
 
+/// The kernel (before Linux 5.11), or who stands for it (valgrind), has no `epoll_pwait2`.
+static COARSE: AtomicBool = AtomicBool::new(false);
+
 /// `epoll_pwait2`, which the C library has from glibc 2.35 on.
 fn wait_finely() -> Option<WaitFinely> {
+    if COARSE.load(Ordering::Relaxed) {
+        return None;
+    }
     static FOUND: OnceLock<usize> = OnceLock::new();
     let found = *FOUND.get_or_init(|| look_up_optional("epoll_pwait2\0").addr());
     // SAFETY: null, or the function of this name, which has this signature.
@@ -420,16 +427,15 @@ unsafe fn sleep_on_set(
     let native =
         next!(epoll_pwait: fn(c_int, *mut epoll_event, c_int, c_int, *const sigset_t) -> c_int);
     let Some(limit) = limit else { return native(set, events, most, -1, mask) };
-    match wait_finely() {
-        Some(native) if !limit.is_zero() => {
-            let time = crate::boundary::timespec(limit);
-            native(set, events, most, &raw const time, mask)
+    if let Some(native) = wait_finely().filter(|_| !limit.is_zero()) {
+        let time = crate::boundary::timespec(limit);
+        let found = native(set, events, most, &raw const time, mask);
+        if found >= 0 || *libc::__errno_location() != libc::ENOSYS {
+            return found;
         }
-        _ => {
-            let milliseconds = limit.as_nanos().div_ceil(1_000_000).try_into();
-            native(set, events, most, milliseconds.unwrap_or(c_int::MAX), mask)
-        }
+        COARSE.store(true, Ordering::Relaxed);
     }
+    native(set, events, most, kernel::milliseconds(limit), mask)
 }
 
 #[inline(never)]

@@ -112,9 +112,20 @@ pub fn epoll_wait(
         None => call!(SYS_epoll_pwait, set, events, most, -1isize, mask, 8),
         Some(t) => {
             let time = libc::timespec { tv_sec: t.as_secs() as _, tv_nsec: t.subsec_nanos() as _ };
-            call!(SYS_epoll_pwait2, set, events, most, &raw const time, mask, 8)
+            match call!(SYS_epoll_pwait2, set, events, most, &raw const time, mask, 8) {
+                Err(Errno(libc::ENOSYS)) => {
+                    let time = milliseconds(t) as isize;
+                    call!(SYS_epoll_pwait, set, events, most, time, mask, 8)
+                }
+                outcome => outcome,
+            }
         }
     }
+}
+
+/// Milliseconds, not less than the time.
+pub fn milliseconds(time: Duration) -> i32 {
+    time.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(i32::MAX)
 }
 
 /// `epoll_ctl`.

@@ -40,6 +40,17 @@ fn memory_of_the_programs_own() {
     });
 }
 
+/// Valgrind has another view of the process than the kernel, and does not know its newest calls.
+#[test]
+fn a_program_under_valgrind() {
+    same_in_every_way("a_program_under_valgrind", &["cc", "valgrind"], |site, way| {
+        let program = compile(site, "own_memory", &[])?;
+        let mut command = site.command(way.lifts_server(), "valgrind");
+        command.args(["-q", "--error-exitcode=9"]).arg(program);
+        Ok(Running::start(&mut command)?.succeed(LIMIT)?.stdout)
+    });
+}
+
 fn compile(site: &Site, source: &str, options: &[&str]) -> Result<PathBuf, Failure> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/c");
     let program = site.path().join(source);

@@ -56,7 +56,7 @@ static void use_a_connection(void) {
         pass(ends[round % 2], ends[1 - round % 2]);
     int other = dup(ends[0]), set = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN};
-    if (epoll_ctl(set, EPOLL_CTL_ADD, other, &event) || epoll_wait(set, &event, 1, 0) ||
+    if (epoll_ctl(set, EPOLL_CTL_ADD, other, &event) || epoll_wait(set, &event, 1, 3) ||
         setsockopt(other, SOL_SOCKET, SO_KEEPALIVE, &option, sizeof option))
         exit(3);
     pass(other, ends[1]);
