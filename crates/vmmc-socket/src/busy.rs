@@ -142,7 +142,7 @@ pub(crate) fn renumbered(index: u32) {
     }
     await_looks(index);
     // Who sleeps already wakes for what comes to the connection, and not before.
-    if others(index).any(|(_, guest)| guest.sleeps() == Some(false)) {
+    if others(index).any(|(_, guest)| guest.is_seen() != Seen::Asleep) {
         local::get(index).ring_own();
     }
 }
@@ -210,16 +210,17 @@ fn has_guests(index: u32) -> bool {
 /// connection for it could be for ever.
 #[cold]
 fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
-    /// So much of a processor it has at the most while it is about to sleep or to leave, or looks whether there is something.
+    /// So much of a processor, or time asleep elsewhere, it has at the most while it is about to sleep or to leave, or looks whether there is something.
     const TIME: Duration = Duration::from_millis(5);
     /// Where there are more threads than processors it may have to wait for one.
     const PATIENCE: Duration = Duration::from_secs(1);
     const PAUSE: Duration = Duration::from_micros(50);
     let (begin, time) = (Instant::now(), kernel::time_of_thread(guest.thread));
-    let is_over = |guest: Guest| {
+    let has_used_its_time = |guest: Guest| {
         let used = kernel::time_of_thread(guest.thread).zip(time).map(|(now, then)| now - then);
         used.is_none_or(|used| used > TIME) || begin.elapsed() > PATIENCE
     };
+    let mut elsewhere = Duration::ZERO;
     loop {
         let mut guests = local::get(index).guests(stay).iter();
         // What it sleeps on may be another number by now.
@@ -229,22 +230,40 @@ fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
         {
             return true;
         }
-        match guest.sleeps() {
-            None => return false,
-            Some(true) => return true,
-            Some(false) if is_over(guest) => return false,
-            Some(false) => kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE),
+        match guest.is_seen() {
+            Seen::Asleep => return true,
+            Seen::Never => return false,
+            Seen::Elsewhere if elsewhere > TIME => return false,
+            Seen::Elsewhere => elsewhere += PAUSE,
+            Seen::Awake if has_used_its_time(guest) => return false,
+            Seen::Awake => {}
         }
+        kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE);
     }
 }
 
+/// What a guest is seen to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// It sleeps as noted.
+    Asleep,
+    Awake,
+    /// It is in another call of the kernel's, perhaps one of the layer's.
+    Elsewhere,
+    /// There is no such thread, or it polls something else.
+    Never,
+}
+
 impl Guest {
-    /// Whether the thread sleeps as noted; `None`: there is no such thread, or it polls something else.
-    fn sleeps(self) -> Option<bool> {
+    fn is_seen(self) -> Seen {
         const POLLS: usize = libc::SYS_ppoll as usize;
-        match kernel::what_does(self.thread)? {
-            Doing::Call([POLLS, list, count]) => is_polled(self.fd, list, count).then_some(true),
-            _ => Some(false),
+        match kernel::what_does(self.thread) {
+            Some(Doing::Call([POLLS, list, count])) if is_polled(self.fd, list, count) => {
+                Seen::Asleep
+            }
+            None | Some(Doing::Call([POLLS, ..])) => Seen::Never,
+            Some(Doing::Call(_)) => Seen::Elsewhere,
+            Some(Doing::Running) => Seen::Awake,
         }
     }
 }

@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <pthread.h>
+#include <setjmp.h>
 #include <sys/select.h>
 
 struct reader {
@@ -193,6 +194,48 @@ void scenario_thread_close_while_both(void) {
     pthread_join(writing, NULL);
     say("sent %zd", writer.result);
     join_reader(reading, &reader);
+    meet();
+}
+
+static sigjmp_buf out_of_recv;
+
+static void leave_recv(int signal) {
+    siglongjmp(out_of_recv, signal);
+}
+
+static void *leave_and_sleep(void *argument) {
+    struct reader *reader = argument;
+    reader->thread = gettid();
+    if (sigsetjmp(out_of_recv, 1) == 0)
+        recv(reader->fd, reader->buffer, sizeof reader->buffer, 0);
+    reader->result = 1;
+    pause();
+    return NULL;
+}
+
+/* A thread that has left its call by longjmp, and sleeps elsewhere, is in it no more: the connection ends, and close does not wait for that thread. */
+void scenario_thread_close_after_longjmp(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_end(fd);
+        meet();
+        return;
+    }
+    signal(SIGUSR1, leave_recv);
+    struct reader reader = {.fd = fd};
+    pthread_t thread;
+    pthread_create(&thread, NULL, leave_and_sleep, &reader);
+    while (reader.thread == 0)
+        usleep(100);
+    await_asleep(reader.thread);
+    pthread_kill(thread, SIGUSR1);
+    while (reader.result == 0)
+        usleep(100);
+    await_asleep(reader.thread);
+    struct timespec start = now();
+    T(close(fd));
+    if (elapsed_ms(&start) > 500)
+        say("! close took %ld ms", elapsed_ms(&start));
     meet();
 }
 
