@@ -102,22 +102,22 @@ pub(crate) fn leave(index: u32, stay: Stay) {
     }
 }
 
-/// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread is in a call on it.
-pub(crate) fn keep(fd: i32, index: u32) {
+/// The program is about to close `fd`, the last number of the connection: has it keep one as long as another thread is in a call on it; whether it does.
+pub(crate) fn keep(fd: i32, index: u32) -> bool {
     if thread::alone() || layer::confined() {
-        return;
+        return false;
     }
     await_looks(index);
     let local = local::get(index);
     if !has_guests(index) {
-        return;
+        return false;
     }
     // SAFETY: the structure's lock is held.
     if STRUCTURE.briefly(|_| unsafe { local.parts() }.descriptors != [fd]) {
-        return;
+        return false;
     }
     let Ok(kept) = kernel::call!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, layer::floor()) else {
-        return;
+        return false;
     };
     layer::enter_duplicate(index, kept as i32);
     local.kept.store(kept as i32, Ordering::SeqCst);
@@ -125,6 +125,7 @@ pub(crate) fn keep(fd: i32, index: u32) {
     if !has_guests(index) {
         let_go(index);
     }
+    true
 }
 
 /// The connection is closed: who is still noted has left, or is not known to be there.

@@ -373,7 +373,7 @@ pub(crate) fn release(index: u32, bell: i32, parts: &mut Parts) {
     });
 }
 
-/// The connection is about to be closed: the layer's registrations go, which the kernel would not remove by itself
+/// The connection is about to be closed, or its number: the layer's registrations go, which the kernel would not remove by itself
 /// while the peer holds the bell and the service the socket.
 pub(crate) fn leave(index: u32, local: &Local, others_hold: bool) {
     let bell = local.bell.load(Ordering::Acquire);

@@ -482,7 +482,9 @@ pub fn closing(fd: i32) {
 }
 
 fn close_connection(fd: i32, index: u32) {
-    busy::keep(fd, index);
+    if busy::keep(fd, index) {
+        epoll::leave(index, local::get(index), true);
+    }
     let last = STRUCTURE.briefly(|_| {
         if !descriptor::remove(fd, Kind::Connection(index)) {
             return None;

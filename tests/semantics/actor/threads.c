@@ -167,6 +167,17 @@ static void *receive_much(void *argument) {
     return NULL;
 }
 
+static pthread_t start_writer(struct reader *writer) {
+    pthread_t thread;
+    int size = 4096;
+    T(setsockopt(writer->fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    pthread_create(&thread, NULL, send_much, writer);
+    while (writer->thread == 0)
+        usleep(100);
+    await_asleep(writer->thread);
+    return thread;
+}
+
 /* One thread waits for bytes, another for room; a third closes. The peer sees the end when both are done. */
 void scenario_thread_close_while_both(void) {
     int fd = connection();
@@ -181,20 +192,50 @@ void scenario_thread_close_while_both(void) {
         meet();
         return;
     }
-    int size = 4096;
-    T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
     struct reader reader = {.fd = fd}, writer = {.fd = fd};
-    pthread_t reading = start_reader(&reader), writing;
-    pthread_create(&writing, NULL, send_much, &writer);
-    while (writer.thread == 0)
-        usleep(100);
-    await_asleep(writer.thread);
+    pthread_t reading = start_reader(&reader), writing = start_writer(&writer);
     T(close(fd));
     meet();
     pthread_join(writing, NULL);
     say("sent %zd", writer.result);
     join_reader(reading, &reader);
     meet();
+}
+
+/* What a set has of the old connection tells nothing of the new file that has its number, when the other thread's send is over. */
+static void close_registered_while_send(bool reuses) {
+    int fd = connection(), set = epoll_create1(0);
+    if (me.client) {
+        static char bytes[MUCH];
+        meet();
+        get(fd, bytes, sizeof bytes);
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
+    struct reader writer = {.fd = fd};
+    T(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    pthread_t writing = start_writer(&writer);
+    T(close(fd));
+    if (reuses)
+        T(socket(AF_INET, SOCK_STREAM, 0) == fd);
+    T(epoll_wait(set, &event, 1, 0));
+    meet();
+    T(epoll_wait(set, &event, 1, 200));
+    pthread_join(writing, NULL);
+    say("sent %zd", writer.result);
+    if (reuses)
+        T(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    meet();
+}
+
+void scenario_thread_close_registered_while_send(void) {
+    close_registered_while_send(false);
+}
+
+void scenario_thread_number_reused_registered_while_send(void) {
+    close_registered_while_send(true);
 }
 
 static sigjmp_buf out_of_recv;

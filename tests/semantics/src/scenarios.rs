@@ -330,6 +330,8 @@ macro_rules! for_every_scenario {
             thread_close_while_both: Warm;
             thread_close_while_two_recv: Warm;
             thread_send_beside_recv_and_poll: Cold;
+            thread_close_registered_while_send: Warm;
+            thread_number_reused_registered_while_send: Warm;
             thread_close_after_longjmp: Warm;
             thread_close_while_sending: Cold;
             thread_close_while_poll: Warm;
