@@ -5,7 +5,7 @@
 //! would look for bytes on TCP that came through a ring.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::boundary::{catch, keep_errno, next};
 use crate::stdio::before;
@@ -68,43 +68,62 @@ fn versions_of_dlsym() -> *mut c_void {
         .unwrap_or_else(|| std::process::abort())
 }
 
-/// This library: its handle, and where it begins.
+/// This library: its handle, and where it lies.
 #[derive(Clone, Copy)]
-pub(crate) struct Own(*mut c_void, *mut c_void);
+pub(crate) struct Own {
+    handle: *mut c_void,
+    begin: usize,
+    end: usize,
+}
 
 /// Looked for without a lock: the dynamic linker has one, which a library's constructor that asks for an address runs under.
 pub(crate) fn own() -> Option<Own> {
     static HANDLE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
-    static BASE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
-    let handle = HANDLE.load(Ordering::Acquire);
-    if !handle.is_null() {
-        return Some(Own(handle, BASE.load(Ordering::Relaxed)));
+    static BEGIN: AtomicUsize = AtomicUsize::new(0);
+    static END: AtomicUsize = AtomicUsize::new(0);
+    if HANDLE.load(Ordering::Acquire).is_null() {
+        let own = find_own()?;
+        BEGIN.store(own.begin, Ordering::Relaxed);
+        END.store(own.end, Ordering::Relaxed);
+        HANDLE.store(own.handle, Ordering::Release);
     }
-    let (name, base) = home(before_dlsym as *const c_void)?;
+    Some(Own {
+        handle: HANDLE.load(Ordering::Relaxed),
+        begin: BEGIN.load(Ordering::Relaxed),
+        end: END.load(Ordering::Relaxed),
+    })
+}
+
+#[cold]
+fn find_own() -> Option<Own> {
+    // SAFETY: all-zero is a valid answer, which the call fills.
+    let mut found: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: an address of this library.
+    if unsafe { libc::dladdr(before_dlsym as *const c_void, &raw mut found) } == 0 {
+        return None;
+    }
     let native = next!(dlopen: fn(*const c_char, c_int) -> *mut c_void);
     // SAFETY: the name that the linker has for this library; no new one is loaded, and the handle is never closed.
-    let handle = unsafe { native(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    BASE.store(base, Ordering::Relaxed);
-    HANDLE.store(handle, Ordering::Release);
-    (!handle.is_null()).then_some(Own(handle, base))
+    let handle = unsafe { native(found.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let begin = found.dli_fbase.addr();
+    // SAFETY: an object begins with its header, which says where the list of its parts is.
+    let parts = unsafe {
+        let header = &*found.dli_fbase.cast::<libc::Elf64_Ehdr>();
+        let list = found.dli_fbase.byte_add(header.e_phoff as usize).cast::<libc::Elf64_Phdr>();
+        std::slice::from_raw_parts(list, header.e_phnum.into())
+    };
+    let ends = parts.iter().filter(|part| part.p_type == libc::PT_LOAD);
+    let end = begin + ends.map(|part| (part.p_vaddr + part.p_memsz) as usize).max()?;
+    (!handle.is_null()).then_some(Own { handle, begin, end })
 }
 
 impl Own {
-    /// The hook of this name.
+    /// The hook of this name. Asked for every name that a library wants of others, so by where the function lies: `dladdr` goes through all names of its object.
     ///
     /// # Safety
     /// `name` is a string that ends with a NUL.
     pub(crate) unsafe fn hook(self, name: *const c_char) -> Option<*mut c_void> {
-        let hook = native_dlsym()(self.0, name);
-        (!hook.is_null() && home(hook)?.1 == self.1).then_some(hook)
+        let hook = native_dlsym()(self.handle, name);
+        (self.begin..self.end).contains(&hook.addr()).then_some(hook)
     }
-}
-
-/// The object that an address lies in: its name, and where it begins.
-fn home(address: *const c_void) -> Option<(*const c_char, *mut c_void)> {
-    // SAFETY: all-zero is a valid answer, which the call fills.
-    let mut found: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: any address may be asked about.
-    let known = unsafe { libc::dladdr(address, &raw mut found) } != 0;
-    known.then_some((found.dli_fname, found.dli_fbase))
 }
