@@ -95,26 +95,36 @@ pub(crate) fn catch<R>(fallback: R, layer: impl FnOnce() -> R) -> R {
 /// Does the call that `begin` prepares: in the layer, sleeping outside of it where it says so, or by `kernel`.
 #[inline]
 pub(crate) fn transfer<T: Transfer>(
-    begin: impl FnOnce() -> Result<T, Option<InFlight>>,
+    mut begin: impl FnMut() -> Result<T, Option<InFlight>>,
     kernel: impl FnOnce() -> isize,
 ) -> isize {
-    let mut call = match catch(Err(None), begin) {
-        Ok(call) => call,
-        Err(in_flight) => return by_kernel(in_flight, kernel),
-    };
-    let route = loop {
+    loop {
+        let mut call = match catch(Err(None), &mut begin) {
+            Ok(call) => call,
+            Err(in_flight) => return by_kernel(in_flight, kernel),
+        };
+        let route = go_on(&mut call);
+        catch((), || call.leave());
+        if !matches!(route, Route::Anew) {
+            return follow(|| route, kernel);
+        }
+    }
+}
+
+/// Until it is over for the layer.
+#[inline]
+fn go_on(call: &mut impl Transfer) -> Route {
+    loop {
         match catch(Route::Kernel(None), || call.go()) {
             Route::Sleep(mut sleep) => {
                 let outcome = doze(&mut sleep);
                 if let Some(outcome) = catch(None, || call.woken(&sleep, outcome)) {
-                    break Route::Done(outcome);
+                    return Route::Done(outcome);
                 }
             }
-            route => break route,
+            route => return route,
         }
-    };
-    catch((), || call.leave());
-    follow(|| route, kernel)
+    }
 }
 
 /// What a sleep comes to that a handler has ended before it began.
@@ -200,7 +210,7 @@ pub(crate) fn follow(route: impl FnOnce() -> Route, kernel: impl FnOnce() -> isi
     match catch(Route::Kernel(None), route) {
         Route::Done(outcome) => result(outcome),
         Route::Kernel(in_flight) => by_kernel(in_flight, kernel),
-        Route::Sleep(_) => kernel(),
+        Route::Sleep(_) | Route::Anew => kernel(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! were not there.
 
 use libc::{c_int, c_uint};
+use vmmc_socket::Changing;
 
 use crate::boundary::{catch, keep_errno, next, result};
 
@@ -15,7 +16,7 @@ pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     if vmmc_socket::is_own(fd) {
         return bad();
     }
-    catch((), || keep_errno(|| vmmc_socket::closing(fd)));
+    let _changing = catch(None, || keep_errno(|| Some(vmmc_socket::closing(fd))));
     native(fd)
 }
 
@@ -35,9 +36,9 @@ pub(crate) unsafe extern "C-unwind" fn close_range(
         return native(first, last, flags);
     }
     // Where other threads keep what this one closes in a table of its own, all is the kernel's by now.
-    if flags as c_uint & !libc::CLOSE_RANGE_UNSHARE == 0 {
-        catch((), || keep_errno(|| vmmc_socket::closing_between(first as c_int, top)));
-    }
+    let is_plain = flags as c_uint & !libc::CLOSE_RANGE_UNSHARE == 0;
+    let closing = || keep_errno(|| Some(vmmc_socket::closing_between(first as c_int, top)));
+    let _changing = is_plain.then(|| catch(None, closing));
     let mut from = first;
     for own in catch(Vec::new(), || vmmc_socket::own_between(first as c_int, top)) {
         let own = own as c_uint;
@@ -64,7 +65,7 @@ pub(crate) unsafe extern "C-unwind" fn dup(old: c_int) -> c_int {
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
     let native = next!(dup2: fn(c_int, c_int) -> c_int);
-    make_room(old, new);
+    let _changing = make_room(old, new);
     let made = native(old, new);
     if old == new { made } else { note(old, made) }
 }
@@ -72,18 +73,16 @@ pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     let native = next!(dup3: fn(c_int, c_int, c_int) -> c_int);
-    if flags & !libc::O_CLOEXEC == 0 {
-        make_room(old, new);
-    }
+    let _changing = (flags & !libc::O_CLOEXEC == 0).then(|| make_room(old, new));
     let made = native(old, new, flags);
     note(old, made)
 }
 
 /// `new` is about to be replaced by `old`, if that is open.
-fn make_room(old: c_int, new: c_int) {
-    if old != new && vmmc_socket::kernel::descriptor_flags(old).is_some() {
-        catch((), || keep_errno(|| vmmc_socket::closing(new)));
-    }
+fn make_room(old: c_int, new: c_int) -> Option<Changing> {
+    let is_replaced = old != new && vmmc_socket::kernel::descriptor_flags(old).is_some();
+    let replacing = || keep_errno(|| Some(vmmc_socket::replacing(new, old)));
+    is_replaced.then(|| catch(None, replacing)).flatten()
 }
 
 /// `new` (if there is one) is a duplicate of `old`.

@@ -52,7 +52,8 @@ fn lend(fd: c_int, request: c_ulong, loan: &mut Loan, kernel: impl FnOnce() -> i
         RESERVE => vmmc_socket::reserve(fd, terms, &mut lent),
         _ => vmmc_socket::borrow(fd, terms, &mut lent),
     };
-    let done = transfer(|| call.ok_or(None), kernel);
+    let mut call = call.ok_or(None);
+    let done = transfer(|| std::mem::replace(&mut call, Err(None)), kernel);
     if done == 0 {
         loan.length = lent.total() as u64;
         loan.segments = lent.segments().len() as u32;
@@ -69,7 +70,10 @@ fn give_back<T: Transfer>(
 ) -> isize {
     match catch(Return::NotOurs, begin) {
         Return::Done(outcome) => result(outcome),
-        Return::OverTcp(call) => transfer(|| Ok(call), kernel),
+        Return::OverTcp(call) => {
+            let mut call = Ok(call);
+            transfer(|| std::mem::replace(&mut call, Err(None)), kernel)
+        }
         Return::NotOurs => kernel(),
     }
 }

@@ -190,8 +190,9 @@ pub(crate) fn forked() {
 fn let_go(index: u32) {
     let kept = local::get(index).kept.swap(Local::NOT_KEPT, Ordering::SeqCst);
     if kept >= 0 {
-        layer::closing(kept);
+        let changing = layer::closing(kept);
         let _ = kernel::call!(SYS_close, kept);
+        drop(changing);
     }
 }
 

@@ -1,9 +1,10 @@
 //! What each descriptor number of this process is to the layer: one word a number, looked up without a lock.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::kernel::{self, Errno};
-use crate::layer;
+use crate::{layer, thread};
 
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
 const NUMBERS: usize = 1 << 20;
@@ -23,7 +24,7 @@ static OWNED: AtomicUsize = AtomicUsize::new(0);
 /// The kernel's table of this process's descriptors reaches the layer's own numbers.
 static REACHES: AtomicBool = AtomicBool::new(false);
 
-/// Nothing or kind in the two top bits, index below.
+/// Nothing or kind in the two top bits, index below. Nothing, and below the number of a thread: that thread has the kernel give the number another meaning just now.
 const CONNECTION: u32 = 1 << 30;
 const SET: u32 = 2 << 30;
 const OWN: u32 = 3 << 30;
@@ -45,13 +46,17 @@ pub(crate) enum Kind {
 /// What `fd` is.
 #[inline]
 pub(crate) fn kind(fd: i32) -> Kind {
-    let Some(entry) = TABLE.get(fd as usize) else { return Kind::Other };
-    let word = entry.load(Ordering::Acquire);
-    match word & !INDEX {
-        CONNECTION => Kind::Connection(word & INDEX),
-        SET => Kind::Set(word & INDEX),
-        OWN => Kind::Own,
-        _ => Kind::Other,
+    TABLE.get(fd as usize).map_or(Kind::Other, |entry| Kind::of(entry.load(Ordering::Acquire)))
+}
+
+impl Kind {
+    fn of(word: u32) -> Self {
+        match word & !INDEX {
+            CONNECTION => Self::Connection(word & INDEX),
+            SET => Self::Set(word & INDEX),
+            OWN => Self::Own,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -60,6 +65,99 @@ pub(crate) fn kind(fd: i32) -> Kind {
 pub(crate) fn connection(fd: i32) -> Option<u32> {
     let word = TABLE.get(fd as usize)?.load(Ordering::Acquire);
     (word & !INDEX == CONNECTION).then_some(word & INDEX)
+}
+
+/// As [`connection`], for a call that begins: what another thread is about to make of the number is waited for. In the kernel the call would meet what the number
+/// is then; for bytes on TCP it would wait in vain where those come by a ring.
+#[inline]
+pub(crate) fn connection_called(fd: i32) -> Option<u32> {
+    match kind_called(fd) {
+        Kind::Connection(index) => Some(index),
+        _ => None,
+    }
+}
+
+/// As [`kind`], for a call that begins; see [`connection_called`].
+#[inline]
+pub(crate) fn kind_called(fd: i32) -> Kind {
+    let Some(entry) = TABLE.get(fd as usize) else { return Kind::Other };
+    let word = entry.load(Ordering::Acquire);
+    Kind::of(if is_changing(word) { await_change(entry) } else { word })
+}
+
+#[inline]
+fn is_changing(word: u32) -> bool {
+    word & !INDEX == 0 && word != 0
+}
+
+/// What the number means then.
+#[cold]
+fn await_change(entry: &AtomicU32) -> u32 {
+    /// A thread that has left its `close` by `longjmp` says no more that it is done.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_micros(50);
+    let begin = Instant::now();
+    loop {
+        let word = entry.load(Ordering::Acquire);
+        // This thread's own: a signal handler in the middle of its `close`.
+        if !is_changing(word) || word == thread::id() || layer::confined() {
+            return word;
+        }
+        if begin.elapsed() > PATIENCE {
+            let _ = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+            return 0;
+        }
+        kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE);
+    }
+}
+
+/// The numbers from `first` to `last` are about to mean something else; until this is dropped calls that begin on what they meant to the layer wait.
+#[derive(Debug)]
+#[must_use = "keep it until the kernel has closed or replaced them"]
+pub struct Changing {
+    first: i32,
+    last: i32,
+    /// Who waits waits for this thread; 0: there is nobody to wait.
+    thread: u32,
+}
+
+impl Changing {
+    /// They mean nothing to the layer.
+    pub(crate) fn nothing() -> Self {
+        Self { first: 0, last: -1, thread: 0 }
+    }
+
+    pub(crate) fn between(first: i32, last: i32) -> Self {
+        let alone = thread::alone() || layer::confined();
+        Self { first, last, thread: if alone { 0 } else { thread::id() } }
+    }
+
+    /// Takes out `fd`, which is among the numbers, as [`remove`] does.
+    pub(crate) fn begin(&self, fd: i32, was: Kind) -> bool {
+        replace(fd, was, self.thread)
+    }
+
+    /// As [`Changing::begin`], of the one number, which has been nothing.
+    pub(crate) fn begin_use(&self) {
+        if let Some(entry) = TABLE.get(self.first as usize) {
+            TOP.fetch_max(self.last + 1, Ordering::Relaxed);
+            let _ = entry.compare_exchange(0, self.thread, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        if self.thread == 0 {
+            return;
+        }
+        let end = TOP.load(Ordering::Relaxed).min(self.last.saturating_add(1)).max(0);
+        for entry in TABLE.iter().take(end as usize).skip(self.first.max(0) as usize) {
+            if entry.load(Ordering::Relaxed) == self.thread {
+                let _ = entry.compare_exchange(self.thread, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// Enters `fd`; false if the number is out of the table's range.
@@ -98,6 +196,10 @@ pub(crate) fn owned() -> usize {
 
 /// Takes `fd` out if it still is `was`: one of two threads that close the same number does it.
 pub(crate) fn remove(fd: i32, was: Kind) -> bool {
+    replace(fd, was, 0)
+}
+
+fn replace(fd: i32, was: Kind, new: u32) -> bool {
     let word = match was {
         Kind::Connection(index) => CONNECTION | index,
         Kind::Set(index) => SET | index,
@@ -105,7 +207,8 @@ pub(crate) fn remove(fd: i32, was: Kind) -> bool {
         Kind::Other => return false,
     };
     TABLE.get(fd as usize).is_some_and(|entry| {
-        let removed = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let removed =
+            entry.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if removed {
             CHANGES.fetch_add(1, Ordering::Release);
             count(word, -1);

@@ -201,7 +201,7 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         return not_ours;
     };
     let Some(set) = set(number) else { return not_ours };
-    let index = match descriptor::kind(fd) {
+    let index = match descriptor::kind_called(fd) {
         Kind::Connection(index) => index,
         other => {
             if let Kind::Set(inner) = other {

@@ -12,7 +12,7 @@ use crate::{descriptor, lower, tcp, transmit};
 /// Ends the sending direction of `fd`. True: the end stands in the ring, and the kernel shall not end it yet (a FIN on TCP
 /// could overtake bytes that the peer may still have to hand over); false: the kernel's shutdown must follow.
 pub fn finish(fd: i32) -> bool {
-    let Some(index) = descriptor::connection(fd) else { return false };
+    let Some(index) = descriptor::connection_called(fd) else { return false };
     let (slot, local) = (slot::get(index), local::get(index));
     if slot.phase() != Phase::Attached {
         slot.finished.store(true, Ordering::SeqCst);

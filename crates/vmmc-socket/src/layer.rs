@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use vmmc::{Heir, PairError, PairId, Process};
 
 use crate::bells::Bells;
-use crate::descriptor::{self, Kind};
+use crate::descriptor::{self, Changing, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
 use crate::slot::{self, Why};
@@ -434,7 +434,7 @@ pub fn leave(fd: i32) {
 /// The kernel has given the program a new descriptor `fd`: whatever had that number was closed where nobody saw it.
 pub fn renewed(fd: i32) {
     if descriptor::kind(fd) != Kind::Other && descriptor::kind(fd) != Kind::Own {
-        closing(fd);
+        drop(closing(fd));
     }
 }
 
@@ -471,22 +471,41 @@ pub(crate) fn enter_duplicate(index: u32, new: i32) {
     });
 }
 
-/// The program is about to close `fd` (or has another file put in its place). Must come before the kernel's close.
-pub fn closing(fd: i32) {
-    match descriptor::kind(fd) {
-        Kind::Other | Kind::Own => {}
-        _ if !at_home() => {}
-        Kind::Connection(index) => close_connection(fd, index),
+/// The program is about to close `fd`. Must come before the kernel's close.
+pub fn closing(fd: i32) -> Changing {
+    let kind = descriptor::kind(fd);
+    if matches!(kind, Kind::Other | Kind::Own) || !at_home() {
+        return Changing::nothing();
+    }
+    let changing = Changing::between(fd, fd);
+    close(fd, kind, &changing);
+    changing
+}
+
+fn close(fd: i32, kind: Kind, changing: &Changing) {
+    match kind {
+        Kind::Connection(index) => close_connection(fd, index, changing),
         Kind::Set(number) => epoll::closing(fd, number),
+        Kind::Other | Kind::Own => {}
     }
 }
 
-fn close_connection(fd: i32, index: u32) {
+/// The program is about to have `new` replaced by the open file of `old`.
+pub fn replacing(new: i32, old: i32) -> Changing {
+    if descriptor::connection(old).is_none() || descriptor::kind(new) != Kind::Other || !at_home() {
+        return closing(new);
+    }
+    let changing = Changing::between(new, new);
+    changing.begin_use();
+    changing
+}
+
+fn close_connection(fd: i32, index: u32, changing: &Changing) {
     if busy::keep(fd, index) {
         epoll::leave(index, local::get(index), true);
     }
     let last = STRUCTURE.briefly(|_| {
-        if !descriptor::remove(fd, Kind::Connection(index)) {
+        if !changing.begin(fd, Kind::Connection(index)) {
             return None;
         }
         // SAFETY: the structure's lock is held.
@@ -511,12 +530,12 @@ fn close_connection(fd: i32, index: u32) {
 /// Whether `fd` is a connection that the layer follows.
 #[inline]
 pub fn is_connection(fd: i32) -> bool {
-    descriptor::connection(fd).is_some()
+    descriptor::connection_called(fd).is_some()
 }
 
 /// Whether `fd` is a connection or an epoll object that the layer follows.
 pub fn is_tracked(fd: i32) -> bool {
-    matches!(descriptor::kind(fd), Kind::Connection(_) | Kind::Set(_))
+    matches!(descriptor::kind_called(fd), Kind::Connection(_) | Kind::Set(_))
 }
 
 /// Whether the program may close `fd`: it may not close what it does not know of.
@@ -535,9 +554,14 @@ pub fn own_between(first: i32, last: i32) -> Vec<i32> {
 }
 
 /// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.
-pub fn closing_between(first: i32, last: i32) {
-    let all = descriptor::between(first, last).map(|(fd, _)| fd);
-    all.filter(|fd| !is_own(*fd)).for_each(closing);
+pub fn closing_between(first: i32, last: i32) -> Changing {
+    let mut all = descriptor::between(first, last).filter(|(fd, _)| !is_own(*fd)).peekable();
+    if all.peek().is_none() || !at_home() {
+        return Changing::nothing();
+    }
+    let changing = Changing::between(first, last);
+    all.for_each(|(fd, kind)| close(fd, kind, &changing));
+    changing
 }
 
 /// The open file behind `fd` was made blocking or non-blocking.

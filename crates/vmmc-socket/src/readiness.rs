@@ -204,7 +204,7 @@ impl<'a> Polling<'a> {
     fn set_out(&mut self) -> Option<Step> {
         let mut tracked = false;
         for fd in self.fds.iter() {
-            match descriptor::kind(fd.fd) {
+            match descriptor::kind_called(fd.fd) {
                 Kind::Connection(_) => tracked = true,
                 // An epoll object that is looked at from outside must be true in the kernel.
                 Kind::Set(number) => epoll::lower_all(number),
@@ -218,7 +218,7 @@ impl<'a> Polling<'a> {
             lift::progress();
         }
         for (n, fd) in self.fds.iter().enumerate() {
-            let Some(index) = descriptor::connection(fd.fd) else { continue };
+            let Some(index) = descriptor::connection_called(fd.fd) else { continue };
             let slot = slot::get(index);
             match (slot.phase() != Phase::Attached)
                 .then(|| InFlight::begin(fd.fd, index, slot, Direction::In))
@@ -261,10 +261,14 @@ impl<'a> Polling<'a> {
         descriptor::connection(self.fds[n].fd) != Some(index)
     }
 
+    fn has_lost_any(&self) -> bool {
+        self.lifted.iter().any(|&(n, index)| self.has_lost(n, index))
+    }
+
     /// Until something is found, or a sleep is due; not before a second look if something `stirred`.
     fn wait(&mut self, mut stirred: bool) -> Step {
         loop {
-            if self.lifted.iter().any(|&(n, index)| self.has_lost(n, index)) {
+            if self.has_lost_any() {
                 return self.set_out_anew();
             }
             match self.kernel() {
@@ -293,6 +297,8 @@ impl<'a> Polling<'a> {
             outcome => outcome,
         };
         match self.after(outcome) {
+            // Of what was the number's when it went to sleep.
+            Some(Ok(_)) if self.has_lost_any() => self.set_out_anew(),
             Some(outcome) => Step::Done(outcome),
             None => self.wait(false),
         }

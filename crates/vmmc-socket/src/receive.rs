@@ -42,7 +42,7 @@ pub unsafe fn receive<'a>(
     pieces: &'a [libc::iovec],
     flags: i32,
 ) -> Result<Receiving<'a>, Option<InFlight>> {
-    let Some(index) = descriptor::connection(fd) else { return Err(None) };
+    let Some(index) = descriptor::connection_called(fd) else { return Err(None) };
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached
         && let Some(call) = InFlight::begin(fd, index, slot, Direction::In)
@@ -151,6 +151,7 @@ impl Transfer for Receiving<'_> {
                         Err(error) => return Route::Done(part(self.got, error)),
                     }
                 }
+                Err(_) if self.wait.is_misled() => return Route::Anew,
                 Err(error) => {
                     family::outlive_no_goodbye();
                     return Route::Done(part(self.got, error));

@@ -18,6 +18,8 @@ pub enum Route {
     Kernel(Option<InFlight>),
     /// Sleep in the kernel, then go on.
     Sleep(Sleep),
+    /// Before the call was under way the number came to mean something else: make it again.
+    Anew,
 }
 
 /// A sleep on a bell and a TCP socket. The caller does it, with the C library's own `ppoll` and outside of the layer: a

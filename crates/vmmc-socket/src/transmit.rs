@@ -54,7 +54,7 @@ pub struct Sending<'a> {
 }
 
 fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
-    let Some(index) = descriptor::connection(fd) else { return Err(None) };
+    let Some(index) = descriptor::connection_called(fd) else { return Err(None) };
     let slot = slot::get(index);
     // What comes behind an urgent byte must not go past the kernel: a read that began before the mark would go on behind it.
     let urgent = flags & libc::MSG_OOB != 0 && slot.phase() != Phase::Stay;
@@ -168,6 +168,7 @@ impl Transfer for Sending<'_> {
                         Err(error) => return Route::Done(part(self.sent, error)),
                     }
                 }
+                Err(_) if self.wait.is_misled() => return Route::Anew,
                 Err(error) => {
                     family::outlive_no_goodbye();
                     return Route::Done(part(self.sent, error));

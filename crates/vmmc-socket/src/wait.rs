@@ -101,6 +101,8 @@ pub(crate) struct Wait {
     stays: bool,
     /// The program has closed the number that it gave, and may use it again.
     moved: bool,
+    /// It did so before the first look.
+    misled: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,10 +114,20 @@ enum Limit {
 
 impl Wait {
     pub(crate) fn new(fd: i32, index: u32, direction: Direction) -> Self {
-        let limit = Limit::NotAsked;
-        let (rung, too_few, since, counted) = (false, 0, None, false);
-        let (begun, stays, moved) = (false, false, false);
-        Self { fd, index, direction, limit, rung, too_few, since, counted, begun, stays, moved }
+        Self {
+            fd,
+            index,
+            direction,
+            limit: Limit::NotAsked,
+            rung: false,
+            too_few: 0,
+            since: None,
+            counted: false,
+            begun: false,
+            stays: false,
+            moved: false,
+            misled: false,
+        }
     }
 
     /// The call looks at the connection, whose lock it has taken: whether for the first time. An error: another thread has closed it.
@@ -135,10 +147,16 @@ impl Wait {
 
     #[cold]
     fn renumber(&mut self, number: Option<i32>) -> Result<(), Errno> {
+        self.misled = number.is_none() && !self.begun;
         let number = number.ok_or(Errno(libc::EBADF))?;
         self.moved |= number != self.fd;
         self.fd = number;
         Ok(())
+    }
+
+    /// Whether the number meant something else when the call first looked: it is one on that, and fails here only where it cannot be made again.
+    pub(crate) fn is_misled(&self) -> bool {
+        self.misled
     }
 
     /// The call will look again, and lets go of the lock until then.

@@ -406,6 +406,14 @@ void scenario_thread_send_beside_recv_and_poll(void) {
     }
 }
 
+/* Who looks while the kernel is about it sees the error alone, or without the end. */
+static void await_reset(int fd) {
+    short all = POLLIN | POLLHUP, bits = 0;
+    for (int i = 0; i < 1000 && (bits & all) != all; i++)
+        bits = await_bits(fd, POLLIN);
+    say_poll("reset", bits);
+}
+
 /* Who polls a number that another thread closes sleeps on until something comes to the connection, whose peer sees no end before. */
 static void close_while_polling(bool selects) {
     int fd = connection();
@@ -414,7 +422,7 @@ static void close_while_polling(bool selects) {
         usleep(50000);
         say_poll("not ended", await_bits(fd, POLLOUT));
         put_text(fd, "late bytes");
-        say_poll("reset", await_bits(fd, POLLIN));
+        await_reset(fd);
         meet();
         return;
     }
@@ -469,7 +477,7 @@ void scenario_thread_close_while_two_poll(void) {
         usleep(20000);
         say_poll("not ended", await_bits(fd, POLLOUT));
         put_text(fd, "late bytes");
-        say_poll("reset", await_bits(fd, POLLIN));
+        await_reset(fd);
         meet();
         return;
     }
@@ -490,6 +498,91 @@ void scenario_thread_number_reused_while_poll(void) {
 
 void scenario_thread_number_reused_while_select(void) {
     reuse_while_polling(true);
+}
+
+enum { TURNS = 600, TURN = 100 };
+
+static int contested;
+static _Atomic long received;
+
+static void *receive_contested(void *unused) {
+    char bytes[TURN];
+    (void)unused;
+    while (received < TURNS * TURN) {
+        ssize_t n = recv(contested, bytes, sizeof bytes, 0);
+        if (n > 0)
+            received += n;
+    }
+    return NULL;
+}
+
+/* Two connections stand under one number in turns, with dup2, while two threads receive from it: what they are asleep or at work on, and what they find there next,
+ * is one or the other, and nothing between. */
+void scenario_thread_recv_beside_dup2(void) {
+    int fds[2] = {connection(), cold_connection()};
+    warm(fds[1]);
+    if (me.client) {
+        char bytes[TURN] = {0};
+        for (int i = 0; i < TURNS; i++) {
+            send(fds[i % 2], bytes, sizeof bytes, 0);
+            usleep(100);
+        }
+        for (int i = 0; i < 2; i++)
+            shutdown(fds[i], SHUT_WR);
+        meet();
+        return;
+    }
+    pthread_t threads[2];
+    contested = dup(fds[0]);
+    for (int i = 0; i < 2; i++)
+        pthread_create(&threads[i], NULL, receive_contested, NULL);
+    long got = 0;
+    for (int i = 0, stands = 0; received < TURNS * TURN && stands < 10000; i++) {
+        dup2(fds[i % 2], contested);
+        usleep(100);
+        stands = got == received ? stands + 1 : 0;
+        got = received;
+    }
+    if (received != TURNS * TURN) {
+        say("! stuck after %ld bytes", got);
+        exit(1);
+    }
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    say("all received");
+    meet();
+}
+
+static void *send_contested(void *unused) {
+    char bytes[TURNS];
+    (void)unused;
+    fill_pattern(bytes, 0, sizeof bytes, 1);
+    for (int i = 0; i < TURNS; i++) {
+        ssize_t n = send(contested, bytes + i, 1, 0);
+        if (n != 1)
+            say("! send %zd %s", n, strerrorname_np(errno));
+        usleep(20);
+    }
+    return NULL;
+}
+
+/* The number is given the connection that it has already, again and again: to a thread that sends there it is no other at any time. */
+void scenario_thread_send_beside_dup2(void) {
+    int fd = connection();
+    if (me.client) {
+        char bytes[TURNS], expected[TURNS];
+        fill_pattern(expected, 0, sizeof expected, 1);
+        get(fd, bytes, sizeof bytes);
+        say(memcmp(bytes, expected, sizeof bytes) == 0 ? "in order" : "! out of order");
+        meet();
+        return;
+    }
+    pthread_t thread;
+    contested = dup(fd);
+    pthread_create(&thread, NULL, send_contested, NULL);
+    while (pthread_tryjoin_np(thread, NULL) == EBUSY)
+        dup2(fd, contested);
+    meet();
 }
 
 /* A child of the closing process has none of what the sleeper still has. */

@@ -339,6 +339,8 @@ macro_rules! for_every_scenario {
             thread_close_while_two_poll: Warm;
             thread_number_reused_while_poll: Warm;
             thread_number_reused_while_select: Warm;
+            thread_recv_beside_dup2: Warm;
+            thread_send_beside_dup2: Warm;
             thread_fork_after_close_while_recv: Warm;
             thread_close_all_while_recv: Warm;
             thread_close_both_numbers_while_recv: Warm;
