@@ -17,7 +17,7 @@ pub(crate) fn learn(fd: i32, slot: &Slot) {
 
 /// The program has set an option that holds bytes back, or sends them (`TCP_CORK`, `TCP_NODELAY`).
 pub(crate) fn option_is_set(fd: i32, name: i32) {
-    let Some(index) = descriptor::connection(fd) else { return };
+    let Some(index) = descriptor::connection_called(fd) else { return };
     let (slot, local) = (slot::get(index), local::get(index));
     let _held = slot.outward.lock.hold();
     if name == libc::TCP_CORK {

@@ -81,7 +81,7 @@ pub(crate) fn refuse_by_now(fd: i32, slot: &Slot, ends: Ends) {
 
 /// Ends the receiving direction of `fd`; the kernel's shutdown was before.
 pub fn deafen(fd: i32) {
-    let Some(index) = descriptor::connection(fd) else { return };
+    let Some(index) = descriptor::connection_called(fd) else { return };
     let slot = slot::get(index);
     slot.deaf.store(true, Ordering::SeqCst);
     slot.look.store(true, Ordering::SeqCst);
@@ -112,7 +112,7 @@ pub fn is_over(fd: i32) -> bool {
 }
 
 fn with_ends<R>(fd: i32, look: impl FnOnce(&Slot, Ends) -> R) -> Option<R> {
-    let index = descriptor::connection(fd)?;
+    let index = descriptor::connection_called(fd)?;
     let pin = local::get(index).pin()?;
     Some(look(slot::get(index), pin.ends()))
 }

@@ -440,7 +440,7 @@ pub fn renewed(fd: i32) {
 
 /// `new` is the same open file as `old`.
 pub fn duplicated(old: i32, new: i32) {
-    match descriptor::kind(old) {
+    match descriptor::kind_called(old) {
         Kind::Connection(index) if at_home() => {
             enter_duplicate(index, new);
             // The C library's streams use the standard numbers by calls that nobody sees.

@@ -166,7 +166,8 @@ pub struct Lending<'a> {
 /// Whether the layer could lend anything of `fd`.
 #[inline]
 pub fn lends(fd: i32) -> bool {
-    descriptor::connection(fd).is_some_and(|index| slot::get(index).phase() == Phase::Attached)
+    descriptor::connection_called(fd)
+        .is_some_and(|index| slot::get(index).phase() == Phase::Attached)
 }
 
 /// Begins to reserve space for what is sent on `fd`. The call gives the bytes in `lent`, or goes to the kernel where the
@@ -181,7 +182,7 @@ pub fn borrow(fd: i32, terms: Terms, lent: &mut Lent) -> Option<Lending<'_>> {
 }
 
 fn begin(fd: i32, direction: Direction, terms: Terms, lent: &mut Lent) -> Option<Lending<'_>> {
-    let index = descriptor::connection(fd)?;
+    let index = descriptor::connection_called(fd)?;
     let (slot, local) = (slot::get(index), local::get(index));
     if slot.phase() != Phase::Attached {
         return None;
@@ -380,7 +381,7 @@ pub enum Return<T> {
 
 /// Gives reserved space back; its first `len` bytes were filled, and are sent.
 pub fn commit(fd: i32, len: usize) -> Return<Sending<'static>> {
-    let Some(index) = descriptor::connection(fd) else { return Return::NotOurs };
+    let Some(index) = descriptor::connection_called(fd) else { return Return::NotOurs };
     let (slot, local) = (slot::get(index), local::get(index));
     let _held = slot.outward.lock.hold();
     let Some(ends) = local.ends() else { return Return::NotOurs };
@@ -408,7 +409,7 @@ pub fn commit(fd: i32, len: usize) -> Return<Sending<'static>> {
 
 /// Gives borrowed bytes back; the first of them, as many as `read` is long, were read. No memory behind `read` is touched.
 pub fn release(fd: i32, read: &libc::iovec) -> Return<Receiving<'_>> {
-    let Some(index) = descriptor::connection(fd) else { return Return::NotOurs };
+    let Some(index) = descriptor::connection_called(fd) else { return Return::NotOurs };
     let (slot, local) = (slot::get(index), local::get(index));
     let _held = slot.inward.lock.hold();
     let Some(ends) = local.ends() else { return Return::NotOurs };

@@ -189,7 +189,7 @@ const ARRIVAL: Duration = Duration::from_millis(100);
 
 /// As `lower`, for a descriptor of the program's if it is tracked.
 pub(crate) fn lower_for(fd: i32, why: Why) {
-    if let Some(index) = descriptor::connection(fd) {
+    if let Some(index) = descriptor::connection_called(fd) {
         lower(fd, index, why);
     }
 }

@@ -512,7 +512,7 @@ pub(crate) fn reaches_ring(fd: i32, slot: &Slot, ends: Ends) -> bool {
 
 /// Bytes that could be read from `fd` at once, if the layer has to say (`FIONREAD`).
 pub fn unread(fd: i32) -> Option<usize> {
-    let index = descriptor::connection(fd)?;
+    let index = descriptor::connection_called(fd)?;
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached {
         return None;
@@ -551,7 +551,7 @@ pub(crate) fn left_is_told_or_not(fd: i32) {
 /// What a call that has received from `fd` tells beside the bytes, if the program has asked for it (`TCP_INQ`): how many more there are, and one more
 /// once the end has come.
 pub fn left(fd: i32) -> Option<usize> {
-    let slot = slot::get(descriptor::connection(fd)?);
+    let slot = slot::get(descriptor::connection_called(fd)?);
     if !slot.tells_left.load(Ordering::Relaxed) {
         return None;
     }
@@ -580,7 +580,7 @@ pub(crate) fn has_error(fd: i32) -> bool {
 
 /// Whether the next byte of `fd` is the urgent mark, where the layer knows that it is not.
 pub fn at_mark(fd: i32) -> Option<bool> {
-    let index = descriptor::connection(fd)?;
+    let index = descriptor::connection_called(fd)?;
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached {
         return None;

@@ -487,7 +487,7 @@ fn heed_send_buffer(fd: i32, slot: &Slot) {
 
 /// The program has set the size of its send buffer, or how much of it may wait.
 pub(crate) fn send_buffer_is_set(fd: i32) {
-    let Some(index) = descriptor::connection(fd) else { return };
+    let Some(index) = descriptor::connection_called(fd) else { return };
     let slot = slot::get(index);
     let window = slot.outward.stream.window();
     heed_send_buffer(fd, slot);
@@ -575,7 +575,7 @@ pub(crate) fn leave_ring(slot: &Slot, ends: Ends) {
 /// Bytes sent on `fd` that the peer's host has not taken, if the layer has to say (`SIOCOUTQ`): those that a kernel would keep for the peer until it
 /// reads them are not counted.
 pub fn unsent(fd: i32) -> Option<usize> {
-    let index = descriptor::connection(fd)?;
+    let index = descriptor::connection_called(fd)?;
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached {
         return None;
@@ -592,7 +592,7 @@ pub fn unsent(fd: i32) -> Option<usize> {
 
 /// Adds to the kernel's answer to `TCP_INFO` what went past the kernel.
 pub fn complete_info(fd: i32, info: &mut [u8]) {
-    let Some(index) = descriptor::connection(fd) else { return };
+    let Some(index) = descriptor::connection_called(fd) else { return };
     let (slot, local) = (slot::get(index), local::get(index));
     let mut sent = slot.outward.past.load(Ordering::Relaxed);
     let mut received = slot.inward.past.load(Ordering::Relaxed);
