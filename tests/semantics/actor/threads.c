@@ -553,24 +553,28 @@ void scenario_thread_recv_beside_dup2(void) {
     meet();
 }
 
+enum { CONTESTED = 60000 };
+
 static void *send_contested(void *unused) {
-    char bytes[TURNS];
+    static char bytes[CONTESTED];
     (void)unused;
     fill_pattern(bytes, 0, sizeof bytes, 1);
-    for (int i = 0; i < TURNS; i++) {
-        ssize_t n = send(contested, bytes + i, 1, 0);
+    for (int i = 0; i < CONTESTED; i++) {
+        int fd = i % 2 == 0 ? contested : dup(contested);
+        ssize_t n = send(fd, bytes + i, 1, 0);
         if (n != 1)
             say("! send %zd %s", n, strerrorname_np(errno));
-        usleep(20);
+        if (fd != contested)
+            close(fd);
     }
     return NULL;
 }
 
-/* The number is given the connection that it has already, again and again: to a thread that sends there it is no other at any time. */
+/* The number is given the connection that it has already, again and again: to a thread that sends there, or by a duplicate, it is no other at any time. */
 void scenario_thread_send_beside_dup2(void) {
     int fd = connection();
     if (me.client) {
-        char bytes[TURNS], expected[TURNS];
+        static char bytes[CONTESTED], expected[CONTESTED];
         fill_pattern(expected, 0, sizeof expected, 1);
         get(fd, bytes, sizeof bytes);
         say(memcmp(bytes, expected, sizeof bytes) == 0 ? "in order" : "! out of order");
