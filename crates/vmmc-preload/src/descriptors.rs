@@ -17,6 +17,9 @@ pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
         return bad();
     }
     let _changing = catch(None, || keep_errno(|| Some(vmmc_socket::closing(fd))));
+    if let Some(outcome) = catch(None, || vmmc_socket::close_high(fd)) {
+        return result(outcome) as c_int;
+    }
     native(fd)
 }
 
@@ -39,15 +42,7 @@ pub(crate) unsafe extern "C-unwind" fn close_range(
     let is_plain = flags as c_uint & !libc::CLOSE_RANGE_UNSHARE == 0;
     let closing = || keep_errno(|| Some(vmmc_socket::closing_between(first as c_int, top)));
     let _changing = is_plain.then(|| catch(None, closing));
-    let mut from = first;
-    for own in catch(Vec::new(), || vmmc_socket::own_between(first as c_int, top)) {
-        let own = own as c_uint;
-        if from < own && native(from, own - 1, flags) != 0 {
-            return -1;
-        }
-        from = own + 1;
-    }
-    if from > last && from != first { 0 } else { native(from, last, flags) }
+    catch(-1, || vmmc_socket::close_beside_own(first, last, |from, to| native(from, to, flags)))
 }
 
 #[inline(never)]

@@ -21,7 +21,8 @@ use smallvec::SmallVec;
 
 use crate::descriptor::{self, Kind, Own};
 use crate::kernel::{self, Errno};
-use crate::{layer, policy, thread};
+use crate::layer::{self, STRUCTURE};
+use crate::{policy, thread};
 
 mod uring;
 
@@ -190,6 +191,10 @@ struct Watch {
 
 impl Watch {
     fn new() -> Result<Self, Errno> {
+        STRUCTURE.with(|_| Self::make())
+    }
+
+    fn make() -> Result<Self, Errno> {
         let ring = Ring::new()?;
         let set = Own::raise(kernel::call!(SYS_epoll_create1, libc::EPOLL_CLOEXEC)?)?;
         Ok(Self {

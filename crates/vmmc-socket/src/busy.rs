@@ -112,15 +112,22 @@ pub(crate) fn keep(fd: i32, index: u32) -> bool {
     if !has_guests(index) {
         return false;
     }
-    // SAFETY: the structure's lock is held.
-    if STRUCTURE.briefly(|_| unsafe { local.parts() }.descriptors != [fd]) {
+    let is_kept = STRUCTURE.with(|_| {
+        // SAFETY: the structure's lock is held.
+        let descriptors = &mut unsafe { local.parts() }.descriptors;
+        if *descriptors != [fd] {
+            return false;
+        }
+        let kept = kernel::call!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, layer::floor());
+        let Ok(kept) = kept.map(|kept| kept as i32) else { return false };
+        descriptors.push(kept);
+        descriptor::enter(kept, Kind::Connection(index));
+        local.kept.store(kept, Ordering::SeqCst);
+        true
+    });
+    if !is_kept {
         return false;
     }
-    let Ok(kept) = kernel::call!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, layer::floor()) else {
-        return false;
-    };
-    layer::enter_duplicate(index, kept as i32);
-    local.kept.store(kept as i32, Ordering::SeqCst);
     // Who has left meanwhile did not see it.
     if !has_guests(index) {
         let_go(index);

@@ -246,7 +246,7 @@ pub(crate) fn forked() {
 pub(crate) struct Own(i32);
 
 impl Own {
-    /// Moves what the kernel has just made to where the layer keeps its own.
+    /// Moves what the kernel has just made to where the layer keeps its own. The structure's lock is held, or who closes all that is there could come between.
     ///
     /// # Errors
     /// If there is no number left there; `low` is closed.
@@ -265,7 +265,8 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        remove(self.0, Kind::Own);
+        let changing = Changing::between(self.0, self.0);
+        changing.begin(self.0, Kind::Own);
         let _ = kernel::call!(SYS_close, self.0);
     }
 }
@@ -274,4 +275,20 @@ impl Drop for Own {
 pub(crate) fn between(first: i32, last: i32) -> impl Iterator<Item = (i32, Kind)> {
     let top = TOP.load(Ordering::Relaxed).min(last.saturating_add(1));
     (first.max(0)..top).map(|fd| (fd, kind(fd))).filter(|(_, kind)| *kind != Kind::Other)
+}
+
+/// The numbers from `first` to `last` that may mean something to the layer.
+pub(crate) fn numbers(first: u32, last: u32) -> impl Iterator<Item = i32> {
+    let top = TOP.load(Ordering::Relaxed);
+    let [first, end] = [first, last.saturating_add(1)]
+        .map(|number| i32::try_from(number).map_or(top, |number| number.min(top)));
+    first..end
+}
+
+/// Whether another thread gives the number another meaning just now.
+pub(crate) fn is_changing_elsewhere(fd: i32) -> bool {
+    TABLE.get(fd as usize).is_some_and(|entry| {
+        let word = entry.load(Ordering::Acquire);
+        is_changing(word) && word != thread::id()
+    })
 }

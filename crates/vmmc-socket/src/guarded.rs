@@ -30,6 +30,12 @@ impl<T> Guarded<T> {
         self.borrow(use_it)
     }
 
+    /// As [`Guarded::with`]; `None`: this thread has borrowed it already.
+    pub(crate) fn with_unless_borrowed<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
+        let _signals = Blocked::all();
+        self.borrow_once(use_it)
+    }
+
     /// As [`Guarded::with`], where `use_it` makes no system call that a signal interrupts: handlers that can be put off are
     /// ([`crate::signals`]), which saves two system calls, 0.4 µs.
     pub(crate) fn briefly<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
@@ -44,7 +50,7 @@ impl<T> Guarded<T> {
         self.borrow_once(use_it).expect("this thread is not at work on it further up")
     }
 
-    /// As [`Guarded::with`], without system calls if nobody else is at it; `None`: this thread has borrowed it already.
+    /// As [`Guarded::with_unless_borrowed`], without system calls if nobody else is at it.
     pub(crate) fn borrow_once<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
         // Looked at before: who has the lock gets it again, and would give it back for both.
         if self.borrowed.load(Ordering::Relaxed) && self.lock.is_mine() {

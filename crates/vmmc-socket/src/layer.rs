@@ -10,11 +10,12 @@ use crate::bells::Bells;
 use crate::descriptor::{self, Changing, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
+use crate::kernel::{Errno, Outcome};
 use crate::slot::{self, Why};
 use crate::tenure::Seen;
 use crate::{
     board, busy, ending, epoll, explain, family, handing, kernel, lift, local, park, policy,
-    service, spin,
+    service, spin, thread,
 };
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -501,13 +502,14 @@ pub fn replacing(new: i32, old: i32) -> Changing {
 }
 
 fn close_connection(fd: i32, index: u32, changing: &Changing) {
+    // No call has its first look by this number from now on.
+    if !STRUCTURE.briefly(|_| changing.begin(fd, Kind::Connection(index))) {
+        return;
+    }
     if busy::keep(fd, index) {
         epoll::leave(index, local::get(index), true);
     }
     let last = STRUCTURE.briefly(|_| {
-        if !changing.begin(fd, Kind::Connection(index)) {
-            return None;
-        }
         // SAFETY: the structure's lock is held.
         let parts = unsafe { local::get(index).parts() };
         epoll::before_close(index, parts);
@@ -544,13 +546,44 @@ pub fn is_own(fd: i32) -> bool {
     match descriptor::kind(fd) {
         Kind::Own => true,
         Kind::Connection(index) => busy::is_kept(fd, index),
-        _ => false,
+        // Of those it has kept the layer gives one up just now.
+        _ => fd >= floor() && descriptor::is_changing_elsewhere(fd),
     }
 }
 
-/// The layer's own descriptors from `first` to `last`, in order.
-pub fn own_between(first: i32, last: i32) -> Vec<i32> {
-    descriptor::between(first, last).map(|(fd, _)| fd).filter(|fd| is_own(*fd)).collect()
+/// Has `close` close what is open from `first` to `last`, in parts beside the layer's own, of which none is made meanwhile; ends with the first that fails.
+pub fn close_beside_own(first: u32, last: u32, mut close: impl FnMut(u32, u32) -> i32) -> i32 {
+    let mut close_all = || {
+        let mut from = first;
+        let own = descriptor::numbers(first, last).filter(|fd| is_own(*fd));
+        for own in own.map(i32::cast_unsigned) {
+            if from < own && close(from, own - 1) != 0 {
+                return -1;
+            }
+            from = own + 1;
+        }
+        if from > last && from != first { 0 } else { close(from, last) }
+    };
+    if thread::alone() || !at_home() {
+        return close_all();
+    }
+    STRUCTURE.with_unless_borrowed(|_| close_all()).unwrap_or_else(close_all)
+}
+
+/// Closes a number where the layer may just be making one of its own; `None` if it is none such.
+#[inline]
+pub fn close_high(fd: i32) -> Option<Outcome> {
+    (fd >= floor() && enabled() && !thread::alone()).then(|| close_among_own(fd))
+}
+
+#[cold]
+fn close_among_own(fd: i32) -> Outcome {
+    let mut outcome = Err(Errno(libc::EBADF));
+    close_beside_own(fd.cast_unsigned(), fd.cast_unsigned(), |_, _| {
+        outcome = kernel::call!(SYS_close, fd);
+        0
+    });
+    outcome
 }
 
 /// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.

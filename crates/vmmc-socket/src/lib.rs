@@ -81,8 +81,9 @@ pub use half_close::{deafen, finish, is_over, is_over_in_rings};
 pub use handing::{Handing, received};
 pub use heap::Heap;
 pub use layer::{
-    accepted, closing, closing_between, confined, connecting, duplicated, is_connection, is_own,
-    is_tracked, leave, opened, own_between, renewed, replacing, set_nonblocking, start,
+    accepted, close_beside_own, close_high, closing, closing_between, confined, connecting,
+    duplicated, is_connection, is_own, is_tracked, leave, opened, renewed, replacing,
+    set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{

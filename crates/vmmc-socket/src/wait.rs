@@ -275,7 +275,8 @@ impl Wait {
         self.direction.asleep(slot).store(thread::id(), Ordering::SeqCst);
         announce(flag);
         // Who takes the number away from now on rings the bell.
-        if self.ready(slot, ends) || bell.is_gone() || self.has_lost_number() {
+        let has_moved = || busy::number(self.fd, self.index) != Some(self.fd);
+        if self.ready(slot, ends) || bell.is_gone() || self.has_lost_number() && has_moved() {
             self.direction.asleep(slot).store(0, Ordering::SeqCst);
             return Ok(None);
         }

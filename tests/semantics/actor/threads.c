@@ -589,6 +589,77 @@ void scenario_thread_send_beside_dup2(void) {
     meet();
 }
 
+/* A call that begins just as its number becomes another file's, the last of the connection, is one on the old or on the new. */
+void scenario_thread_recv_begins_beside_dup2(void) {
+    enum { ROUNDS = 150 };
+    int ended[2];
+    socketpair(AF_UNIX, SOCK_STREAM, 0, ended);
+    close(ended[1]);
+    for (int i = 0; i < ROUNDS; i++) {
+        int fd = cold_connection();
+        warm(fd);
+        if (me.client) {
+            meet();
+            close(fd);
+            continue;
+        }
+        pthread_t thread;
+        struct reader reader = {.fd = fd};
+        pthread_create(&thread, NULL, blocked_recv, &reader);
+        while (reader.thread == 0)
+            continue;
+        dup2(ended[0], fd);
+        meet();
+        pthread_join(thread, NULL);
+        if (reader.result != 0)
+            say("! recv %ld %s", reader.result, strerrorname_np(reader.error));
+        close(fd);
+    }
+    say("done with all");
+}
+
+static _Atomic bool closes;
+
+static void *close_what_is_high(void *unused) {
+    (void)unused;
+    for (unsigned i = 0; closes; i++) {
+        if (i % 2 == 0)
+            close_range(500, ~0U, 0);
+        else
+            for (int fd = 16 * 1024; fd < 16 * 1024 + 30; fd++)
+                close(fd);
+        usleep(200);
+    }
+    return NULL;
+}
+
+/* One thread closes numbers that the program does not have, but perhaps the library, while another opens connections. */
+void scenario_thread_connect_beside_closefrom(void) {
+    enum { CONNECTIONS = 100 };
+    pthread_t thread;
+    closes = true;
+    pthread_create(&thread, NULL, close_what_is_high, NULL);
+    for (int i = 0; i < CONNECTIONS; i++) {
+        int fd = cold_connection();
+        warm(fd);
+        for (int turn = 0; turn < 6; turn++) {
+            char byte = 'q';
+            if (me.client)
+                put(fd, &byte, 1);
+            if (!await_bits(fd, POLLIN) || recv(fd, &byte, 1, 0) != 1) {
+                say("! nothing came");
+                exit(1);
+            }
+            if (me.server)
+                put(fd, &byte, 1);
+        }
+        close(fd);
+    }
+    closes = false;
+    pthread_join(thread, NULL);
+    say("all came");
+}
+
 /* A child of the closing process has none of what the sleeper still has. */
 void scenario_thread_fork_after_close_while_recv(void) {
     int fd = connection();

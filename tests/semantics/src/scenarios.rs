@@ -341,6 +341,8 @@ macro_rules! for_every_scenario {
             thread_number_reused_while_select: Warm;
             thread_recv_beside_dup2: Warm;
             thread_send_beside_dup2: Warm;
+            thread_recv_begins_beside_dup2: Cold;
+            thread_connect_beside_closefrom: Cold;
             thread_fork_after_close_while_recv: Warm;
             thread_close_all_while_recv: Warm;
             thread_close_both_numbers_while_recv: Warm;
