@@ -564,7 +564,7 @@ pub fn close_beside_own(first: u32, last: u32, mut close: impl FnMut(u32, u32) -
         }
         if from > last && from != first { 0 } else { close(from, last) }
     };
-    if thread::alone() || !at_home() {
+    if thread::alone() || confined() || !at_home() {
         return close_all();
     }
     STRUCTURE.with_unless_borrowed(|_| close_all()).unwrap_or_else(close_all)
