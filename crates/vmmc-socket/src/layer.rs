@@ -553,6 +553,10 @@ pub fn is_own(fd: i32) -> bool {
 
 /// Has `close` close what is open from `first` to `last`, in parts beside the layer's own, of which none is made meanwhile; ends with the first that fails.
 pub fn close_beside_own(first: u32, last: u32, mut close: impl FnMut(u32, u32) -> i32) -> i32 {
+    // A close may take its time (`SO_LINGER`): no lock is held for numbers where the layer keeps none.
+    if last < floor().cast_unsigned() {
+        return close(first, last);
+    }
     let mut close_all = || {
         let mut from = first;
         let own = descriptor::numbers(first, last).filter(|fd| is_own(*fd));
