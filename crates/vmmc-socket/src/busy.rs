@@ -4,7 +4,7 @@
 //! gets a number of the layer's own, under which the call goes on, and which it closes in the end.
 //!
 //! A call holds its direction's lock while it is at work, and notes itself before it lets go of it without being done, to wait or for a moment.
-//! So who has had both locks knows of every call.
+//! So who has had both locks knows of every call. One that the kernel does notes itself before ([`crate::route::InFlight`]).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,16 @@ pub(crate) enum Stay {
     Moving(Direction),
     /// `poll`, or `select`: it takes no lock.
     Polling,
+}
+
+impl Stay {
+    /// Of the calls under way that this is counted among.
+    pub(crate) fn direction(self) -> Direction {
+        match self {
+            Self::Moving(direction) => direction,
+            Self::Polling => Direction::In,
+        }
+    }
 }
 
 const STAYS: [Stay; 3] = [Stay::Moving(Direction::In), Stay::Moving(Direction::Out), Stay::Polling];
@@ -215,7 +225,7 @@ fn has_guests(index: u32) -> bool {
 }
 
 /// Whether the thread is in such a call. One that left it by `longjmp`, or was cancelled, is still noted, so it is seen to have the lock again, or the kernel is asked
-/// what it does: it sleeps as [`crate::wait`] has it sleep, on a bell and the socket, or will in a moment. One that does neither may be anywhere: to keep the
+/// what it does: it sleeps on the number, as [`crate::wait`] has it sleep or in the kernel's own call, or will in a moment. One that does neither may be anywhere: to keep the
 /// connection for it could be for ever.
 #[cold]
 fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
@@ -271,25 +281,26 @@ impl Guest {
                 Seen::Asleep
             }
             None | Some(Doing::Call([POLLS, ..])) => Seen::Never,
+            // The kernel has had its call since before the connection was lifted.
+            Some(Doing::Call([_, fd, _])) if fd == self.fd as usize => Seen::Asleep,
             Some(Doing::Call(_)) => Seen::Elsewhere,
             Some(Doing::Running) => Seen::Awake,
         }
     }
 }
 
-/// Whether a list to poll, of the layer's, asks for `fd`: then it has bells too, or a place for one.
+/// Whether a list to poll asks for `fd`.
 fn is_polled(fd: i32, list: usize, count: usize) -> bool {
     const NONE: libc::pollfd = libc::pollfd { fd: -1, events: 0, revents: 0 };
-    let (mut is_asked, mut has_bell) = (false, false);
     let mut part = [NONE; 32];
     for begin in (0..count).step_by(part.len()) {
         let part = &mut part[..(count - begin).min(32)];
         let Some(()) = kernel::copy_poll_list(list + begin * size_of_val(&NONE), part) else {
             return false;
         };
-        is_asked |= part.iter().any(|polled| polled.fd == fd);
-        has_bell |=
-            part.iter().any(|polled| polled.fd < 0 || descriptor::kind(polled.fd) == Kind::Own);
+        if part.iter().any(|polled| polled.fd == fd) {
+            return true;
+        }
     }
-    is_asked && has_bell
+    false
 }

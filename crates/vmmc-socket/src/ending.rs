@@ -199,6 +199,8 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
     let handed_over = is_handed_over(slot, outward, ends);
     // Never lowered by this side, or brought back by the peer alone: nobody has this end but this process and, a moment longer, the service.
     let is_own = inward != Way::Lowered && matches!(outward, Way::Tcp | Way::Ring) || handed_over;
+    // A call under way in the kernel would be told that its socket is none any more.
+    let may_reset = is_own && !is_called_on_tcp(slot);
     // Both directions have ended: there is no connection left to reset.
     let over = slot.finished.load(Ordering::Relaxed)
         && ends.mine.tail.load(Ordering::Acquire) & vmmc::stream::FIN != 0;
@@ -216,7 +218,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         if slot.finished.load(Ordering::Relaxed) && outward == Way::Ring {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
-        if is_own {
+        if may_reset {
             // A peer that is just writing what it had sent to TCP, or begins to, would take the error that its program shall get.
             if !slot.inward.stream.freeze(ends.mine) && !was_frozen {
                 repeat::pass_over_all(fd, slot, ends);
@@ -248,7 +250,7 @@ fn say_goodbye(fd: i32, slot: &Slot, local: &Local, ends: local::Ends) -> Goodby
         // Who had not seen that may still have published something: it has reached a closed socket.
         if slot.inward.stream.freeze(ends.mine) && !over && !unread && unread_in_ring() {
             set_reset_at_close(fd, true);
-            if is_own {
+            if may_reset {
                 reset(fd);
                 ends.theirs.untell(LINGERS);
                 goodbye = Goodbye::Plain;

@@ -221,7 +221,7 @@ impl<'a> Polling<'a> {
             let Some(index) = descriptor::connection_called(fd.fd) else { continue };
             let slot = slot::get(index);
             match (slot.phase() != Phase::Attached)
-                .then(|| InFlight::begin(fd.fd, index, slot, Direction::In))
+                .then(|| InFlight::begin(fd.fd, index, slot, Stay::Polling))
                 .flatten()
             {
                 Some(call) => self.blind.push(call),
@@ -569,8 +569,8 @@ impl<'a> Polling<'a> {
     fn asleep(&self, n: usize, index: u32) -> impl Iterator<Item = InFlight> + use<> {
         let (fd, slot) = (self.fds[n].fd, slot::get(index));
         let sends = self.fds[n].events & OUT != 0;
-        let outward = sends.then(|| InFlight::sending(fd, index, slot));
-        [Some(InFlight::receiving(fd, index, slot)), outward].into_iter().flatten()
+        let outward = sends.then(|| InFlight::counted(fd, index, slot, Direction::Out));
+        [Some(InFlight::counted(fd, index, slot, Direction::In)), outward].into_iter().flatten()
     }
 
     fn announce(&self, n: usize, index: u32, beds: &mut Beds) {

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use vmmc::stream::{Arrived, CLOSED, Corrupt, FIN, FROZEN, take_announcement};
 
+use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::message::Pieces;
@@ -45,7 +46,7 @@ pub unsafe fn receive<'a>(
     let Some(index) = descriptor::connection_called(fd) else { return Err(None) };
     let slot = slot::get(index);
     if slot.phase() != Phase::Attached
-        && let Some(call) = InFlight::begin(fd, index, slot, Direction::In)
+        && let Some(call) = InFlight::begin(fd, index, slot, Stay::Moving(Direction::In))
     {
         return Err(Some(call));
     }

@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::busy::{self, Stay};
 use crate::kernel::{Errno, Outcome};
-use crate::lift;
 use crate::slot::{self, Phase, Slot};
-use crate::thread;
 use crate::wait::Direction;
+use crate::{descriptor, lift, thread};
 
 /// What is to be done about a call.
 #[derive(Debug)]
@@ -61,30 +61,41 @@ pub struct InFlight {
     fd: i32,
     index: u32,
     direction: Direction,
+    /// Noted as a guest of the connection's ([`crate::busy`]), which may be lifted before the call is over.
+    stay: Option<Stay>,
 }
 
 impl InFlight {
     /// `None`: the connection has just been lifted.
     #[inline]
-    pub(crate) fn begin(fd: i32, index: u32, slot: &Slot, direction: Direction) -> Option<Self> {
-        let call = Self::enter(fd, index, slot, direction);
-        (slot.phase() != Phase::Attached).then_some(call)
+    pub(crate) fn begin(fd: i32, index: u32, slot: &Slot, stay: Stay) -> Option<Self> {
+        let call = Self::counted(fd, index, slot, stay.direction());
+        (slot.phase() != Phase::Attached).then(|| call.staying(slot, stay))
     }
 
     /// A call of the kernel's that sends, on a connection whose sending direction is on TCP, lifted or not.
     pub(crate) fn sending(fd: i32, index: u32, slot: &Slot) -> Self {
-        Self::enter(fd, index, slot, Direction::Out)
+        let call = Self::counted(fd, index, slot, Direction::Out);
+        call.staying(slot, Stay::Moving(Direction::Out))
     }
 
-    /// A call that waits for bytes, lifted or not.
-    pub(crate) fn receiving(fd: i32, index: u32, slot: &Slot) -> Self {
-        Self::enter(fd, index, slot, Direction::In)
-    }
-
+    /// A call that waits, lifted or not.
     #[inline]
-    fn enter(fd: i32, index: u32, slot: &Slot, direction: Direction) -> Self {
+    pub(crate) fn counted(fd: i32, index: u32, slot: &Slot, direction: Direction) -> Self {
         count(slot, direction, 1);
-        Self { fd, index, direction }
+        Self { fd, index, direction, stay: None }
+    }
+
+    /// Has the open file stay while the kernel is about the call, whoever closes the number. Who does not block is not there for long, and
+    /// what is never lifted the kernel looks after.
+    #[inline]
+    fn staying(mut self, slot: &Slot, stay: Stay) -> Self {
+        let may_sleep = stay == Stay::Polling || !slot.nonblocking.load(Ordering::Relaxed);
+        if !thread::alone() && may_sleep && slot.phase() != Phase::Stay {
+            busy::enter(self.fd, self.index, stay);
+            self.stay = Some(stay);
+        }
+        self
     }
 
     /// The call moved `result` bytes (or failed).
@@ -92,7 +103,8 @@ impl InFlight {
     pub fn end(self, result: isize) {
         let Self { fd, index, .. } = self;
         drop(self);
-        if result > 0 {
+        // Another thread may have closed it.
+        if result > 0 && (thread::alone() || descriptor::connection(fd) == Some(index)) {
             lift::moved(fd, index, slot::get(index));
         }
     }
@@ -101,6 +113,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         count(slot::get(self.index), self.direction, u32::MAX);
+        if let Some(stay) = self.stay {
+            busy::leave(self.index, stay);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, Tier, take_announcement};
 
+use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
 use crate::message::Pieces;
@@ -61,7 +62,7 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
     if slot.phase() != Phase::Attached
         && !urgent
         && !slot.mute.load(Ordering::Acquire)
-        && let Some(call) = InFlight::begin(fd, index, slot, Direction::Out)
+        && let Some(call) = InFlight::begin(fd, index, slot, Stay::Moving(Direction::Out))
     {
         family::outlive_no_goodbye();
         return Err(Some(call));

@@ -492,6 +492,97 @@ void scenario_thread_close_while_two_poll(void) {
     meet();
 }
 
+/* One side sends, the other receives, and nothing goes the other way: a call that began before on the side that `sends` not is the kernel's still
+ * when the connection is lifted. */
+static void lift_by(int fd, bool sends) {
+    char bytes[4] = "";
+    for (int i = 0; i < 40; i++) {
+        if (sends)
+            put(fd, bytes, sizeof bytes);
+        else
+            get(fd, bytes, sizeof bytes);
+        meet();
+    }
+}
+
+/* One thread is in recv since before the connection was lifted; close does not end that. */
+static void close_while_recv_since_before(bool resets) {
+    int fd = cold_connection();
+    if (me.client) {
+        char byte;
+        lift_by(fd, false);
+        meet();
+        T(recv(fd, &byte, 1, MSG_DONTWAIT));
+        put_text(fd, "late bytes");
+        if (resets)
+            await_reset(fd);
+        else
+            expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader reader = {.fd = fd};
+    pthread_t thread = start_reader(&reader);
+    lift_by(fd, true);
+    struct linger linger = {.l_onoff = resets, .l_linger = 0};
+    T(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger));
+    T(close(fd));
+    T(fcntl(fd, F_GETFL));
+    meet();
+    join_reader(thread, &reader);
+    meet();
+}
+
+void scenario_thread_close_while_recv_since_before(void) {
+    close_while_recv_since_before(false);
+}
+
+void scenario_thread_close_with_reset_while_recv_since_before(void) {
+    close_while_recv_since_before(true);
+}
+
+void scenario_thread_close_while_poll_since_before(void) {
+    int fd = cold_connection();
+    if (me.client) {
+        char byte;
+        lift_by(fd, false);
+        meet();
+        T(recv(fd, &byte, 1, MSG_DONTWAIT));
+        put_text(fd, "late bytes");
+        await_reset(fd);
+        meet();
+        return;
+    }
+    struct poller poller = {.fd = fd};
+    pthread_t thread = start_poller(&poller);
+    lift_by(fd, true);
+    T(close(fd));
+    meet();
+    join_poller(thread, &poller);
+    meet();
+}
+
+void scenario_thread_close_while_send_since_before(void) {
+    int fd = cold_connection();
+    if (me.client) {
+        static char bytes[MUCH];
+        lift_by(fd, true);
+        meet();
+        say("got %zu", get(fd, bytes, sizeof bytes));
+        expect_end(fd);
+        meet();
+        return;
+    }
+    struct reader writer = {.fd = fd};
+    pthread_t thread = start_writer(&writer);
+    lift_by(fd, false);
+    T(close(fd));
+    meet();
+    pthread_join(thread, NULL);
+    say("sent %ld", writer.result);
+    meet();
+}
+
 void scenario_thread_number_reused_while_poll(void) {
     reuse_while_polling(false);
 }

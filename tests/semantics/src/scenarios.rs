@@ -337,6 +337,10 @@ macro_rules! for_every_scenario {
             thread_close_while_poll: Warm;
             thread_close_while_select: Warm;
             thread_close_while_two_poll: Warm;
+            thread_close_while_recv_since_before: Cold;
+            thread_close_with_reset_while_recv_since_before: Cold;
+            thread_close_while_poll_since_before: Cold;
+            thread_close_while_send_since_before: Cold;
             thread_number_reused_while_poll: Warm;
             thread_number_reused_while_select: Warm;
             thread_recv_beside_dup2: Warm;
