@@ -336,13 +336,16 @@ pub(crate) fn may_have_shot(index: u32, parts: &Parts) -> bool {
     })
 }
 
-/// Whether a thread sleeps in one of the connection's sets that has something to tell of it.
-pub(crate) fn sleeps_beside_news(index: u32) -> bool {
+/// Whether a thread sleeps in one of the connection's sets that has something to tell of it. For any that sleeps there the connection is
+/// announced first.
+pub(crate) fn sleeps_beside_news(index: u32, announce: impl Fn()) -> bool {
     let has_news = |number, registration| {
-        set(number).is_some_and(|set| {
-            set.sleepers.load(Ordering::SeqCst) > 0
-                && set.with(|registrations| registrations.has_news(index, registration))
-        })
+        let Some(set) = set(number) else { return false };
+        if set.sleepers.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        announce();
+        set.with(|registrations| registrations.has_news(index, registration))
     };
     STRUCTURE.briefly(|_| {
         // SAFETY: the structure's lock is held.

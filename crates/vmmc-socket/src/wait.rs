@@ -419,8 +419,8 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
 
 /// Takes back what the bell still says from before, for a thread that is about to sleep, but does not if it has `found` something. All
 /// who sleep on the connection share the bell: if other threads, or processes of the family, were rung for, they may not have looked yet, and
-/// are rung again. It may have been for less than they wait for: as the peer takes them to be awake, they are announced anew.
-/// In the directions that are the thread's `own` others are rung where it has found something.
+/// are rung again. It may have been for less than they wait for, or another has taken that: as the peer takes them to be awake, they are
+/// announced anew. In the directions that are the thread's `own` others are rung where it has found something.
 pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn() -> bool) {
     let (slot, local) = (slot::get(index), local::get(index));
     local.silence();
@@ -430,25 +430,38 @@ pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn(
     if found() {
         local.ring_own();
     }
-    for other in [Direction::In, Direction::Out] {
+    let both = [Direction::In, Direction::Out];
+    for other in both.into_iter().filter(|direction| !own.contains(direction)) {
         let sleeper = other.asleep(slot).load(Ordering::SeqCst);
-        if sleeper == 0 || sleeper == thread::id() || own.contains(&other) {
+        let known = sleeper != 0 && sleeper != thread::id();
+        // The one that is known may have left, and not the others.
+        if !known && other.in_flight(slot).load(Ordering::SeqCst) == 0 {
             continue;
         }
         announce(other.announcement(ends));
         if !other.ready(slot, ends) {
             continue;
         }
-        if kernel::exists(sleeper) {
-            local.ring_own();
-            kernel::give_way();
-        } else {
+        if known && !kernel::exists(sleeper) {
             other.asleep(slot).store(0, Ordering::SeqCst);
+            continue;
         }
-    }
-    if !thread::alone() && epoll::sleeps_beside_news(index) {
         local.ring_own();
-        kernel::give_way();
+        let_look(|| other.ready(slot, ends));
+    }
+    let announce_all = || both.into_iter().for_each(|way| announce(way.announcement(ends)));
+    if !thread::alone() && epoll::sleeps_beside_news(index, announce_all) {
+        local.ring_own();
+        let_look(|| true);
+    }
+}
+
+/// Gives those who were rung the processor, and time if there is `still` something for them: they may have less of a priority, or be there no
+/// more, having left by `longjmp`, and the bell that says so keeps this thread awake too.
+fn let_look(still: impl Fn() -> bool) {
+    kernel::give_way();
+    if still() {
+        kernel::futex_wait(&AtomicU32::new(0), 0, Duration::from_micros(100));
     }
 }
 

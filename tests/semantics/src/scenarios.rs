@@ -322,6 +322,10 @@ macro_rules! for_every_scenario {
             uring_send_and_receive: Warm;
             // fortified.c
             fortified_calls: Warm;
+            // sleepers.c
+            sleepers_slow_recv: Warm;
+            sleepers_slow_poll: Warm;
+            sleepers_slow_epoll: Warm;
             // threads.c
             thread_send_while_recv: Warm;
             thread_shutdown_while_recv: Warm;
