@@ -9,7 +9,7 @@ use libc::{
 
 use vmmc_socket::Handing;
 
-use crate::boundary::{catch, keep_errno, next, pieces, transfer};
+use crate::boundary::{catch, keep_errno, may_be_memory, next, pieces, transfer};
 
 fn one(base: *const c_void, len: size_t) -> [iovec; 1] {
     [iovec { iov_base: base.cast_mut(), iov_len: len }]
@@ -231,7 +231,7 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
     flags: c_int,
 ) -> ssize_t {
     let native = next!(recvmsg: fn(c_int, *mut msghdr, c_int) -> ssize_t);
-    if !vmmc_socket::is_connection(fd) {
+    if !may_be_memory(message) || !vmmc_socket::is_connection(fd) {
         let got = native(fd, message, flags);
         if got >= 0 {
             mind_arrivals(message, flags);
@@ -248,7 +248,9 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
     });
     if by_layer && got >= 0 {
         let room = std::mem::take(&mut (*message).msg_controllen);
-        (*message).msg_namelen = 0;
+        if !(*message).msg_name.is_null() {
+            (*message).msg_namelen = 0;
+        }
         (*message).msg_flags = flags & libc::MSG_CMSG_CLOEXEC;
         if let Some(left) = catch(None, || keep_errno(|| vmmc_socket::left(fd))) {
             tell_left(&mut *message, room as usize, left.min(c_int::MAX as usize) as c_int);
@@ -343,6 +345,9 @@ pub(crate) unsafe extern "C-unwind" fn sendmsg(
     flags: c_int,
 ) -> ssize_t {
     let native = next!(sendmsg: fn(c_int, *const msghdr, c_int) -> ssize_t);
+    if !may_be_memory(message) {
+        return native(fd, message, flags);
+    }
     minding(fd, std::iter::once(message), || {
         match pieces((*message).msg_iov, (*message).msg_iovlen) {
             Some(list) => outward(fd, list, flags, || native(fd, message, flags)),
@@ -360,7 +365,7 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
     timeout: *mut timespec,
 ) -> c_int {
     let native = next!(recvmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int, *mut timespec) -> c_int);
-    if !vmmc_socket::is_connection(fd) {
+    if !may_be_memory(list) || !vmmc_socket::is_connection(fd) {
         let got = native(fd, list, count, flags, timeout);
         for n in 0..got.max(0) as usize {
             mind_arrivals(&raw const (*list.add(n)).msg_hdr, flags);
@@ -420,7 +425,13 @@ pub(crate) unsafe extern "C-unwind" fn sendmmsg(
     count: c_uint,
     flags: c_int,
 ) -> c_int {
+    /// The kernel sends no more of them at once (`UIO_MAXIOV`).
+    const MOST: c_uint = 1024;
     let native = next!(sendmmsg: fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int);
+    if !may_be_memory(list) {
+        return native(fd, list, count, flags);
+    }
+    let count = count.min(MOST);
     if !vmmc_socket::is_connection(fd) {
         let messages = (0..count as usize).map(|n| &raw const (*list.add(n)).msg_hdr);
         let send = || native(fd, list, count, flags) as isize;
@@ -433,6 +444,11 @@ pub(crate) unsafe extern "C-unwind" fn sendmmsg(
             return if n > 0 { n as c_int } else { -1 };
         }
         entry.msg_len = sent as c_uint;
+        // The rest of one that was cut short comes before the next.
+        let list = pieces(entry.msg_hdr.msg_iov, entry.msg_hdr.msg_iovlen).unwrap_or_default();
+        if (sent as usize) < list.iter().map(|piece| piece.iov_len).sum() {
+            return n as c_int + 1;
+        }
     }
     count as c_int
 }
@@ -456,7 +472,7 @@ pub(crate) unsafe extern "C-unwind" fn sendfile(
         keep_errno(
             || if offset.is_null() { libc::lseek(from, 0, libc::SEEK_CUR) } else { *offset },
         );
-    if at < 0 || vmmc_socket::is_connection(from) {
+    if at < 0 || count > isize::MAX as size_t || vmmc_socket::is_connection(from) {
         // Not a file: the kernel says what it thinks of it.
         catch((), || vmmc_socket::lower_descriptor(to));
         return kernel();

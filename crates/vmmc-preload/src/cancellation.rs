@@ -180,3 +180,25 @@ define! {
     descriptors::dup3(old: c_int, new: c_int, flags: c_int) -> c_int;
     syscall::syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long;
 }
+
+/// Defines second names that the C library has for some of these.
+macro_rules! alias {
+    ($($alias:ident = $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $alias($($argument: $type),*) -> $result {
+            $name($($argument),*)
+        }
+    )*};
+}
+
+alias! {
+    __read = read(fd: c_int, to: *mut c_void, len: size_t) -> ssize_t;
+    __write = write(fd: c_int, from: *const c_void, len: size_t) -> ssize_t;
+    __send = send(fd: c_int, from: *const c_void, len: size_t, flags: c_int) -> ssize_t;
+    __poll = poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int;
+    __select = select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int;
+    __connect = connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
+    __close = close(fd: c_int) -> c_int;
+    __fcntl = fcntl(fd: c_int, command: c_int, argument: usize) -> c_int;
+    __dup2 = dup2(old: c_int, new: c_int) -> c_int;
+}

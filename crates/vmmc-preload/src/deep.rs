@@ -4,9 +4,9 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::boundary::{catch, keep_errno, look_up, next};
+use crate::boundary::{catch, keep_errno, look_up, look_up_all, next};
 use crate::lookup::{Own, native_dlsym, own};
 use crate::stdio::before;
 
@@ -16,10 +16,22 @@ before!(dlopen, before_dlopen);
 extern "C" fn before_dlopen(name: *const c_char, flags: c_int) -> *mut c_void {
     // SAFETY: null, or the program's string.
     let has_path = !name.is_null() && unsafe { CStr::from_ptr(name) }.to_bytes().contains(&b'/');
+    look_up_before();
     if flags & libc::RTLD_DEEPBIND != 0 && has_path {
         return load_deep as *mut c_void;
     }
     look_up("dlopen\0")
+}
+
+/// While the linker runs the constructors of what it loads nobody else can look anything up, and one of them may wait for another thread's call.
+fn look_up_before() {
+    static ONCE: AtomicBool = AtomicBool::new(false);
+    if !ONCE.swap(true, Ordering::Relaxed) {
+        catch((), || {
+            look_up_all();
+            crate::waiting::wait_finely();
+        });
+    }
 }
 
 unsafe extern "C-unwind" fn load_deep(name: *const c_char, flags: c_int) -> *mut c_void {

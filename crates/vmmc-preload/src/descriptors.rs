@@ -40,8 +40,9 @@ pub(crate) unsafe extern "C-unwind" fn close_range(
     }
     // Where other threads keep what this one closes in a table of its own, all is the kernel's by now.
     let is_plain = flags as c_uint & !libc::CLOSE_RANGE_UNSHARE == 0;
-    let closing = || keep_errno(|| Some(vmmc_socket::closing_between(first as c_int, top)));
-    let _changing = is_plain.then(|| catch(None, closing));
+    let first_number = c_int::try_from(first).ok().filter(|_| is_plain);
+    let closing = |first| keep_errno(|| Some(vmmc_socket::closing_between(first, top)));
+    let _changing = first_number.map(|first| catch(None, || closing(first)));
     catch(-1, || vmmc_socket::close_beside_own(first, last, |from, to| native(from, to, flags)))
 }
 
@@ -75,7 +76,9 @@ pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int
 
 /// `new` is about to be replaced by `old`, if that is open.
 fn make_room(old: c_int, new: c_int) -> Option<Changing> {
-    let is_replaced = old != new && vmmc_socket::kernel::descriptor_flags(old).is_some();
+    let is_replaced = old != new
+        && vmmc_socket::is_within_limit(new)
+        && vmmc_socket::kernel::descriptor_flags(old).is_some();
     let replacing = || keep_errno(|| Some(vmmc_socket::replacing(new, old)));
     is_replaced.then(|| catch(None, replacing)).flatten()
 }

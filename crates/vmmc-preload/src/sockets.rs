@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
 
-use crate::boundary::{catch, keep_errno, next};
+use crate::boundary::{catch, keep_errno, may_be_memory, next};
 use crate::descriptors::note;
 
 fn accepted(listener: c_int, fd: c_int, nonblocking: bool) {
@@ -87,7 +87,7 @@ pub(crate) unsafe extern "C-unwind" fn connect(
     len: socklen_t,
 ) -> c_int {
     let native = next!(connect: fn(c_int, *const sockaddr, socklen_t) -> c_int);
-    let family = if address.is_null() || (len as usize) < 2 {
+    let family = if !may_be_memory(address) || (len as usize) < 2 {
         libc::AF_UNSPEC
     } else {
         c_int::from((*address).sa_family)
@@ -209,6 +209,9 @@ pub(crate) unsafe extern "C-unwind" fn getsockopt(
     len: *mut socklen_t,
 ) -> c_int {
     let native = next!(getsockopt: fn(c_int, c_int, c_int, *mut c_void, *mut socklen_t) -> c_int);
+    if vmmc_socket::asks_for_bytes(level, name) {
+        catch((), || vmmc_socket::lower_descriptor(fd));
+    }
     let done = native(fd, level, name, value, len);
     if done == 0 && level == libc::IPPROTO_TCP && name == libc::TCP_INFO {
         let info = std::slice::from_raw_parts_mut(value.cast::<u8>(), *len as usize);

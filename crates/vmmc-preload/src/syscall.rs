@@ -7,8 +7,8 @@ use vmmc_socket::family;
 
 use crate::boundary::{catch, next};
 use crate::bytes::{
-    preadv2, pwritev2, read, readv, recvfrom, recvmsg, sendfile, sendmsg, sendto, splice, write,
-    writev,
+    preadv2, pwritev2, read, readv, recvfrom, recvmmsg, recvmsg, sendfile, sendmmsg, sendmsg,
+    sendto, splice, write, writev,
 };
 
 /// The C library's door to any system call. Those that the layer carries go its way; the rest are the caller's own.
@@ -126,6 +126,16 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             }
             return result;
         }
+        // By any socket descriptors may go along.
+        libc::SYS_recvmsg => return plain(recvmsg(fd, b as *mut msghdr, c as c_int)),
+        libc::SYS_sendmsg => return plain(sendmsg(fd, b as *const msghdr, c as c_int)),
+        libc::SYS_recvmmsg => {
+            let (list, time) = (b as *mut libc::mmsghdr, e as *mut libc::timespec);
+            return recvmmsg(fd, list, c as c_uint, d as c_int, time).into();
+        }
+        libc::SYS_sendmmsg => {
+            return sendmmsg(fd, b as *mut libc::mmsghdr, c as c_uint, d as c_int).into();
+        }
         _ if crate::programs::may_fork(number) => {
             let kernel = || native(number, a, b, c, d, e, f);
             return crate::programs::fork_by_system_call(number, [a, b], kernel)
@@ -162,8 +172,6 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             e as *const sockaddr,
             f as socklen_t,
         )),
-        libc::SYS_recvmsg => plain(recvmsg(fd, b as *mut msghdr, c as c_int)),
-        libc::SYS_sendmsg => plain(sendmsg(fd, b as *const msghdr, c as c_int)),
         libc::SYS_shutdown => crate::sockets::shutdown(fd, b as c_int).into(),
         libc::SYS_dup => crate::descriptors::dup(fd).into(),
         libc::SYS_fcntl => crate::sockets::fcntl(fd, b as c_int, c).into(),
@@ -171,12 +179,18 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_getpeername => {
             crate::sockets::getpeername(fd, b as *mut sockaddr, c as *mut socklen_t).into()
         }
-        libc::SYS_getsockname | libc::SYS_getsockopt | libc::SYS_fstat => {
-            native(number, a, b, c, d, e, f)
+        libc::SYS_getsockopt => {
+            let (value, len) = (d as *mut c_void, e as *mut socklen_t);
+            crate::sockets::getsockopt(fd, b as c_int, c as c_int, value, len).into()
         }
-        _ => {
-            catch((), || vmmc_socket::lower_descriptor(fd));
-            native(number, a, b, c, d, e, f)
+        libc::SYS_setsockopt => {
+            let (value, len) = (d as *const c_void, e as socklen_t);
+            crate::sockets::setsockopt(fd, b as c_int, c as c_int, value, len).into()
         }
+        libc::SYS_connect => {
+            crate::sockets::connect(fd, b as *const sockaddr, c as socklen_t).into()
+        }
+        // No other moves bytes of a socket, and of most the first argument is no descriptor.
+        _ => native(number, a, b, c, d, e, f),
     }
 }

@@ -1,8 +1,7 @@
 //! Waiting for many descriptors.
 
 use std::mem::ManuallyDrop;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timeval};
@@ -14,7 +13,8 @@ use vmmc_socket::readiness::{Limit, Polling};
 use vmmc_socket::signals::have_interrupted;
 
 use crate::boundary::{
-    INTERRUPTED, catch, follow, keep_errno, look_up_optional, natively, next, poll_natively, result,
+    INTERRUPTED, catch, follow, keep_errno, look_up_optional, may_be_memory, natively, next,
+    poll_natively, result,
 };
 
 fn milliseconds(timeout: c_int) -> Option<Duration> {
@@ -25,6 +25,9 @@ fn milliseconds(timeout: c_int) -> Option<Duration> {
 pub(crate) unsafe fn time(time: *const timespec) -> Option<Option<Duration>> {
     if time.is_null() {
         return Some(None);
+    }
+    if !may_be_memory(time) {
+        return None;
     }
     let valid = (*time).tv_sec >= 0 && (0..1_000_000_000).contains(&(*time).tv_nsec);
     valid.then(|| Some(Duration::new((*time).tv_sec as u64, (*time).tv_nsec as u32)))
@@ -64,7 +67,7 @@ unsafe fn layer_poll(
     limit: &mut Limit,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
-    if fds.is_null() || count == 0 || count > 1 << 20 {
+    if !may_be_memory(fds) || count == 0 || count > 1 << 20 {
         return None;
     }
     poll_through_layer(std::slice::from_raw_parts_mut(fds, count as usize), limit, mask)
@@ -189,8 +192,9 @@ impl Selection {
             if set.is_null() {
                 continue;
             }
-            for fd in 0..self.count {
-                clear(*set, fd);
+            // In whole words, as the kernel does.
+            for fd in (0..self.count).step_by(64) {
+                *word(*set, fd).0 = 0;
             }
             for fd in
                 self.list.iter().filter(|fd| fd.events & asked != 0 && fd.revents & counts != 0)
@@ -219,11 +223,6 @@ unsafe fn put(set: *mut fd_set, fd: c_int) {
     *word |= mask;
 }
 
-unsafe fn clear(set: *mut fd_set, fd: c_int) {
-    let (word, mask) = word(set, fd);
-    *word &= !mask;
-}
-
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn select(
     count: c_int,
@@ -235,7 +234,10 @@ pub(crate) unsafe extern "C-unwind" fn select(
     let native =
         next!(select: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int);
     // More than a second's microseconds are seconds; only what is negative is wrong.
-    if !timeout.is_null() && ((*timeout).tv_sec < 0 || (*timeout).tv_usec < 0) {
+    let is_wrong = |timeout: *const timeval| {
+        !may_be_memory(timeout) || (*timeout).tv_sec < 0 || (*timeout).tv_usec < 0
+    };
+    if !timeout.is_null() && is_wrong(timeout) {
         return native(count, read, write, except, timeout);
     }
     let time = (!timeout.is_null()).then(|| {
@@ -261,7 +263,8 @@ unsafe fn layer_select(
     limit: &mut Limit,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
-    if !(0..=1 << 20).contains(&count) {
+    let may_be_set = |set: &*mut fd_set| set.is_null() || may_be_memory(*set);
+    if !(0..=1 << 20).contains(&count) || !sets.iter().all(may_be_set) {
         return None;
     }
     // Not dropped if the thread is cancelled.
@@ -354,7 +357,7 @@ pub(crate) unsafe extern "C-unwind" fn epoll_ctl(
     event: *mut epoll_event,
 ) -> c_int {
     let native = next!(epoll_ctl: fn(c_int, c_int, c_int, *mut epoll_event) -> c_int);
-    let wanted = (!event.is_null()).then(|| {
+    let wanted = may_be_memory(event).then(|| {
         let event = event.read_unaligned();
         (event.events, event.u64)
     });
@@ -370,7 +373,7 @@ unsafe fn layer_epoll(
     limit: Option<Duration>,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
-    if events.is_null() || most <= 0 {
+    if !may_be_memory(events) || most <= 0 {
         return None;
     }
     let mut call = None;
@@ -407,12 +410,18 @@ type WaitFinely = unsafe extern "C-unwind" fn(
 static COARSE: AtomicBool = AtomicBool::new(false);
 
 /// `epoll_pwait2`, which the C library has from glibc 2.35 on.
-fn wait_finely() -> Option<WaitFinely> {
+pub(crate) fn wait_finely() -> Option<WaitFinely> {
     if COARSE.load(Ordering::Relaxed) {
         return None;
     }
-    static FOUND: OnceLock<usize> = OnceLock::new();
-    let found = *FOUND.get_or_init(|| look_up_optional("epoll_pwait2\0").addr());
+    /// Looked up by whoever finds this; there is no lock that a fork could leave taken in the child.
+    const UNKNOWN: usize = usize::MAX;
+    static FOUND: AtomicUsize = AtomicUsize::new(UNKNOWN);
+    let mut found = FOUND.load(Ordering::Relaxed);
+    if found == UNKNOWN {
+        found = look_up_optional("epoll_pwait2\0").addr();
+        FOUND.store(found, Ordering::Relaxed);
+    }
     // SAFETY: null, or the function of this name, which has this signature.
     unsafe { std::mem::transmute::<usize, Option<WaitFinely>>(found) }
 }

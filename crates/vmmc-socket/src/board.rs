@@ -4,7 +4,6 @@
 //! place*, and the counters that the data path keeps anyway are visible without any further work.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vmmc::{Export, Process, Rights};
@@ -86,23 +85,28 @@ static ROWS: AtomicPtr<Row> = AtomicPtr::new(std::ptr::null_mut());
 static EXPORT: crate::guarded::Guarded<Option<Export>> = crate::guarded::Guarded::new(None);
 
 fn rows() -> Option<&'static [Row]> {
-    static MADE: OnceLock<bool> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let made = kernel::call!(
-            SYS_mmap,
-            0,
-            BYTES,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            -1isize,
-            0
-        );
-        made.map(|address| ROWS.store(address as *mut Row, Ordering::Release)).is_ok()
-    });
-    let rows = ROWS.load(Ordering::Acquire);
-    // SAFETY: null, or a mapping of `BYTES` zeroed bytes that stays for good (an export in place keeps the address).
-    (!rows.is_null()).then(|| unsafe { std::slice::from_raw_parts(rows, SLOTS) })
+    let mut rows = ROWS.load(Ordering::Acquire);
+    if rows.is_null() {
+        rows = make_rows()?;
+    }
+    // SAFETY: a mapping of `BYTES` zeroed bytes that stays for good (an export in place keeps the address).
+    Some(unsafe { std::slice::from_raw_parts(rows, SLOTS) })
+}
+
+/// Whoever is first has made them. There is no lock that a fork could leave taken in the child.
+#[cold]
+fn make_rows() -> Option<*mut Row> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let made = kernel::call!(SYS_mmap, 0, BYTES, access, flags, -1isize, 0).ok()? as *mut Row;
+    let null = std::ptr::null_mut();
+    match ROWS.compare_exchange(null, made, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(made),
+        Err(others) => {
+            let _ = kernel::call!(SYS_munmap, made, BYTES);
+            Some(others)
+        }
+    }
 }
 
 #[inline]

@@ -280,7 +280,10 @@ impl Guest {
             Some(Doing::Call([POLLS, list, count])) if is_polled(self.fd, list, count) => {
                 Seen::Asleep
             }
-            None | Some(Doing::Call([POLLS, ..])) => Seen::Never,
+            Some(Doing::Call([POLLS, ..])) => Seen::Never,
+            // A process that has become another user may not ask this of itself.
+            None if kernel::exists(self.thread) => Seen::Asleep,
+            None => Seen::Never,
             // The kernel has had its call since before the connection was lifted.
             Some(Doing::Call([_, fd, _])) if fd == self.fd as usize => Seen::Asleep,
             Some(Doing::Call(_)) => Seen::Elsewhere,

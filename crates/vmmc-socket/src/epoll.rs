@@ -10,7 +10,6 @@
 //! and whenever another thread sleeps on the same set, everything hot is made cold.
 
 use std::cell::UnsafeCell;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use crate::descriptor::{self, Kind};
@@ -83,12 +82,16 @@ fn set(number: u32) -> Option<&'static Set> {
 /// In marked registrations the upper half of the kernel's data: drawn at random, so that no program's own data is
 /// taken for it.
 fn mark() -> u32 {
-    static MARK: OnceLock<u32> = OnceLock::new();
-    *MARK.get_or_init(|| {
-        let mut mark = 0u32;
-        let _ = kernel::call!(SYS_getrandom, &raw mut mark, 4, 0);
-        mark | 0x8000_0001
-    })
+    static MARK: AtomicU32 = AtomicU32::new(0);
+    let known = MARK.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    let mut mark = 0u32;
+    let _ = kernel::call!(SYS_getrandom, &raw mut mark, 4, 0);
+    mark |= 0x8000_0001;
+    MARK.compare_exchange(0, mark, Ordering::Relaxed, Ordering::Relaxed)
+        .map_or_else(|mark| mark, |_| mark)
 }
 
 fn marked(registration: u32) -> u64 {

@@ -361,9 +361,22 @@ pub(crate) fn file_type(fd: i32) -> Option<u32> {
     Some(unsafe { about.assume_init() }.st_mode & libc::S_IFMT)
 }
 
-/// Whether a thread or process of this id exists.
+/// Whether a thread or process of this id exists. One that has ended does not, though its parent may not have asked yet how.
 pub fn exists(id: u32) -> bool {
-    call!(SYS_kill, id, 0) != Err(Errno(libc::ESRCH))
+    call!(SYS_kill, id, 0) != Err(Errno(libc::ESRCH)) && !is_zombie(id)
+}
+
+fn is_zombie(id: u32) -> bool {
+    if crate::layer::confined() {
+        return false;
+    }
+    let mut text = [0u8; 512];
+    let Some(text) = read_text(format_args!("/proc/{id}/stat"), &mut text) else { return false };
+    // Behind the name, which may be anything. A process whose first thread has ended is no zombie as long as it has others.
+    let Some(end) = text.iter().rposition(|byte| *byte == b')') else { return false };
+    let mut words = text[end + 1..].split(|byte| *byte == b' ').skip(1);
+    let (state, threads) = (words.next(), words.nth(16));
+    state == Some(b"Z") && threads.is_some_and(|threads| matches!(threads, b"0" | b"1"))
 }
 
 /// How much time of a processor the thread of this process has had.

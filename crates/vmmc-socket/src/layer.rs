@@ -244,6 +244,11 @@ pub(crate) fn has_room(structure: &Structure) -> bool {
     descriptor::owned() as u64 + 2 * (unfinished as u64 + 1) + OTHERS <= limit - floor
 }
 
+/// Whether the program may give a file the number `fd`. It may have one that is higher, from when it was allowed to.
+pub fn is_within_limit(fd: i32) -> bool {
+    u64::try_from(fd).is_ok_and(|fd| fd < descriptor_limit())
+}
+
 fn descriptor_limit() -> u64 {
     kernel::limit(libc::RLIMIT_NOFILE).unwrap_or(1024)
 }

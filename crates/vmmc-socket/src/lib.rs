@@ -82,15 +82,15 @@ pub use handing::{Handing, received};
 pub use heap::Heap;
 pub use layer::{
     accepted, close_beside_own, close_high, closing, closing_between, confined, connecting,
-    duplicated, is_connection, is_own, is_tracked, leave, opened, renewed, replacing,
-    set_nonblocking, start,
+    duplicated, is_connection, is_own, is_tracked, is_within_limit, leave, opened, renewed,
+    replacing, set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
     lower_passed,
 };
-pub use options::{is_not_carried, option_is_set};
+pub use options::{asks_for_bytes, is_not_carried, option_is_set};
 pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{Sending, complete_info, send, send_file, unsent};

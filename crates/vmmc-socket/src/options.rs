@@ -17,6 +17,10 @@ pub fn option_is_set(fd: i32, level: i32, name: i32) {
 
 /// Whether an option changes what is sent or received, or how, in a way that the rings do not follow.
 pub fn is_not_carried(level: i32, name: i32) -> bool {
+    // The libc crate has one number for each: which of the two depends on the width of its time.
+    const SO_TIMESTAMP_NEW: i32 = 63;
+    const SO_TIMESTAMPNS_NEW: i32 = 64;
+    const SO_TIMESTAMPING_NEW: i32 = 65;
     const TCP_ULP: i32 = 31;
     match level {
         libc::SOL_SOCKET => matches!(
@@ -28,8 +32,17 @@ pub fn is_not_carried(level: i32, name: i32) -> bool {
                 | libc::SO_ZEROCOPY
                 | libc::SO_PEEK_OFF
                 | libc::SO_MAX_PACING_RATE
+                | SO_TIMESTAMP_NEW
+                | SO_TIMESTAMPNS_NEW
+                | SO_TIMESTAMPING_NEW
         ),
         libc::IPPROTO_TCP => matches!(name, TCP_ULP | libc::TCP_REPAIR),
         _ => false,
     }
+}
+
+/// Whether to ask for an option is to receive what has arrived on TCP.
+pub fn asks_for_bytes(level: i32, name: i32) -> bool {
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    (level, name) == (libc::IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE)
 }

@@ -60,7 +60,7 @@ impl Limit {
 
     fn start(&mut self) {
         if self.end.is_none() {
-            self.end = self.time.map(|time| Instant::now() + time);
+            self.end = self.time.and_then(|time| Instant::now().checked_add(time));
         }
     }
 

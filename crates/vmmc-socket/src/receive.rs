@@ -12,7 +12,9 @@ use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::wait::{Direction, Wait};
-use crate::{board, cork, descriptor, ending, epoll, family, half_close, layer, lift, lower, tcp};
+use crate::{
+    board, cork, descriptor, ending, epoll, family, half_close, layer, lift, lower, signals, tcp,
+};
 
 /// Flags with which the layer can receive; others lower the connection.
 const CARRIED: i32 = libc::MSG_PEEK
@@ -190,6 +192,10 @@ impl Receiving<'_> {
             held.forget_handled();
         }
         self.fd = self.wait.number();
+        // A handler may have received what came next.
+        if self.got > 0 && signals::have_interrupted() {
+            return Ok(Taken::Enough);
+        }
         loop {
             if self.got > 0
                 && slot.look.load(Ordering::Relaxed)

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use vmmc::stream::{CLOSED, HAND_YOURSELF, HANDED, Publish, Ring, Tier, take_announcement};
+use vmmc::stream::{
+    CLOSED, FIN, FROZEN, HAND_YOURSELF, HANDED, Publish, Ring, Tier, take_announcement,
+};
 
 use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
@@ -15,7 +17,7 @@ use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
 use crate::{
     board, cork, descriptor, ending, family, half_close, layer, lift, loan, lower, policy, receive,
-    shrink, tcp, thread,
+    shrink, signals, tcp, thread,
 };
 
 /// Flags with which the layer can send; others lower the connection.
@@ -223,6 +225,8 @@ impl Source<'_> {
                         Ok(0) => break,
                         Ok(read) => got += read,
                         Err(_) if got > 0 => break,
+                        // To `sendfile` that is no file that it can do.
+                        Err(Errno(libc::EISDIR)) => return Err(Errno(libc::EINVAL)),
                         Err(error) => return Err(error),
                     }
                 }
@@ -251,6 +255,10 @@ impl Sending<'_> {
             held.forget_handled();
         }
         self.fd = self.wait.number();
+        // A handler may have sent something.
+        if self.sent > 0 && signals::have_interrupted() {
+            return Ok(Step::End);
+        }
         let begin = self.sent;
         loop {
             let step = self.step(slot, local)?;
@@ -327,7 +335,8 @@ impl Sending<'_> {
 
 /// Sends the next bytes of a file on TCP, in the midst of a call: the kernel cannot do the rest of it.
 fn copy_to_kernel(fd: i32, file: i32, at: i64, left: usize) -> Outcome {
-    let mut bytes = [0u8; 16 << 10];
+    // A thread may have a small stack.
+    let mut bytes = [0u8; 1024];
     let read = kernel::read_at(file, bytes.as_mut_ptr(), left.min(bytes.len()), at)?;
     let piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: read };
     if read == 0 { Ok(0) } else { kernel::send(fd, &[piece], libc::MSG_DONTWAIT) }
@@ -559,12 +568,20 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
         if slot.finished.load(Ordering::Relaxed) {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
         }
-    } else if kernel::pending(fd, 0) != 0 {
-        // After a reset nobody says any more that they are.
+    } else if kernel::pending(fd, 0) != 0 || has_died(fd, slot, ends) {
+        // Nobody says any more that they are.
         slot.outward.set_way(Way::Lowered);
     } else {
         slot.set_why(Why::Peer);
     }
+}
+
+/// Whether the peer, whose stream is in the ring, is gone from TCP without having ended it there.
+fn has_died(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    slot.inward.way() == Way::Ring
+        && ends.mine.tail.load(Ordering::Acquire) & (FIN | FROZEN) == 0
+        && !slot.deaf.load(Ordering::Relaxed)
+        && kernel::pending(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0
 }
 
 /// All that the peer had not read in the ring that it froze is on TCP: so is what follows. The outward lock is held.

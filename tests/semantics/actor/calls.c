@@ -375,6 +375,85 @@ void scenario_sendmmsg_recvmmsg(void) {
     meet();
 }
 
+/* More messages than go at once; and one that is cut short, after which the next would leave a hole. */
+void scenario_sendmmsg_in_parts(void) {
+    enum { MANY = 1500, LONG = 16 << 20 };
+    static struct mmsghdr messages[MANY];
+    static struct iovec parts[MANY];
+    static char bytes[LONG];
+    int fd = connection();
+    if (me.client) {
+        get_pattern(fd, 0, 0, 0);
+        say("got %zu", get(fd, bytes, told()));
+        meet();
+        size_t total = told();
+        say("all of the first came %d", get(fd, bytes, total) == total && memchr(bytes, 'B', total) == NULL);
+        expect_end(fd);
+        meet();
+        return;
+    }
+    for (int i = 0; i < MANY; i++) {
+        parts[i] = (struct iovec){"q", 1};
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
+    }
+    tell(T(sendmmsg(fd, messages, MANY, 0)));
+    meet();
+    struct timeval limit = {.tv_usec = 200000};
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    memset(bytes, 'A', LONG);
+    parts[0] = (struct iovec){bytes, LONG};
+    parts[1] = (struct iovec){"B", 1};
+    messages[1].msg_len = 0;
+    T(sendmmsg(fd, messages, 2, 0));
+    say("the second %u", messages[1].msg_len);
+    shutdown(fd, SHUT_WR);
+    tell(messages[0].msg_len);
+    meet();
+}
+
+/* A length that stands where no name is asked for stays as it is. */
+void scenario_message_without_name(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "bytes");
+        meet();
+        return;
+    }
+    await_readable(fd, 5);
+    struct iovec part = {buffer, sizeof buffer};
+    struct msghdr message = {.msg_namelen = 16, .msg_iov = &part, .msg_iovlen = 1, .msg_flags = -1};
+    T(recvmsg(fd, &message, MSG_PEEK));
+    say("length %u flags %x", message.msg_namelen, message.msg_flags);
+    struct sockaddr_storage name;
+    message.msg_name = &name;
+    T(recvmsg(fd, &message, 0));
+    say("length %u flags %x", message.msg_namelen, message.msg_flags);
+    meet();
+}
+
+/* What is wrong with calls on sockets that are no connections the kernel says, which looks at nothing that is not there. */
+void scenario_bad_arguments_elsewhere(void) {
+    void *nowhere[] = {NULL, (void *)16, (void *)-1};
+    int fd = socket(AF_INET, SOCK_DGRAM, 0), set = epoll_create1(0);
+    for (int i = 0; i < 3; i++) {
+        T(sendmsg(fd, nowhere[i], 0));
+        T(sendmsg(-1, nowhere[i], 0));
+        T(sendmmsg(fd, nowhere[i], 1, 0));
+        T(recvmsg(fd, nowhere[i], MSG_DONTWAIT));
+        T(recvmmsg(fd, nowhere[i], 1, MSG_DONTWAIT, NULL));
+        T(connect(fd, nowhere[i], 16));
+        T(poll(nowhere[i], 1, 0));
+        T(epoll_ctl(set, EPOLL_CTL_ADD, fd, nowhere[i]));
+        T(epoll_wait(set, nowhere[i], 1, 0));
+    }
+    T(select(1, nowhere[1], NULL, NULL, NULL));
+    T(select(1, NULL, NULL, NULL, nowhere[2]));
+    close(set);
+    close(fd);
+    meet();
+}
+
 void scenario_bad_arguments(void) {
     char buffer[64];
     void *nowhere = (void *)16;

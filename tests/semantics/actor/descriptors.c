@@ -251,3 +251,23 @@ void scenario_close_unshared(void) {
     T(fcntl(fd, F_GETFD));
     meet();
 }
+
+/* Ranges of numbers that nobody has, and numbers that nothing may be put on: what is there stays. */
+void scenario_numbers_out_of_reach(void) {
+    enum { HIGH = 300 };
+    int fd = connection();
+    T(dup2(fd, HIGH));
+    close(fd);
+    T(close_range(0x80000000u, ~0u, 0));
+    struct rlimit limit, lower;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    lower = limit;
+    lower.rlim_cur = HIGH - 50;
+    T(setrlimit(RLIMIT_NOFILE, &lower));
+    T(dup2(0, HIGH));
+    T(dup3(0, HIGH, 0));
+    setrlimit(RLIMIT_NOFILE, &limit);
+    put_text(HIGH, "still there");
+    expect_text(HIGH, "still there");
+    meet();
+}

@@ -1,6 +1,7 @@
 /* Between files, pipes and the connection without passing through the program: sendfile and splice. */
 #include "actor.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/syscall.h>
@@ -264,5 +265,87 @@ void scenario_sendfile_in_one_piece(void) {
         meet();
     }
     say("odd %d", odd);
+    meet();
+}
+
+/* What is no file to be sent, and no count of bytes. */
+void scenario_sendfile_refused(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_text(fd, "file");
+        meet();
+        return;
+    }
+    int directory = open("/", O_RDONLY), file = memfd_create("file", 0);
+    int path = open("/", O_PATH);
+    put_text(file, "file");
+    off_t offset = 0, far = (off_t)(~0ull >> 1) - 2;
+    T(sendfile(fd, directory, NULL, 10));
+    T(sendfile(fd, path, NULL, 10));
+    T(sendfile(fd, file, &offset, (size_t)-1));
+    T(sendfile(fd, file, &far, 10));
+    T(sendfile(fd, file, &offset, 4));
+    close(directory);
+    close(file);
+    close(path);
+    meet();
+}
+
+enum { LONG_FILE = 24 << 20 };
+
+struct small_sender {
+    int fd, file;
+    long sent;
+};
+
+static void *send_file_from_small_stack(void *argument) {
+    struct small_sender *sender = argument;
+    off_t offset = 0;
+    while (sender->sent < LONG_FILE) {
+        ssize_t n = sendfile(sender->fd, sender->file, &offset, LONG_FILE - sender->sent);
+        if (n <= 0)
+            break;
+        sender->sent += n;
+    }
+    return NULL;
+}
+
+static void *nothing_to_do(void *argument) {
+    return argument;
+}
+
+/* A thread with a small stack is in sendfile when the connection goes back to TCP. */
+void scenario_sendfile_from_small_stack(void) {
+    int fd = connection();
+    if (me.client) {
+        static char bytes[1 << 20];
+        meet();
+        int one = 1;
+        T(setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one));
+        long total = 0;
+        ssize_t n;
+        while ((n = recv(fd, bytes, sizeof bytes, 0)) > 0)
+            total += n;
+        say("got %ld", total);
+        meet();
+        return;
+    }
+    struct small_sender sender = {.fd = fd, .file = memfd_create("long", 0)};
+    ftruncate(sender.file, LONG_FILE);
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_t thread;
+    /* The smallest that there may be, with what this program has for each thread, and 8 KiB for calls. */
+    size_t size = 4096;
+    while (pthread_attr_setstacksize(&small, size) != 0 || pthread_create(&thread, &small, nothing_to_do, NULL) != 0)
+        size += 4096;
+    pthread_join(thread, NULL);
+    pthread_attr_setstacksize(&small, size + 8192);
+    T(pthread_create(&thread, &small, send_file_from_small_stack, &sender));
+    usleep(50000);
+    meet();
+    pthread_join(thread, NULL);
+    say("sent %ld", sender.sent);
+    shutdown(fd, SHUT_WR);
     meet();
 }

@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <arpa/inet.h>
+#include <sys/mman.h>
 
 enum { WATER = 10 };
 
@@ -177,6 +178,55 @@ void scenario_timestamps_of_listener(void) {
     T(recvmsg(fd, &message, 0));
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     say("control data %d", header ? header->cmsg_type : -1);
+    meet();
+}
+
+/* What is told beside the bytes, and what is handed out without a copy, is the kernel's to tell. */
+void scenario_timestamps_of_new_kinds(void) {
+    enum { NEW_KINDS = 63 }; /* SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_TIMESTAMPING_NEW */
+    char buffer[WATER], control[256];
+    int fd = connection();
+    for (int kind = NEW_KINDS; kind < NEW_KINDS + 2; kind++) {
+        if (me.server) {
+            int on = 1;
+            T(setsockopt(fd, SOL_SOCKET, kind, &on, sizeof on));
+        }
+        meet();
+        if (me.client)
+            put_text(fd, "when");
+        if (me.server) {
+            await_readable(fd, 4);
+            struct iovec part = {buffer, sizeof buffer};
+            struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+            T(recvmsg(fd, &message, 0));
+            struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+            say("control data %d", header ? header->cmsg_type : -1);
+        }
+        meet();
+    }
+}
+
+void scenario_receive_by_option(void) {
+    char buffer[WATER];
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "hello");
+        meet();
+        return;
+    }
+    await_readable(fd, 5);
+    struct tcp_zerocopy_receive asked = {.length = 4096};
+    void *place = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    asked.address = (uintptr_t)place;
+    socklen_t length = sizeof asked;
+    /* Once on TCP again they come from there. */
+    for (int i = 0; i < 1000 && asked.recv_skip_hint == 0; i++) {
+        asked.length = 4096;
+        getsockopt(fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, &asked, &length);
+        usleep(1000);
+    }
+    say("mapped %u, to be copied %u", asked.length, asked.recv_skip_hint);
+    say_bytes("copied", buffer, T(recv(fd, buffer, sizeof buffer, MSG_DONTWAIT)));
     meet();
 }
 

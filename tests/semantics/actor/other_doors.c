@@ -241,3 +241,72 @@ void scenario_bare_instructions(void) {
     T(instruction(SYS_write, fd, (long)"after", 5));
     meet();
 }
+
+int __send(int, const void *, size_t, int);
+ssize_t __read(int, void *, size_t);
+ssize_t __write(int, const void *, size_t);
+int __poll(struct pollfd *, nfds_t, int);
+int __select(int, fd_set *, fd_set *, fd_set *, struct timeval *);
+int __connect(int, const struct sockaddr *, socklen_t);
+int __close(int);
+int __fcntl(int, int, ...);
+int __dup2(int, int);
+pid_t __fork(void);
+
+/* Names that the C library has for its own use, and exports. */
+void scenario_second_names(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        T(send(fd, "one ", 4, 0));
+        T(__send(fd, "two ", 4, 0));
+        T(__write(fd, "three", 5));
+        meet();
+        T(__fcntl(fd, F_SETFL, O_NONBLOCK));
+        T(recv(fd, buffer, 1, 0));
+        meet();
+        struct sockaddr_in address = server_address();
+        int second = socket(AF_INET, SOCK_STREAM, 0);
+        T(__connect(second, (struct sockaddr *)&address, sizeof address));
+        warm(second);
+        T(__close(fd));
+        expect_text(second, "child");
+        close(second);
+        meet();
+        return;
+    }
+    meet();
+    await_readable(fd, 13);
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    T(__poll(&item, 1, 1000));
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    struct timeval second_long = {.tv_sec = 1};
+    T(__select(fd + 1, &reading, NULL, NULL, &second_long));
+    say_bytes("read", buffer, T(__read(fd, buffer, 8)));
+    T(__dup2(fd, 50));
+    say_bytes("read", buffer, T(__read(50, buffer, 8)));
+    close(50);
+    meet();
+    int second = accept(me.listener, NULL, NULL);
+    warm(second);
+    expect_end(fd);
+    pid_t child = __fork();
+    if (child == 0) {
+        put_text(second, "child");
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+    close(second);
+    meet();
+}
+
+/* The constructor of a library waits for a thread that makes a call for the first time, under the dynamic linker's lock. */
+void scenario_call_beside_dlopen(void) {
+    int fd = connection();
+    setenv("WILL_WAITS", "1", 1);
+    T(dlopen(me.will, RTLD_NOW) != NULL);
+    meet();
+    close(fd);
+}

@@ -1,10 +1,14 @@
 /* A connection handed to another process over AF_UNIX (SCM_RIGHTS), bytes unread. */
 #include "actor.h"
 
+#include <sys/syscall.h>
+
 extern char **environ;
 
 int receive_descriptor(int channel);
 void send_descriptor(int channel, int fd);
+
+static bool by_system_call;
 
 static void finish(pid_t child) {
     int status = -1;
@@ -23,7 +27,7 @@ void send_descriptor(int channel, int fd) {
     head->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(head), &fd, sizeof fd);
     /* Not traced: the receiver may write its lines first. */
-    if (sendmsg(channel, &message, 0) != 1)
+    if ((by_system_call ? syscall(SYS_sendmsg, channel, &message, 0) : sendmsg(channel, &message, 0)) != 1)
         say("! the descriptor was not sent: %s", strerrorname_np(errno));
 }
 
@@ -134,6 +138,11 @@ void scenario_pass_without_environment(void) {
 }
 
 void scenario_pass_to_static(void) {
+    share_with(STATIC_IMAGE);
+}
+
+void scenario_pass_by_system_call(void) {
+    by_system_call = true;
     share_with(STATIC_IMAGE);
 }
 

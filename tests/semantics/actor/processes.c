@@ -1,6 +1,7 @@
 /* fork in all its forms, with the connection in use on both sides of it. */
 #include "actor.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/syscall.h>
 
@@ -351,6 +352,100 @@ void scenario_fork_child_killed(void) {
     tell(1);
     put_text(fd, "P");
     expect_text(fd, "to the parent");
+    meet();
+}
+
+/* A child that is killed in the midst of a send, and that nobody has waited for yet, keeps nobody else from sending. */
+void scenario_fork_child_killed_not_reaped(void) {
+    int fd = connection();
+    if (me.client) {
+        static char buffer[1 << 20];
+        char last = 0;
+        ssize_t n;
+        while (last != 'E' && (n = read(fd, buffer, sizeof buffer)) > 0)
+            last = buffer[n - 1];
+        say("all came %d", last == 'E');
+        meet();
+        return;
+    }
+    static char bytes[1 << 20];
+    memset(bytes, 'c', sizeof bytes);
+    for (int round = 0; round < 40; round++) {
+        pid_t child = fork();
+        if (child == 0)
+            for (;;)
+                if (write(fd, bytes, sizeof bytes) < 0)
+                    _exit(1);
+        usleep(5000 + round * 37);
+        kill(child, SIGKILL);
+        siginfo_t how;
+        waitid(P_PID, child, &how, WEXITED | WNOWAIT);
+        put(fd, "p", 1);
+        waitpid(child, NULL, 0);
+    }
+    put(fd, "E", 1);
+    meet();
+}
+
+static void *fork_often(void *begin) {
+    while (!*(_Atomic bool *)begin)
+        ;
+    for (int i = 0; i < 6; i++) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(0);
+        waitpid(child, NULL, 0);
+    }
+    return NULL;
+}
+
+static void *echo_byte(void *listener) {
+    int fd = accept(*(int *)listener, NULL, NULL);
+    char byte;
+    while (recv(fd, &byte, 1, 0) == 1)
+        send(fd, &byte, 1, 0);
+    close(fd);
+    return NULL;
+}
+
+/* Forks beside the first connection that a process has. */
+static int connect_beside_forks(void) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    bind(listener, (struct sockaddr *)&address, length);
+    listen(listener, 1);
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    _Atomic bool begin = false;
+    pthread_t threads[4];
+    for (int i = 0; i < 3; i++)
+        pthread_create(&threads[i], NULL, fork_often, &begin);
+    pthread_create(&threads[3], NULL, echo_byte, &listener);
+    usleep(2000);
+    begin = true;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    connect(fd, (struct sockaddr *)&address, length);
+    char byte = 'a';
+    for (int i = 0; i < 20; i++)
+        if (send(fd, &byte, 1, 0) != 1 || recv(fd, &byte, 1, 0) != 1)
+            return 1;
+    shutdown(fd, SHUT_RDWR);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    return 0;
+}
+
+void scenario_fork_beside_the_first_connection(void) {
+    int bad = 0;
+    for (int round = 0; me.server && round < 25; round++) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(connect_beside_forks());
+        int status;
+        waitpid(child, &status, 0);
+        bad += status != 0;
+    }
+    say("failed %d", bad);
     meet();
 }
 

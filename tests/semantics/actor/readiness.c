@@ -82,6 +82,49 @@ void scenario_poll_timeouts(void) {
     meet();
 }
 
+/* Time limits that no clock will reach, and numbers that were not asked for. */
+void scenario_poll_without_an_end(void) {
+    int fd = connection();
+    const time_t ages = (time_t)(~0ull >> 1);
+    if (me.client) {
+        for (int i = 0; i < 4; i++) {
+            meet();
+            await_asleep(me.peer);
+            put_text(fd, "1");
+        }
+        meet();
+        return;
+    }
+    char byte;
+    struct timespec wait = {.tv_sec = ages};
+    meet();
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    T(ppoll(&item, 1, &wait, NULL));
+    get(fd, &byte, 1);
+    meet();
+    fd_set reading;
+    FD_ZERO(&reading);
+    FD_SET(fd, &reading);
+    T(pselect(fd + 1, &reading, NULL, NULL, &wait, NULL));
+    get(fd, &byte, 1);
+    meet();
+    struct timeval span = {.tv_sec = ages};
+    T(select(fd + 1, &reading, NULL, NULL, &span));
+    get(fd, &byte, 1);
+    meet();
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    T(epoll_pwait2(set, &event, 1, &wait, NULL));
+    close(set);
+    FD_SET(fd + 20, &reading);
+    FD_CLR(fd, &reading);
+    struct timeval none = {0};
+    T(select(fd + 1, &reading, NULL, NULL, &none));
+    say("beyond %d", FD_ISSET(fd + 20, &reading));
+    meet();
+}
+
 static void *write_to_pipe(void *pipe_end) {
     await_asleep(getpid());
     put_text(*(int *)pipe_end, "pipe");

@@ -410,6 +410,51 @@ void scenario_receive_in_handler_of_receive(void) {
     meet();
 }
 
+static _Atomic long got_in_handler;
+
+static void receive_some(int number) {
+    char bytes[16];
+    (void)number;
+    ssize_t n = recv(handler_fd, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (n > 0)
+        got_in_handler += n;
+}
+
+/* What a handler receives lies between calls, not within what one gives, however many looks that takes. */
+void scenario_receive_in_handler_of_waitall(void) {
+    enum { TOTAL = 6 << 20, RING = 251 };
+    static unsigned char bytes[1 << 16];
+    int fd = connection();
+    if (me.client) {
+        for (int sent = 0; sent < TOTAL;) {
+            int count = TOTAL - sent < 3000 ? TOTAL - sent : 3000;
+            for (int i = 0; i < count; i++)
+                bytes[i] = (sent + i) % RING;
+            put(fd, bytes, count);
+            sent += count;
+            if (sent / 3000 % 4 == 0)
+                usleep(20);
+        }
+        shutdown(fd, SHUT_WR);
+        meet();
+        return;
+    }
+    handler_fd = fd;
+    on_signal(SIGALRM, receive_some, SA_RESTART);
+    struct itimerval often = {{0, 200}, {0, 200}}, never = {0};
+    setitimer(ITIMER_REAL, &often, NULL);
+    long total = 0, torn = 0;
+    ssize_t n;
+    while ((n = recv(fd, bytes, sizeof bytes, MSG_WAITALL)) > 0) {
+        for (ssize_t i = 1; i < n; i++)
+            torn += bytes[i] != (bytes[i - 1] + 1) % RING;
+        total += n;
+    }
+    setitimer(ITIMER_REAL, &never, NULL);
+    say("%ld bytes, torn %ld times", total + got_in_handler, torn);
+    meet();
+}
+
 static void remember_origin(int number, siginfo_t *info, void *context) {
     (void)context;
     handled += info->si_signo == number && info->si_pid == getpid() ? 1 : 100;

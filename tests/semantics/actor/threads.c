@@ -92,6 +92,27 @@ void scenario_thread_close_while_recv(void) {
     meet();
 }
 
+/* The same in a process that has become another user, which may not ask of its own threads what they do. */
+void scenario_thread_close_while_recv_as_another_user(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "late bytes");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    T(setuid(65534));
+    struct reader reader = {.fd = fd};
+    pthread_t thread;
+    pthread_create(&thread, NULL, blocked_recv, &reader);
+    usleep(50000);
+    T(close(fd));
+    meet();
+    join_reader(thread, &reader);
+    meet();
+}
+
 /* The number is used again while the other thread is still in recv on the old connection. */
 void scenario_thread_number_reused_while_recv(void) {
     int fd = connection();

@@ -50,6 +50,9 @@ macro_rules! for_every_scenario {
             bytes_left: Warm;
             recvmmsg_time: Warm;
             sendmmsg_recvmmsg: Warm;
+            sendmmsg_in_parts: Warm;
+            message_without_name: Warm;
+            bad_arguments_elsewhere: Cold;
             bad_arguments: Warm, "a bad pointer is a fault in the library's copy, not EFAULT";
             calls_for_other_files: Warm;
             both_ways_at_once: Warm;
@@ -79,6 +82,7 @@ macro_rules! for_every_scenario {
             // readiness.c
             poll_bits: Warm;
             poll_timeouts: Warm;
+            poll_without_an_end: Warm;
             poll_mixed: Warm;
             poll_at_the_limits: Warm;
             poll_asked_often: Warm;
@@ -191,6 +195,8 @@ macro_rules! for_every_scenario {
             receive_low_water: Warm;
             low_water_of_listener: Cold;
             timestamps_of_listener: Cold;
+            timestamps_of_new_kinds: Warm;
+            receive_by_option: Warm;
             addresses: Warm;
             socket_options: Warm;
             send_buffer_size: Warm;
@@ -209,6 +215,7 @@ macro_rules! for_every_scenario {
             // descriptors.c
             dup_family: Warm;
             dup2_over_connection: Warm;
+            numbers_out_of_reach: Warm;
             dup2_onto_connection: Warm;
             lowest_number: Warm;
             close_all_others: Warm;
@@ -228,6 +235,8 @@ macro_rules! for_every_scenario {
             fork_per_connection: Warm;
             fork_one_reads_one_writes: Warm;
             fork_child_killed: Warm;
+            fork_child_killed_not_reaped: Warm;
+            fork_beside_the_first_connection: Cold;
             other_programs: Warm;
             fork_then_warm: Cold;
             fork_both_wait: Warm;
@@ -253,6 +262,7 @@ macro_rules! for_every_scenario {
             pass_to_disabled: Warm;
             pass_without_environment: Warm;
             pass_to_static: Warm;
+            pass_by_system_call: Warm;
             pass_to_forked: Warm;
             pass_and_close: Warm;
             pass_while_peer_is_stopped: Warm;
@@ -296,6 +306,8 @@ macro_rules! for_every_scenario {
             // files.c
             sendfile: Warm;
             sendfile_nonblocking: Warm;
+            sendfile_from_small_stack: Warm;
+            sendfile_refused: Warm;
             sendfile_in_one_piece: Warm;
             sendfile_beside_splice: Warm;
             sendfile_to_pipe: Warm;
@@ -318,6 +330,8 @@ macro_rules! for_every_scenario {
             dlsym_libc_handle: Warm;
             dlvsym: Warm, "addresses taken by version go past the hooks";
             bare_instructions: Warm, "system call instructions in the program itself go past every hook";
+            second_names: Warm;
+            call_beside_dlopen: Warm;
             // uring.c
             uring_send_and_receive: Warm;
             // fortified.c
@@ -330,6 +344,7 @@ macro_rules! for_every_scenario {
             thread_send_while_recv: Warm;
             thread_shutdown_while_recv: Warm;
             thread_close_while_recv: Warm;
+            thread_close_while_recv_as_another_user: Warm;
             thread_number_reused_while_recv: Warm;
             thread_close_while_both: Warm;
             thread_close_while_two_recv: Warm;
@@ -387,6 +402,7 @@ macro_rules! for_every_scenario {
             send_in_handler: Warm;
             send_in_handler_of_send: Warm;
             receive_in_handler_of_receive: Warm;
+            receive_in_handler_of_waitall: Warm;
             handlers_are_told: Warm;
             handler_called_once: Warm;
             signal_storm: Warm;

@@ -1,7 +1,7 @@
 //! Waking and being woken through a descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
@@ -133,8 +133,17 @@ pub fn is_event(fd: BorrowedFd<'_>) -> bool {
 
 /// Device and inode of all anonymous objects of the kernel's.
 fn anonymous() -> Option<(u64, u64)> {
-    static IDENTITY: OnceLock<Option<(u64, u64)>> = OnceLock::new();
-    *IDENTITY.get_or_init(|| identity(Event::new().ok()?.as_fd()))
+    // No lock, which a fork could leave taken in the child: all that ask find the same.
+    static DEVICE: AtomicU64 = AtomicU64::new(0);
+    static INODE: AtomicU64 = AtomicU64::new(0);
+    let inode = INODE.load(Ordering::Acquire);
+    if inode != 0 {
+        return Some((DEVICE.load(Ordering::Relaxed), inode));
+    }
+    let found = identity(Event::new().ok()?.as_fd())?;
+    DEVICE.store(found.0, Ordering::Relaxed);
+    INODE.store(found.1, Ordering::Release);
+    Some(found)
 }
 
 fn identity(fd: BorrowedFd<'_>) -> Option<(u64, u64)> {

@@ -120,8 +120,9 @@ impl Waiting {
                 }
             }
             self.left = self.timeout.map(|timeout| {
-                let end = *self.deadline.get_or_insert_with(|| Instant::now() + timeout);
-                end.saturating_duration_since(Instant::now())
+                let now = Instant::now();
+                self.deadline = self.deadline.or_else(|| now.checked_add(timeout));
+                self.deadline.map_or(timeout, |end| end.saturating_duration_since(now))
             });
             if self.lies_down() {
                 return Ok(None);
