@@ -61,6 +61,9 @@ pub(crate) unsafe extern "C-unwind" fn dup(old: c_int) -> c_int {
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
     let native = next!(dup2: fn(c_int, c_int) -> c_int);
+    if vmmc_socket::is_own(new) {
+        return bad();
+    }
     let _changing = make_room(old, new);
     let made = native(old, new);
     if old == new { made } else { note(old, made) }
@@ -69,6 +72,9 @@ pub(crate) unsafe extern "C-unwind" fn dup2(old: c_int, new: c_int) -> c_int {
 #[inline(never)]
 pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     let native = next!(dup3: fn(c_int, c_int, c_int) -> c_int);
+    if vmmc_socket::is_own(new) {
+        return bad();
+    }
     let _changing = (flags & !libc::O_CLOEXEC == 0).then(|| make_room(old, new));
     let made = native(old, new, flags);
     note(old, made)

@@ -16,7 +16,16 @@ pub(crate) fn before_limit(resource: c_uint) {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn setrlimit(resource: c_uint, limit: *const rlimit) -> c_int {
     before_limit(resource);
-    next!(setrlimit: fn(c_uint, *const rlimit) -> c_int)(resource, limit)
+    let native = next!(setrlimit: fn(c_uint, *const rlimit) -> c_int);
+    change(resource, || native(resource, limit))
+}
+
+/// The library raises the limit of descriptors for a moment where it makes one of its own.
+fn change(resource: c_uint, native: impl Fn() -> c_int) -> c_int {
+    if resource != libc::RLIMIT_NOFILE {
+        return native();
+    }
+    vmmc_socket::while_limits_stand(native)
 }
 
 #[unsafe(no_mangle)]
@@ -38,7 +47,7 @@ pub(crate) unsafe extern "C-unwind" fn prlimit(
         before_limit(resource);
     }
     let native = next!(prlimit: fn(pid_t, c_uint, *const rlimit, *mut rlimit) -> c_int);
-    native(process, resource, limit, old)
+    change(resource, || native(process, resource, limit, old))
 }
 
 #[unsafe(no_mangle)]

@@ -128,8 +128,7 @@ pub(crate) fn keep(fd: i32, index: u32) -> bool {
         if *descriptors != [fd] {
             return false;
         }
-        let kept = kernel::call!(SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, layer::floor());
-        let Ok(kept) = kept.map(|kept| kept as i32) else { return false };
+        let Ok(kept) = descriptor::above(fd) else { return false };
         descriptors.push(kept);
         descriptor::enter(kept, Kind::Connection(index));
         local.kept.store(kept, Ordering::SeqCst);

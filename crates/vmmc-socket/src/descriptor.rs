@@ -1,9 +1,13 @@
 //! What each descriptor number of this process is to the layer: one word a number, looked up without a lock.
 
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use vmmc::descriptor::Descriptor;
+
 use crate::kernel::{self, Errno};
+use crate::layer::STRUCTURE;
 use crate::{layer, thread};
 
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
@@ -230,7 +234,7 @@ pub(crate) fn reach() {
     let flags = libc::O_PATH | libc::O_CLOEXEC;
     let opened = kernel::call!(SYS_openat, libc::AT_FDCWD, c"/".as_ptr(), flags, 0);
     let Ok(low) = opened else { return };
-    if let Ok(high) = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor()) {
+    if let Some(Ok(high)) = STRUCTURE.with_unless_borrowed(|_| above(low as i32)) {
         let _ = kernel::call!(SYS_close, high);
     }
     let _ = kernel::call!(SYS_close, low);
@@ -239,6 +243,17 @@ pub(crate) fn reach() {
 /// A child of fork begins with a table as large as its open descriptors need.
 pub(crate) fn forked() {
     REACHES.store(false, Ordering::Relaxed);
+}
+
+/// The number of a new descriptor for the same open file, where the layer keeps its own. The structure's lock is held.
+///
+/// # Errors
+/// If there is no number left there.
+pub(crate) fn above(fd: i32) -> Result<i32, Errno> {
+    // SAFETY: a number that is not negative, for the calls of this function.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let made = Descriptor::duplicate_above(fd, layer::floor());
+    made.map(|made| OwnedFd::from(made).into_raw_fd()).map_err(|error| Errno(error.raw_os_error()))
 }
 
 /// A descriptor that only the layer uses; closed when dropped.
@@ -251,9 +266,9 @@ impl Own {
     /// # Errors
     /// If there is no number left there; `low` is closed.
     pub(crate) fn raise(low: usize) -> Result<Self, Errno> {
-        let high = kernel::call!(SYS_fcntl, low, libc::F_DUPFD_CLOEXEC, layer::floor());
+        let high = above(low as i32);
         let _ = kernel::call!(SYS_close, low);
-        let fd = high? as i32;
+        let fd = high?;
         enter(fd, Kind::Own);
         Ok(Self(fd))
     }

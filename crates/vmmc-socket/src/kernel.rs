@@ -235,10 +235,11 @@ pub fn descriptor_flags(fd: i32) -> Option<i32> {
     call!(SYS_fcntl, fd, libc::F_GETFD).ok().map(|flags| flags as i32)
 }
 
-/// What this process may have of a resource, as the kernel counts it.
-pub(crate) fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+/// What this process may have of a resource, as the kernel counts it, and to how much it may raise that.
+pub(crate) fn limits(resource: libc::__rlimit_resource_t) -> Option<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    call!(SYS_prlimit64, 0, resource, 0, &raw mut limit).ok().map(|_| limit.rlim_cur)
+    let asked = call!(SYS_prlimit64, 0, resource, 0, &raw mut limit);
+    asked.ok().map(|_| (limit.rlim_cur, limit.rlim_max))
 }
 
 /// What is done at a signal, as the kernel has it.

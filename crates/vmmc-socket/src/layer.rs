@@ -237,11 +237,17 @@ pub(crate) fn floor() -> i32 {
 pub(crate) fn has_room(structure: &Structure) -> bool {
     /// For what comes along with messages of the service.
     const OTHERS: u64 = 4;
-    let limit = descriptor_limit();
+    let (limit, highest) = descriptor_limits();
     let floor = u64::from(floor().unsigned_abs());
+    let limit = if floor < limit || highest <= floor { limit } else { highest };
     let floor = if floor < limit { floor } else { limit / 4 * 3 };
     let unfinished = structure.pairs.len().saturating_sub(park::lifted_here());
     descriptor::owned() as u64 + 2 * (unfinished as u64 + 1) + OTHERS <= limit - floor
+}
+
+/// Calls `act`, which changes the limits of this process, while the layer makes no descriptor of its own, for which it may change them too.
+pub fn while_limits_stand<R>(act: impl Fn() -> R) -> R {
+    STRUCTURE.with_unless_borrowed(|_| act()).unwrap_or_else(act)
 }
 
 /// Whether the program may give a file the number `fd`. It may have one that is higher, from when it was allowed to.
@@ -250,7 +256,22 @@ pub fn is_within_limit(fd: i32) -> bool {
 }
 
 fn descriptor_limit() -> u64 {
-    kernel::limit(libc::RLIMIT_NOFILE).unwrap_or(1024)
+    descriptor_limits().0
+}
+
+/// How many descriptors the program may have, and to how many it may raise that.
+fn descriptor_limits() -> (u64, u64) {
+    kernel::limits(libc::RLIMIT_NOFILE).unwrap_or((1024, 1024))
+}
+
+/// Where the layer's own descriptors begin: beyond the program's limit, if there is room, or in the last quarter of it; not too high, as the kernel's table
+/// has room for all below.
+fn choose_floor() -> i32 {
+    const HIGHEST: u64 = 16 * 1024;
+    let (limit, highest) = descriptor_limits();
+    let beyond = limit <= HIGHEST && highest.saturating_sub(limit) >= limit / 4;
+    let floor = if beyond { limit } else { (limit / 4 * 3).min(HIGHEST) };
+    floor as i32
 }
 
 /// The larger rings of what the peers send are mapped when a connection is lifted: later there may be no address space for them.
@@ -277,7 +298,7 @@ pub fn start() {
     if !slot::prepare() {
         return;
     }
-    FLOOR.store((descriptor_limit() / 4 * 3).min(16 * 1024) as i32, Ordering::Relaxed);
+    FLOOR.store(choose_floor(), Ordering::Relaxed);
     if let Some(microseconds) = std::env::var("VMMC_SPIN").ok().and_then(|value| value.parse().ok())
     {
         spin::set_budget(microseconds);
@@ -291,8 +312,8 @@ pub fn start() {
     {
         park::set_after(seconds);
     }
-    let unlimited = |limit| limit == libc::RLIM_INFINITY;
-    CRAMPED.store(!kernel::limit(libc::RLIMIT_AS).is_some_and(unlimited), Ordering::Relaxed);
+    let unlimited = |(limit, _)| limit == libc::RLIM_INFINITY;
+    CRAMPED.store(!kernel::limits(libc::RLIMIT_AS).is_some_and(unlimited), Ordering::Relaxed);
     service::remember();
     policy::remember();
     PROCESS_ID.store(kernel::process_id(), Ordering::Relaxed);

@@ -83,7 +83,7 @@ pub use heap::Heap;
 pub use layer::{
     accepted, close_beside_own, close_high, closing, closing_between, confined, connecting,
     duplicated, is_connection, is_own, is_tracked, is_within_limit, leave, opened, renewed,
-    replacing, set_nonblocking, start,
+    replacing, set_nonblocking, start, while_limits_stand,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{

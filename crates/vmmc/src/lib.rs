@@ -173,6 +173,7 @@ pub mod bell;
 mod by_engine;
 mod commands;
 mod connection;
+pub mod descriptor;
 mod export;
 mod heir;
 mod import;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::OsError;
 
@@ -22,29 +22,50 @@ impl Descriptor {
         rustix::io::fcntl_dupfd_cloexec(fd, 0).map(Self::from)
     }
 
-    /// Moves the descriptor to a number of at least `floor`, so that it does not take a number that a program
-    /// expects to get. With floor 0, or when it is high enough, nothing happens. A program that has lowered its limit
-    /// of descriptors below `floor` since, though not to a few, leaves the last quarter of what it has now.
+    /// A new descriptor for the same open file, of a number of at least `floor`, so that it does not take a number that a program
+    /// expects to get. That may be beyond the limit of descriptors, if the process may raise it: it is raised for the moment, in which nobody else
+    /// may change it. A program that has lowered all its limits below `floor` since, though not to a few, leaves the last quarter of what it has now.
     ///
     /// # Errors
-    /// When there is no number left above `floor`; the descriptor is closed then.
-    pub fn raise(self, floor: RawFd) -> Result<Self, OsError> {
-        if self.0 >= floor {
-            return Ok(self);
-        }
-        let raised = match rustix::io::fcntl_dupfd_cloexec(&self, floor) {
-            Err(OsError::INVAL) => {
+    /// When there is no number left there.
+    pub fn duplicate_above(fd: BorrowedFd<'_>, floor: RawFd) -> Result<Self, OsError> {
+        let made = match rustix::io::fcntl_dupfd_cloexec(fd, floor) {
+            Err(OsError::INVAL) => beyond_the_limit(fd, floor).or_else(|_| {
                 let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
                 let lower = RawFd::try_from(limit / 4 * 3).unwrap_or(floor);
                 if limit < FEW || lower >= floor {
                     return Err(OsError::INVAL);
                 }
-                rustix::io::fcntl_dupfd_cloexec(&self, lower)
-            }
-            raised => raised,
+                rustix::io::fcntl_dupfd_cloexec(fd, lower)
+            }),
+            made => made,
         };
-        raised.map(Self::from)
+        made.map(Self::from)
     }
+
+    /// Moves the descriptor as [`Descriptor::duplicate_above`] says. With floor 0, or when its number is high enough, nothing happens.
+    ///
+    /// # Errors
+    /// When there is no number left there; the descriptor is closed then.
+    pub fn raise(self, floor: RawFd) -> Result<Self, OsError> {
+        if self.0 >= floor { Ok(self) } else { Self::duplicate_above(self.as_fd(), floor) }
+    }
+}
+
+/// The number of a new descriptor at `floor` or above, which the limit of descriptors keeps the program itself from.
+fn beyond_the_limit(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, OsError> {
+    /// So many are enough.
+    const NUMBERS: u64 = 1 << 16;
+    let limits = getrlimit(Resource::Nofile);
+    let floor_number = u64::try_from(floor).map_err(|_| OsError::INVAL)?;
+    let top = limits.maximum.unwrap_or(u64::MAX).min(floor_number + NUMBERS);
+    if limits.current.is_none_or(|limit| floor_number < limit) || top <= floor_number {
+        return Err(OsError::INVAL);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(top), ..limits })?;
+    let made = rustix::io::fcntl_dupfd_cloexec(fd, floor);
+    setrlimit(Resource::Nofile, limits)?;
+    made
 }
 
 impl From<OwnedFd> for Descriptor {
