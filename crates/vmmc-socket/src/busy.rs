@@ -281,7 +281,7 @@ impl Guest {
             }
             Some(Doing::Call([POLLS, ..])) => Seen::Never,
             // A process that has become another user may not ask this of itself.
-            None if kernel::exists(self.thread) => Seen::Asleep,
+            None if kernel::is_thread(self.thread) => Seen::Asleep,
             None => Seen::Never,
             // The kernel has had its call since before the connection was lifted.
             Some(Doing::Call([_, fd, _])) if fd == self.fd as usize => Seen::Asleep,

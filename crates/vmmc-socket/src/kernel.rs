@@ -362,6 +362,11 @@ pub(crate) fn file_type(fd: i32) -> Option<u32> {
     Some(unsafe { about.assume_init() }.st_mode & libc::S_IFMT)
 }
 
+/// Whether this process has a thread of this id.
+pub(crate) fn is_thread(id: u32) -> bool {
+    call!(SYS_tgkill, process_id(), id, 0) != Err(Errno(libc::ESRCH))
+}
+
 /// Whether a thread or process of this id exists. One that has ended does not, though its parent may not have asked yet how.
 pub fn exists(id: u32) -> bool {
     call!(SYS_kill, id, 0) != Err(Errno(libc::ESRCH)) && !is_zombie(id)

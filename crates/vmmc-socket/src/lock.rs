@@ -3,9 +3,10 @@
 //! It must survive what ordinary mutexes do not: its owner may be killed, or, where its signals could not be put off (see
 //! [`crate::signals`]), have left by `longjmp` out of a handler, or be this very thread, in a handler that uses the same socket. The
 //! word holds the owner's thread id, so all three can be told apart. What the lock protects is transactional (indices are
-//! published last), so taking it over from an owner that is gone is harmless.
+//! published last), so taking it over from an owner that is gone is harmless, but for what that may have left between two stores
+//! ([`Lock::is_orphaned`]).
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::kernel::{self, Doing};
@@ -18,8 +19,8 @@ const LENT: u32 = 1 << 30;
 
 /// See the module's text.
 #[derive(Debug, Default)]
-#[repr(transparent)]
-pub(crate) struct Lock(AtomicU32);
+#[repr(C)]
+pub(crate) struct Lock(AtomicU32, AtomicBool);
 
 /// The lock is held until this is dropped, and handlers wait for that (see [`crate::signals`]).
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl Held<'_> {
 
 impl Lock {
     pub(crate) const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self(AtomicU32::new(0), AtomicBool::new(false))
     }
 
     /// Frees the lock whoever holds it: after a fork, whose child has none of the parent's threads.
@@ -102,6 +103,12 @@ impl Lock {
         self.0.load(Ordering::Relaxed) & !(SLEEPERS | LENT)
     }
 
+    /// Whether the lock was taken over from an owner that is gone since this was last asked. It is held.
+    #[inline]
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.1.load(Ordering::Relaxed) && self.1.swap(false, Ordering::Relaxed)
+    }
+
     #[cold]
     fn take_contended(&self, me: u32) -> u32 {
         let (mut round, mut stuck) = (0u32, Stuck::default());
@@ -119,6 +126,9 @@ impl Lock {
                     .compare_exchange(word, me | SLEEPERS, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
                 {
+                    if gone && owner != me {
+                        self.1.store(true, Ordering::Relaxed);
+                    }
                     return if lends { word } else { 0 };
                 }
             } else if round < 64 {
@@ -220,6 +230,9 @@ mod tests {
             scope.spawn(|| lock.keep());
         });
         drop(lock.hold());
+        assert!(lock.is_orphaned());
+        drop(lock.hold());
+        assert!(!lock.is_orphaned(), "that was from this thread");
     }
 
     #[test]

@@ -255,6 +255,11 @@ impl Sending<'_> {
             held.forget_handled();
         }
         self.fd = self.wait.number();
+        if slot.outward.lock.is_orphaned()
+            && let Some(ends) = local.ends()
+        {
+            slot.outward.stream.recover(ends.theirs);
+        }
         // A handler may have sent something.
         if self.sent > 0 && signals::have_interrupted() {
             return Ok(Step::End);

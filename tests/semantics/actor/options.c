@@ -159,9 +159,17 @@ void scenario_low_water_of_listener(void) {
     meet();
 }
 
+/* The kernel begins with time stamps on the whole machine when the first socket wants some, a moment later. */
+static int begin_with_timestamps(void) {
+    int on = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
+    setsockopt(fd, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on);
+    usleep(100000);
+    return fd;
+}
+
 void scenario_timestamps_of_listener(void) {
     char buffer[WATER], control[128];
-    int on = 1;
+    int on = 1, other = begin_with_timestamps();
     if (me.server)
         T(setsockopt(me.listener, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on));
     meet();
@@ -178,6 +186,7 @@ void scenario_timestamps_of_listener(void) {
     T(recvmsg(fd, &message, 0));
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     say("control data %d", header ? header->cmsg_type : -1);
+    close(other);
     meet();
 }
 
@@ -185,7 +194,7 @@ void scenario_timestamps_of_listener(void) {
 void scenario_timestamps_of_new_kinds(void) {
     enum { NEW_KINDS = 63 }; /* SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_TIMESTAMPING_NEW */
     char buffer[WATER], control[256];
-    int fd = connection();
+    int fd = connection(), other = begin_with_timestamps();
     for (int kind = NEW_KINDS; kind < NEW_KINDS + 2; kind++) {
         if (me.server) {
             int on = 1;
@@ -204,6 +213,7 @@ void scenario_timestamps_of_new_kinds(void) {
         }
         meet();
     }
+    close(other);
 }
 
 void scenario_receive_by_option(void) {

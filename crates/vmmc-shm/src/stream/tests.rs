@@ -519,3 +519,45 @@ fn an_end_or_a_freeze_lets_go_of_what_is_held_back() {
         assert_eq!(pair.send_corked(b"more"), Publish::Frozen);
     }
 }
+
+/// As who shares the indices finds them when another was killed before it had brought them up to date.
+fn copy(tx: &Transmitter) -> Transmitter {
+    // SAFETY: nothing but atomic words, which need not be dropped.
+    unsafe { std::ptr::read(tx) }
+}
+
+#[test]
+fn what_another_left_half_done_is_finished() {
+    let mut pair = Pair::new();
+    let (mine, theirs) = pair.words();
+    assert_eq!(pair.send(b"before "), 7);
+    let indices = copy(&pair.tx);
+    assert_eq!(pair.send(b"published "), 10);
+    pair.tx = indices;
+    pair.tx.recover(theirs);
+    assert_eq!(pair.send(b"after"), 5);
+    assert_eq!(pair.receive(100).unwrap(), b"before published after");
+
+    // Killed while it went on to a larger ring, or came back.
+    let indices = copy(&pair.tx);
+    assert!(pair.tx.grow(theirs));
+    pair.tx = indices;
+    pair.tx.recover(theirs);
+    assert_eq!(pair.tx.tier(), Tier::Medium);
+    assert_eq!(pair.send(b"grown"), 5);
+    assert_eq!(pair.receive(100).unwrap(), b"grown");
+    let indices = copy(&pair.tx);
+    assert!(pair.tx.shrink(mine, theirs));
+    pair.tx = indices;
+    pair.tx.recover(theirs);
+    assert_eq!(pair.tx.tier(), Tier::Page);
+    assert_eq!(pair.send(b"shrunk"), 6);
+    assert_eq!(pair.receive(100).unwrap(), b"shrunk");
+
+    // Nothing was half done; and a word that no honest reader has.
+    let before = (pair.tx.tail(), pair.tx.position(), pair.tx.tier());
+    pair.tx.recover(theirs);
+    theirs.tail.store(before.0 + (1 << 40), Ordering::SeqCst);
+    pair.tx.recover(theirs);
+    assert_eq!((pair.tx.tail(), pair.tx.position(), pair.tx.tier()), before);
+}

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::{CORKED, FIN, FROZEN, Tier, Words, cork};
+use super::{CORKED, FIN, FROZEN, OFFSET, Tier, Words, cork};
 use crate::copy::prefetch_for_writing;
 
 #[cold]
@@ -217,9 +217,7 @@ impl Transmitter {
         let tail = self.tail.load(Ordering::Relaxed);
         // The reader looks at this word only after it has seen a later tail (SYNC tail).
         theirs.grown[tier as usize].store(tail + 1, Ordering::Relaxed);
-        self.begins[larger as usize].store(tail, Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
-        self.tier.store(larger as u32, Ordering::Relaxed);
+        self.begin(larger, tail);
         true
     }
 
@@ -234,10 +232,42 @@ impl Transmitter {
         theirs.grown[0].store(0, Ordering::Relaxed);
         theirs.grown[1].store(0, Ordering::Relaxed);
         theirs.returned.store(tail + 1, Ordering::Relaxed);
-        self.begins[Tier::Page as usize].store(tail, Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
-        self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+        self.begin(Tier::Page, tail);
         true
+    }
+
+    /// Finishes what somebody who had these indices before was about and did not come to the end of: that may have been between what the
+    /// reader sees and the indices.
+    #[cold]
+    pub fn recover(&self, theirs: &Words) {
+        let tail = self.tail();
+        let published = theirs.tail.load(Ordering::Acquire) & OFFSET;
+        // The word is the reader's too: no more counts than there was room for.
+        let room = self.room_with(self.credit.load(Ordering::Relaxed)) as u64;
+        if published > tail && published - tail <= room {
+            self.tail.store(published, Ordering::Relaxed);
+        }
+        let (tail, tier) = (self.tail(), self.tier());
+        let left = theirs
+            .grown
+            .get(tier as usize)
+            .is_some_and(|left| left.load(Ordering::Relaxed) == tail + 1);
+        if left {
+            self.grow(theirs);
+        } else if tier != Tier::Page && theirs.returned.load(Ordering::Relaxed) == tail + 1 {
+            self.begin(Tier::Page, tail);
+        }
+        let tier = self.tier();
+        let begin = self.begins[tier as usize].load(Ordering::Relaxed);
+        let position = self.tail().saturating_sub(begin) % tier.capacity() as u64;
+        self.position.store(position as u32, Ordering::Relaxed);
+    }
+
+    /// The stream goes on in a ring of this tier from the offset `tail` on.
+    fn begin(&self, tier: Tier, tail: u64) {
+        self.begins[tier as usize].store(tail, Ordering::Relaxed);
+        self.position.store(0, Ordering::Relaxed);
+        self.tier.store(tier as u32, Ordering::Relaxed);
     }
 
     /// Ends the stream after what was published.
