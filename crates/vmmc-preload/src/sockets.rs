@@ -11,31 +11,22 @@ fn accepted(listener: c_int, fd: c_int, nonblocking: bool) {
     keep_errno(|| catch((), || vmmc_socket::accepted(listener, fd, nonblocking)));
 }
 
-/// What a connection has from the socket that it came by and no ring follows, and how it is unless the program sets it. `SO_ZEROCOPY`
-/// is none: it only lets calls have a flag, which lowers.
-const HANDED_DOWN: [(c_int, c_int); 6] = [
-    (libc::SO_RCVLOWAT, 1),
-    (libc::SO_TIMESTAMP, 0),
-    (libc::SO_TIMESTAMPNS, 0),
-    (libc::SO_TIMESTAMPING, 0),
-    (libc::SO_PEEK_OFF, -1),
-    (libc::SO_MAX_PACING_RATE, -1),
-];
-
 /// The program has set some of it on a socket without a peer.
 static HANDS_DOWN: AtomicBool = AtomicBool::new(false);
 
 /// The program is about to set an option.
 fn mind_handing_down(fd: c_int, level: c_int, name: c_int) {
-    let concerned = level == libc::SOL_SOCKET && HANDED_DOWN.iter().any(|&(one, _)| one == name);
-    if concerned && !vmmc_socket::confined() && may_listen(fd) {
+    if vmmc_socket::is_handed_down(level, name) && !vmmc_socket::confined() && may_listen(fd) {
         HANDS_DOWN.store(true, Ordering::Relaxed);
     }
 }
 
 /// What was set on the listening socket keeps an accepted connection on TCP.
 fn mind_handed_down(fd: c_int) {
-    if HANDS_DOWN.load(Ordering::Relaxed) && !vmmc_socket::confined() && has_some_of_it(fd) {
+    if HANDS_DOWN.load(Ordering::Relaxed)
+        && !vmmc_socket::confined()
+        && vmmc_socket::has_not_carried(fd)
+    {
         keep_errno(|| catch((), || vmmc_socket::lower_descriptor(fd)));
     }
 }
@@ -47,13 +38,6 @@ fn may_listen(fd: c_int) -> bool {
     // SAFETY: of the address nothing is asked.
     let ask = || unsafe { libc::getpeername(fd, std::ptr::null_mut(), &raw mut len) };
     protocol == Some(libc::IPPROTO_TCP) && keep_errno(ask) < 0
-}
-
-fn has_some_of_it(fd: c_int) -> bool {
-    HANDED_DOWN.iter().any(|&(name, default)| {
-        let value = vmmc_socket::kernel::option::<c_int>(fd, libc::SOL_SOCKET, name);
-        value.is_some_and(|value| value != default)
-    })
 }
 
 fn renewed(fd: c_int) {

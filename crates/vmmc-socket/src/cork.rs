@@ -23,9 +23,10 @@ pub(crate) fn option_is_set(fd: i32, name: i32) {
     if name == libc::TCP_CORK {
         learn(fd, slot);
     }
-    // The other option sends what is there too, corked or not.
+    // The other option sends what is there too, corked or not, where it is switched on.
+    let on = || kernel::option::<i32>(fd, libc::IPPROTO_TCP, name) == Some(1);
     if let Some(ends) = local.ends()
-        && (name == libc::TCP_NODELAY || !slot.corked.load(Ordering::Relaxed))
+        && (if name == libc::TCP_NODELAY { on() } else { !slot.corked.load(Ordering::Relaxed) })
     {
         let_go(local, ends);
     }

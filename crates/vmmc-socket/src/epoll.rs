@@ -204,6 +204,11 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         return not_ours;
     };
     let Some(set) = set(number) else { return not_ours };
+    let exclusive = event.is_some_and(|(events, _)| events & libc::EPOLLEXCLUSIVE as u32 != 0);
+    if exclusive && operation == libc::EPOLL_CTL_MOD {
+        // The kernel refuses it.
+        return not_ours;
+    }
     let index = match descriptor::kind_called(fd) {
         Kind::Connection(index) => index,
         other => {
@@ -219,7 +224,6 @@ pub fn control(epfd: i32, operation: i32, fd: i32, event: Option<(u32, u64)>) ->
         lower_all(number);
     }
     let slot = slot::get(index);
-    let exclusive = event.is_some_and(|(events, _)| events & libc::EPOLLEXCLUSIVE as u32 != 0);
     // By far the most frequent on TCP: the program changes what it wants of a connection that it had registered before.
     if slot.phase() != Phase::Attached && !exclusive {
         let pass = |registrations: &mut Registrations| {
@@ -339,13 +343,18 @@ pub(crate) fn may_have_shot(index: u32, parts: &Parts) -> bool {
     })
 }
 
-/// Whether a thread sleeps in one of the connection's sets that has something to tell of it. For any that sleeps there the connection is
-/// announced first.
+/// The connection's bell was silenced. Whether a thread sleeps in one of its sets that has something to tell of it; for any that sleeps there it is
+/// announced first. Who waits on the others later looks at it.
 pub(crate) fn sleeps_beside_news(index: u32, announce: impl Fn()) -> bool {
     let has_news = |number, registration| {
         let Some(set) = set(number) else { return false };
-        if set.sleepers.load(Ordering::SeqCst) == 0 {
-            return false;
+        let sleeps = || set.sleepers.load(Ordering::SeqCst) > 0;
+        if !sleeps() {
+            set.with(|registrations| registrations.unhear(index, registration));
+            // One that has lain down before that sleeps on what was announced.
+            if !sleeps() {
+                return false;
+            }
         }
         announce();
         set.with(|registrations| registrations.has_news(index, registration))
@@ -353,7 +362,8 @@ pub(crate) fn sleeps_beside_news(index: u32, announce: impl Fn()) -> bool {
     STRUCTURE.briefly(|_| {
         // SAFETY: the structure's lock is held.
         let members = &unsafe { local::get(index).parts() }.members;
-        members.iter().any(|&(number, registration)| has_news(number, registration))
+        // Each is looked at.
+        members.iter().filter(|&&(number, registration)| has_news(number, registration)).count() > 0
     })
 }
 
@@ -361,8 +371,35 @@ pub(crate) fn sleeps_beside_news(index: u32, announce: impl Fn()) -> bool {
 pub(crate) fn adopt(index: u32, parts: &Parts) {
     for &(number, registration) in &parts.members {
         let (Some(set), Some(epfd)) = (set(number), descriptor_of(number)) else { continue };
-        set.with(|registrations| registrations.adopt(epfd, index, registration));
+        set.with(|registrations| {
+            registrations.adopt(epfd, index, registration);
+            if set.sleepers.load(Ordering::SeqCst) > 0 {
+                registrations.leave_to_others();
+            }
+        });
     }
+}
+
+/// The number `fd` of the connection is about to be closed, and the connection has others: what the program has registered under it stays in the
+/// kernel's objects, which nobody can change any more. So that it stays true all of the connection goes back to TCP.
+#[cold]
+pub(crate) fn before_number_goes(fd: i32, index: u32) {
+    let is_registered = STRUCTURE.briefly(|_| {
+        // SAFETY: the structure's lock is held.
+        let parts = unsafe { local::get(index).parts() };
+        parts.descriptors.len() > 1
+            && parts.members.iter().any(|&(number, _)| {
+                set(number).is_some_and(|set| set.with(|all| all.has_active(fd, index)))
+            })
+    });
+    if !is_registered {
+        return;
+    }
+    crate::lower::lower(fd, index, Why::Set);
+    crate::lower::follow(fd, index);
+    let bell = local::get(index).bell.load(Ordering::Acquire);
+    // SAFETY: the structure's lock is held.
+    STRUCTURE.briefly(|_| release(index, bell, unsafe { local::get(index).parts() }));
 }
 
 /// Whether this thread is at work in one of the sets, further up: then it is a signal handler that asks. The structure's
@@ -447,6 +484,8 @@ fn sets() -> impl Iterator<Item = &'static Set> {
 
 /// Keeps all sets still while the process forks.
 pub(crate) fn hold_for_fork() {
+    // A child that waits on an object of both sees what the parent has put there for what it is.
+    mark();
     be_eager();
     sets().for_each(|set| set.lock.keep());
 }

@@ -174,6 +174,15 @@ pub(crate) fn acknowledge_at_once(fd: i32) {
     let _ = call!(SYS_setsockopt, fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &raw const on, size);
 }
 
+/// Whether TCP has bytes that it has not sent yet.
+pub(crate) fn holds_back(fd: i32) -> bool {
+    /// `linux/sockios.h`; the libc crate does not have it.
+    const SIOCOUTQNSD: u32 = 0x894b;
+    let mut count = 0i32;
+    let asked = call!(SYS_ioctl, fd, SIOCOUTQNSD, &raw mut count);
+    asked.is_ok() && count > 0
+}
+
 /// Has TCP send what it holds back because it is little (Nagle's algorithm, `TCP_CORK`).
 pub fn push(fd: i32) {
     let set =

@@ -14,7 +14,7 @@ use crate::kernel::{Errno, Outcome};
 use crate::slot::{self, Why};
 use crate::tenure::Seen;
 use crate::{
-    board, busy, ending, epoll, explain, family, handing, kernel, lift, local, park, policy,
+    board, busy, ending, epoll, explain, family, handing, heap, kernel, lift, local, park, policy,
     service, spin, thread,
 };
 
@@ -237,9 +237,15 @@ pub(crate) fn floor() -> i32 {
 pub(crate) fn has_room(structure: &Structure) -> bool {
     /// For what comes along with messages of the service.
     const OTHERS: u64 = 4;
+    /// A limit of which the program needs all.
+    const FEW: u64 = 256;
     let (limit, highest) = descriptor_limits();
     let floor = u64::from(floor().unsigned_abs());
-    let limit = if floor < limit || highest <= floor { limit } else { highest };
+    let beyond = floor >= limit && highest > floor;
+    if !beyond && limit < FEW || heap::is_short() {
+        return false;
+    }
+    let limit = if beyond { highest } else { limit };
     let floor = if floor < limit { floor } else { limit / 4 * 3 };
     let unfinished = structure.pairs.len().saturating_sub(park::lifted_here());
     descriptor::owned() as u64 + 2 * (unfinished as u64 + 1) + OTHERS <= limit - floor
@@ -410,7 +416,7 @@ fn is_tcp(fd: i32) -> bool {
 }
 
 fn follow(fd: i32, nonblocking: Option<bool>, connected: bool) {
-    if !at_home() {
+    if !at_home() || heap::is_short() {
         return;
     }
     let nonblocking = nonblocking
@@ -528,6 +534,7 @@ pub fn replacing(new: i32, old: i32) -> Changing {
 }
 
 fn close_connection(fd: i32, index: u32, changing: &Changing) {
+    epoll::before_number_goes(fd, index);
     // No call has its first look by this number from now on.
     if !STRUCTURE.briefly(|_| changing.begin(fd, Kind::Connection(index))) {
         return;

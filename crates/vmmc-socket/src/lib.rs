@@ -90,7 +90,7 @@ pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
     lower_passed,
 };
-pub use options::{asks_for_bytes, is_not_carried, option_is_set};
+pub use options::{asks_for_bytes, has_not_carried, is_handed_down, is_not_carried, option_is_set};
 pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{Sending, complete_info, send, send_file, unsent};

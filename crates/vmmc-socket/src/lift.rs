@@ -19,7 +19,9 @@ use crate::layer::{self, Inquiry, STRUCTURE, Structure};
 use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
-use crate::{anew, board, cork, epoll, kernel, park, policy, receive, service, tcp, transmit};
+use crate::{
+    anew, board, cork, epoll, kernel, options, park, policy, receive, service, tcp, transmit,
+};
 
 mod later;
 mod worth;
@@ -125,6 +127,11 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         }
         if !slot.is_alone() {
             return inquire(structure, process, fd, index);
+        }
+        // Another program, which had it meanwhile, may have set what this one never did.
+        let strange = [&slot.returned, &slot.handed].iter().any(|n| n.load(Ordering::Relaxed) > 0);
+        if strange && options::has_not_carried(fd) {
+            return stay(index, slot, Why::Call);
         }
         if slot.phase() == Phase::Retired {
             if anew::come_back(structure, fd, index) == anew::Return::Never {
@@ -431,6 +438,10 @@ fn get_ready(index: u32, slot: &Slot, local: &Local, parts: &mut local::Parts) {
     if epoll::may_have_shot(index, parts) {
         return;
     }
+    let flags = parts.descriptors.first().and_then(|fd| kernel::status_flags(*fd));
+    if let Some(flags) = flags {
+        slot.nonblocking.store(flags & libc::O_NONBLOCK != 0, Ordering::Relaxed);
+    }
     epoll::adopt(index, parts);
     slot.ready.store(true, Ordering::Release);
     ends.theirs.tell(READY);
@@ -547,6 +558,10 @@ pub(crate) fn switch_outward(fd: i32, index: u32, slot: &Slot, ends: local::Ends
     let Some(written) = tcp::written(fd) else { return false };
     ends.theirs.switch.store(written + 1, Ordering::SeqCst);
     slot.outward.set_way(Way::Ring);
+    // What was sent with `MSG_MORE` waits for what comes now, which TCP will not see.
+    if !slot.corked.load(Ordering::Relaxed) && kernel::holds_back(fd) {
+        kernel::push(fd);
+    }
     kernel::acknowledge_at_once(fd);
     board::update(index, slot);
     true

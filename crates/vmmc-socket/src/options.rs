@@ -1,6 +1,11 @@
 //! Options of a socket that the kernel has, and that what goes through the rings has to follow.
 
-use crate::{cork, receive, transmit};
+use crate::{cork, kernel, receive, transmit};
+
+// The libc crate has one number for each: which of the two depends on the width of its time.
+const SO_TIMESTAMP_NEW: i32 = 63;
+const SO_TIMESTAMPNS_NEW: i32 = 64;
+const SO_TIMESTAMPING_NEW: i32 = 65;
 
 /// The program has set an option on `fd`.
 pub fn option_is_set(fd: i32, level: i32, name: i32) {
@@ -17,10 +22,6 @@ pub fn option_is_set(fd: i32, level: i32, name: i32) {
 
 /// Whether an option changes what is sent or received, or how, in a way that the rings do not follow.
 pub fn is_not_carried(level: i32, name: i32) -> bool {
-    // The libc crate has one number for each: which of the two depends on the width of its time.
-    const SO_TIMESTAMP_NEW: i32 = 63;
-    const SO_TIMESTAMPNS_NEW: i32 = 64;
-    const SO_TIMESTAMPING_NEW: i32 = 65;
     const TCP_ULP: i32 = 31;
     match level {
         libc::SOL_SOCKET => matches!(
@@ -39,6 +40,33 @@ pub fn is_not_carried(level: i32, name: i32) -> bool {
         libc::IPPROTO_TCP => matches!(name, TCP_ULP | libc::TCP_REPAIR),
         _ => false,
     }
+}
+
+/// Of those that are not carried, and that a socket may have from the one that it came by, or from another program that has it, how each is unless it is set.
+/// `SO_ZEROCOPY` is none: it only lets calls have a flag, which lowers.
+const HANDED_DOWN: [(i32, i32); 9] = [
+    (libc::SO_RCVLOWAT, 1),
+    (libc::SO_TIMESTAMP, 0),
+    (libc::SO_TIMESTAMPNS, 0),
+    (libc::SO_TIMESTAMPING, 0),
+    (SO_TIMESTAMP_NEW, 0),
+    (SO_TIMESTAMPNS_NEW, 0),
+    (SO_TIMESTAMPING_NEW, 0),
+    (libc::SO_PEEK_OFF, -1),
+    (libc::SO_MAX_PACING_RATE, -1),
+];
+
+/// Whether an option that is not carried goes from a listening socket to the connections that it accepts.
+pub fn is_handed_down(level: i32, name: i32) -> bool {
+    level == libc::SOL_SOCKET && HANDED_DOWN.iter().any(|&(one, _)| one == name)
+}
+
+/// Whether some option of `fd` is set that is not carried.
+pub fn has_not_carried(fd: i32) -> bool {
+    HANDED_DOWN.iter().any(|&(name, default)| {
+        let value = kernel::option::<i32>(fd, libc::SOL_SOCKET, name);
+        value.is_some_and(|value| value != default)
+    })
 }
 
 /// Whether to ask for an option is to receive what has arrived on TCP.

@@ -584,7 +584,7 @@ impl<'a> Polling<'a> {
             || wanted & IN != 0 && reader.load(Ordering::Relaxed) == 0
             || wanted & OUT != 0 && writer.load(Ordering::Relaxed) == 0;
         if due && local.shared(&pin).is_none() {
-            let own = directions(wanted);
+            let own = directions(wanted & !libc::POLLRDHUP);
             wait::silence(index, pin.ends(), &own, || self.rings(n, index) != 0);
         }
         if wanted & (IN | libc::POLLRDHUP) != 0 {

@@ -424,36 +424,38 @@ pub(crate) fn can_send(slot: &Slot, ends: Ends) -> bool {
 pub(crate) fn silence(index: u32, ends: Ends, own: &[Direction], found: impl Fn() -> bool) {
     let (slot, local) = (slot::get(index), local::get(index));
     local.silence();
-    if thread::alone() && slot.tenure.holders() == 1 {
-        return;
-    }
-    if found() {
-        local.ring_own();
-    }
     let both = [Direction::In, Direction::Out];
-    for other in both.into_iter().filter(|direction| !own.contains(direction)) {
-        let sleeper = other.asleep(slot).load(Ordering::SeqCst);
-        let known = sleeper != 0 && sleeper != thread::id();
-        // The one that is known may have left, and not the others.
-        if !known && other.in_flight(slot).load(Ordering::SeqCst) == 0 {
-            continue;
+    if !thread::alone() || slot.tenure.holders() != 1 {
+        if found() {
+            local.ring_own();
         }
-        announce(other.announcement(ends));
-        if !other.ready(slot, ends) {
-            continue;
-        }
-        if known && !kernel::exists(sleeper) {
-            other.asleep(slot).store(0, Ordering::SeqCst);
-            continue;
-        }
-        local.ring_own();
-        let_look(|| other.ready(slot, ends));
+        let others = both.into_iter().filter(|direction| !own.contains(direction));
+        others.for_each(|other| rouse(other, slot, local, ends));
     }
     let announce_all = || both.into_iter().for_each(|way| announce(way.announcement(ends)));
-    if !thread::alone() && epoll::sleeps_beside_news(index, announce_all) {
+    if epoll::sleeps_beside_news(index, announce_all) {
         local.ring_own();
         let_look(|| true);
     }
+}
+
+/// Announces anew who sleeps in a direction, and rings for them if there is something.
+fn rouse(direction: Direction, slot: &Slot, local: &Local, ends: Ends) {
+    let sleeper = direction.asleep(slot).load(Ordering::SeqCst);
+    let known = sleeper != 0 && sleeper != thread::id();
+    // The one that is known may have left, and not the others.
+    if !known && direction.in_flight(slot).load(Ordering::SeqCst) == 0 {
+        return;
+    }
+    announce(direction.announcement(ends));
+    if !direction.ready(slot, ends) {
+        return;
+    }
+    if known && !kernel::exists(sleeper) {
+        return direction.asleep(slot).store(0, Ordering::SeqCst);
+    }
+    local.ring_own();
+    let_look(|| direction.ready(slot, ends));
 }
 
 /// Gives those who were rung the processor, and time if there is `still` something for them: they may have less of a priority, or be there no

@@ -95,6 +95,22 @@ void scenario_corked_then_nodelay(void) {
 }
 
 /* Corked before it is lifted. */
+static void cork_and_switch_nodelay_off(int fd) {
+    set(fd, TCP_CORK, 1);
+    send(fd, "held ", 5, 0);
+    set(fd, TCP_NODELAY, 0);
+}
+
+static void uncork_behind(int fd) {
+    send(fd, "until now", 9, 0);
+    set(fd, TCP_CORK, 0);
+}
+
+/* Switched on it sends what is held back; switched off it does not. */
+void scenario_corked_then_nodelay_off(void) {
+    hold_and_follow(connection(), cork_and_switch_nodelay_off, uncork_behind);
+}
+
 void scenario_corked_from_the_beginning(void) {
     int fd = cold_connection();
     char byte = 'x';

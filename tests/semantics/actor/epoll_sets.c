@@ -569,3 +569,79 @@ void scenario_epoll_entry_outlives_close(void) {
     look("closed everywhere", set, 20);
     meet();
 }
+
+/* A registered number is closed, and used again for another file, while the connection goes on under another number: the registration stays, and is
+ * about the connection, whoever looks at the set. */
+void scenario_epoll_registered_number_closed(void) {
+    enum { KINDS = 3 };
+    for (int kind = 0; kind < KINDS; kind++) {
+        int fd = cold_connection();
+        warm(fd);
+        if (me.client) {
+            meet();
+            expect_text(fd, "hello");
+            put_text(fd, "1");
+            meet();
+            expect_text(fd, "more");
+            put_text(fd, "2");
+            meet();
+            shutdown(fd, SHUT_WR);
+            meet();
+            close(fd);
+            continue;
+        }
+        int set = epoll_create1(0), ends[2];
+        struct epoll_event event = {.events = EPOLLIN, .data.u64 = 7};
+        epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+        int other = dup(fd);
+        close(fd);
+        socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends);
+        say("reused %d", ends[0] == fd);
+        put_text(other, "hello");
+        if (kind == 1) {
+            struct pollfd item = {.fd = set, .events = POLLIN};
+            T(poll(&item, 1, 0));
+        } else if (kind == 2) {
+            int outer = epoll_create1(0);
+            T(epoll_ctl(outer, EPOLL_CTL_ADD, set, &event));
+            close(outer);
+        }
+        meet();
+        T(epoll_wait(set, &event, 1, 5000));
+        say_epoll("bytes", event.events);
+        expect_text(other, "1");
+        T(epoll_wait(set, &event, 1, 0));
+        char byte;
+        T(recv(ends[1], &byte, 1, MSG_DONTWAIT));
+        put_text(other, "more");
+        meet();
+        T(epoll_wait(set, &event, 1, 5000));
+        expect_text(other, "2");
+        meet();
+        T(epoll_wait(set, &event, 1, 5000));
+        expect_end(other);
+        meet();
+        close(set);
+        close(other);
+        close(ends[0]);
+        close(ends[1]);
+    }
+    meet();
+}
+
+/* What one may not ask of a registration later. */
+void scenario_epoll_exclusive_later(void) {
+    int fd = connection(), set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN};
+    T(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    event.events = EPOLLIN | EPOLLEXCLUSIVE;
+    T(epoll_ctl(set, EPOLL_CTL_MOD, fd, &event));
+    meet();
+    if (me.client)
+        put_text(fd, "1");
+    if (me.server) {
+        T(epoll_wait(set, &event, 1, 5000));
+        expect_text(fd, "1");
+    }
+    meet();
+}

@@ -309,6 +309,35 @@ void scenario_no_address_space_left(void) {
     meet();
 }
 
+/* A process that gets no more memory goes on making connections. */
+void scenario_connections_without_memory(void) {
+    enum { CONNECTIONS = 150 };
+    int fd = connection();
+    if (me.server) {
+        long pages = 0;
+        FILE *sizes = fopen("/proc/self/statm", "r");
+        if (sizes && fscanf(sizes, "%ld", &pages) == 1)
+            fclose(sizes);
+        struct rlimit limit, now;
+        getrlimit(RLIMIT_AS, &limit);
+        now = limit;
+        now.rlim_cur = pages * sysconf(_SC_PAGESIZE);
+        T(setrlimit(RLIMIT_AS, &now));
+        int good = 0, ends[2];
+        for (int i = 0; i < CONNECTIONS; i++) {
+            cold_ends(ends);
+            round_trip(ends);
+            good++;
+        }
+        setrlimit(RLIMIT_AS, &limit);
+        say("%d connections", good);
+        put_text(fd, "fine");
+    } else {
+        expect_text(fd, "fine");
+    }
+    meet();
+}
+
 /* Shared memory is no file of the program's that could be too large: no signal for that, either. */
 void scenario_small_files_only(void) {
     struct rlimit limit;

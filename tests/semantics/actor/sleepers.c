@@ -132,3 +132,93 @@ void scenario_sleepers_slow_poll(void) {
 void scenario_sleepers_slow_epoll(void) {
     play_slow(EPOLL);
 }
+
+static void *wait_idly(void *argument) {
+    struct sleeper *sleeper = argument;
+    struct sched_param none = {0};
+    struct epoll_event event;
+    sched_setscheduler(0, SCHED_IDLE, &none);
+    sleeper->thread = gettid();
+    sleeper->done = epoll_wait(sleeper->fd, &event, 1, 8000) == 1;
+    return NULL;
+}
+
+/* One waits for a set; another, which is quicker, takes what has come, and looks at the set without waiting. */
+void scenario_sleepers_beside_a_look(void) {
+    int fd = connection();
+    if (me.client) {
+        for (int round = 0; round < 2; round++) {
+            meet();
+            put_text(fd, "1");
+        }
+        meet();
+        return;
+    }
+    share_a_processor();
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    struct sleeper sleeper = {.fd = set};
+    pthread_t thread = start(wait_idly, &sleeper);
+    meet();
+    char byte;
+    while (recv(fd, &byte, 1, MSG_DONTWAIT) != 1)
+        ;
+    T(epoll_wait(set, &event, 1, 0));
+    usleep(100000);
+    struct timespec begun = now();
+    meet();
+    pthread_join(thread, NULL);
+    if (!sleeper.done || elapsed_ms(&begun) > 2000)
+        say("! asleep beside a byte for %ld ms", elapsed_ms(&begun));
+    close(set);
+    meet();
+}
+
+/* A set that nobody waits for at the moment is told all the same, though somebody else was woken for what came, and slept on: who sends in another
+ * thread, or in this one for a while, or waits for the peer's end only. */
+void scenario_sleepers_beside_a_set(void) {
+    enum { KINDS = 4 };
+    for (int kind = 0; kind < KINDS; kind++) {
+        int fd = cold_connection();
+        warm(fd);
+        if (me.client) {
+            meet();
+            await_asleep(me.peer);
+            put_text(fd, "1");
+            meet();
+            static char bytes[1 << 16];
+            while (recv(fd, bytes, sizeof bytes, 0) > 0)
+                ;
+            close(fd);
+            continue;
+        }
+        int set = epoll_create1(0);
+        struct epoll_event event = {.events = EPOLLIN | (kind == 3 ? EPOLLET : 0)};
+        epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+        T(epoll_wait(set, &event, 1, 20));
+        struct sleeper writer = {.fd = fd};
+        pthread_t writing;
+        if (kind >= 2)
+            writing = start(sleep_for_room, &writer);
+        meet();
+        struct timeval limit = {.tv_usec = 300000};
+        static char bytes[MUCH];
+        struct pollfd item = {.fd = fd, .events = POLLRDHUP};
+        if (kind == 0) {
+            setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+            send(fd, bytes, sizeof bytes, 0);
+        } else {
+            poll(&item, kind == 1, 300);
+        }
+        meet();
+        T(epoll_wait(set, &event, 1, 3000));
+        expect_text(fd, "1");
+        if (kind >= 2)
+            pthread_join(writing, NULL);
+        shutdown(fd, SHUT_WR);
+        close(set);
+        close(fd);
+    }
+    meet();
+}

@@ -89,6 +89,7 @@ macro_rules! for_every_scenario {
             few_descriptors_allowed: Warm;
             no_descriptors_allowed: Warm;
             no_address_space_left: Warm;
+            connections_without_memory: Warm;
             small_files_only: Cold;
             poll_bytes_and_others: Warm;
             select_mixed: Warm;
@@ -133,6 +134,8 @@ macro_rules! for_every_scenario {
             epoll_shared_by_fork: Warm;
             epoll_lowered_beside_others: Warm;
             epoll_tells_of_all_kinds: Warm;
+            epoll_registered_number_closed: Cold;
+            epoll_exclusive_later: Warm;
             epoll_entry_outlives_close: Warm, "a registration ends with the last descriptor of this process, not of the family";
             // closing.c
             half_close: Warm;
@@ -286,6 +289,7 @@ macro_rules! for_every_scenario {
             held_back: Warm;
             corked: Warm;
             corked_then_nodelay: Warm;
+            corked_then_nodelay_off: Warm;
             corked_from_the_beginning: Cold;
             held_back_and_waited_for: Warm;
             held_back_and_looked_for: Warm;
@@ -340,6 +344,8 @@ macro_rules! for_every_scenario {
             sleepers_slow_recv: Warm;
             sleepers_slow_poll: Warm;
             sleepers_slow_epoll: Warm;
+            sleepers_beside_a_look: Warm;
+            sleepers_beside_a_set: Cold;
             // threads.c
             thread_send_while_recv: Warm;
             thread_shutdown_while_recv: Warm;

@@ -114,6 +114,12 @@ impl Registrations {
         entry.is_some_and(|entry| entry.slot == slot && entry.lifted)
     }
 
+    /// Whether the program has `fd` registered, as the connection `slot`.
+    pub(super) fn has_active(&self, fd: i32, slot: u32) -> bool {
+        let entry = self.by_fd.get(fd).and_then(|number| self.entries[number as usize].as_ref());
+        entry.is_some_and(|entry| entry.slot == slot && entry.active)
+    }
+
     /// Passes a change of a known registration that is not lifted on to the kernel; `None` if it is not such.
     ///
     /// Programs delete and add again between two waits, which is two system calls for what is one change or none. A

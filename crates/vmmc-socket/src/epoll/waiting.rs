@@ -156,7 +156,7 @@ impl Waiting {
                 // What the rings have told stands, whatever the kernel says.
                 found += self.ask_kernel(registrations, found).unwrap_or(0);
             }
-            self.on_return(registrations, found > 0);
+            self.on_return(registrations, found > 0 || self.timeout == Some(Duration::ZERO));
             let spins = found == 0 && registrations.hot();
             let peer = spins.then(|| registrations.peer_processor());
             Ok(Some(Look { found, left: registrations.take_left(), peer }))

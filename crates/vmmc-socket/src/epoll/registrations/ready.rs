@@ -66,6 +66,13 @@ impl Registrations {
         self.heat(number);
     }
 
+    /// The bell was silenced by somebody who does not wait on this set, for whom it may have been rung.
+    pub(in crate::epoll) fn unhear(&mut self, slot: u32, number: u32) {
+        if self.own(number, slot).is_some_and(|entry| entry.lifted && entry.active) {
+            self.heat(number);
+        }
+    }
+
     pub(super) fn heat(&mut self, number: u32) {
         if let Some(entry) = &mut self.entries[number as usize] {
             entry.idle = 0;
