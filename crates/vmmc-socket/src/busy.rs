@@ -14,7 +14,7 @@ use crate::kernel::Doing;
 use crate::layer::STRUCTURE;
 use crate::local::Local;
 use crate::wait::Direction;
-use crate::{kernel, layer, local, slot, thread};
+use crate::{closing, kernel, layer, local, own_numbers, slot, thread};
 
 /// In what kind of call a thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,17 +196,18 @@ pub(crate) fn is_kept(fd: i32, index: u32) -> bool {
 
 /// In a child of fork, which has none of the threads.
 pub(crate) fn forked() {
-    let kept = descriptor::between(layer::floor(), i32::MAX).filter_map(|(fd, kind)| match kind {
-        Kind::Connection(index) => is_kept(fd, index).then_some(index),
-        _ => None,
-    });
+    let kept =
+        descriptor::between(own_numbers::lowest(), i32::MAX).filter_map(|(fd, kind)| match kind {
+            Kind::Connection(index) => is_kept(fd, index).then_some(index),
+            _ => None,
+        });
     kept.for_each(let_go);
 }
 
 fn let_go(index: u32) {
     let kept = local::get(index).kept.swap(Local::NOT_KEPT, Ordering::SeqCst);
     if kept >= 0 {
-        let changing = layer::closing(kept);
+        let changing = closing::closing(kept);
         let _ = kernel::call!(SYS_close, kept);
         drop(changing);
     }

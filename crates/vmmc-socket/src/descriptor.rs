@@ -8,7 +8,7 @@ use vmmc::descriptor::Descriptor;
 
 use crate::kernel::{self, Errno};
 use crate::layer::STRUCTURE;
-use crate::{layer, thread};
+use crate::{layer, own_numbers, thread};
 
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
 const NUMBERS: usize = 1 << 20;
@@ -174,6 +174,9 @@ pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
     };
     let Some(entry) = TABLE.get(fd as usize) else { return false };
     TOP.fetch_max(fd + 1, Ordering::Relaxed);
+    if kind == Kind::Own {
+        own_numbers::note(fd);
+    }
     let was = entry.swap(word, Ordering::AcqRel);
     CHANGES.fetch_add(1, Ordering::Release);
     count(was, -1);
@@ -252,8 +255,11 @@ pub(crate) fn forked() {
 pub(crate) fn above(fd: i32) -> Result<i32, Errno> {
     // SAFETY: a number that is not negative, for the calls of this function.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let made = Descriptor::duplicate_above(fd, layer::floor());
-    made.map(|made| OwnedFd::from(made).into_raw_fd()).map_err(|error| Errno(error.raw_os_error()))
+    let made = Descriptor::duplicate_above(fd, own_numbers::floor())
+        .map_err(|error| Errno(error.raw_os_error()))?;
+    let made = OwnedFd::from(made).into_raw_fd();
+    own_numbers::note(made);
+    Ok(made)
 }
 
 /// A descriptor that only the layer uses; closed when dropped.

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use vmmc::{Heir, PairError, PairId, Process};
 
 use crate::bells::Bells;
-use crate::descriptor::{self, Changing, Kind};
+use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
-use crate::kernel::{Errno, Outcome};
 use crate::slot::{self, Why};
 use crate::tenure::Seen;
 use crate::{
-    board, busy, ending, epoll, explain, family, handing, heap, kernel, lift, local, park, policy,
-    service, spin, thread,
+    board, closing, ending, epoll, explain, family, handing, heap, kernel, lift, local,
+    own_numbers, park, policy, service, spin,
 };
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
@@ -27,8 +26,6 @@ static LINK: AtomicI32 = AtomicI32::new(0);
 /// What a forked child has of its parent until it opens a connection of its own; see [`Heir`].
 static HEIR: AtomicPtr<Heir> = AtomicPtr::new(std::ptr::null_mut());
 static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
-/// From this number on the layer keeps its own descriptors.
-static FLOOR: AtomicI32 = AtomicI32::new(0);
 
 /// What changes rarely, behind one lock.
 pub(crate) static STRUCTURE: Guarded<Structure> = Guarded::new(Structure::new());
@@ -84,7 +81,7 @@ impl Structure {
             .place(service::place().clone())
             .start_service(false)
             .watcher(false)
-            .descriptor_floor(floor())
+            .descriptor_floor(own_numbers::floor())
             .name(&program_name());
         let options = match heir() {
             Some(heir) => options.heir(heir),
@@ -227,59 +224,6 @@ pub(crate) fn forget_process() {
     }
 }
 
-/// Descriptors of the layer's own get numbers from here on, so that the program's own numbers stay as they would be.
-pub(crate) fn floor() -> i32 {
-    FLOOR.load(Ordering::Relaxed)
-}
-
-/// Whether one more pair has room for two bells, one of its own and the peer's: they may share both with others, but that is known
-/// later.
-pub(crate) fn has_room(structure: &Structure) -> bool {
-    /// For what comes along with messages of the service.
-    const OTHERS: u64 = 4;
-    /// A limit of which the program needs all.
-    const FEW: u64 = 256;
-    let (limit, highest) = descriptor_limits();
-    let floor = u64::from(floor().unsigned_abs());
-    let beyond = floor >= limit && highest > floor;
-    if !beyond && limit < FEW || heap::is_short() {
-        return false;
-    }
-    let limit = if beyond { highest } else { limit };
-    let floor = if floor < limit { floor } else { limit / 4 * 3 };
-    let unfinished = structure.pairs.len().saturating_sub(park::lifted_here());
-    descriptor::owned() as u64 + 2 * (unfinished as u64 + 1) + OTHERS <= limit - floor
-}
-
-/// Calls `act`, which changes the limits of this process, while the layer makes no descriptor of its own, for which it may change them too.
-pub fn while_limits_stand<R>(act: impl Fn() -> R) -> R {
-    STRUCTURE.with_unless_borrowed(|_| act()).unwrap_or_else(act)
-}
-
-/// Whether the program may give a file the number `fd`. It may have one that is higher, from when it was allowed to.
-pub fn is_within_limit(fd: i32) -> bool {
-    u64::try_from(fd).is_ok_and(|fd| fd < descriptor_limit())
-}
-
-fn descriptor_limit() -> u64 {
-    descriptor_limits().0
-}
-
-/// How many descriptors the program may have, and to how many it may raise that.
-fn descriptor_limits() -> (u64, u64) {
-    kernel::limits(libc::RLIMIT_NOFILE).unwrap_or((1024, 1024))
-}
-
-/// Where the layer's own descriptors begin: beyond the program's limit, if there is room, or in the last quarter of it; not too high, as the kernel's table
-/// has room for all below.
-fn choose_floor() -> i32 {
-    const HIGHEST: u64 = 16 * 1024;
-    let (limit, highest) = descriptor_limits();
-    let beyond = limit <= HIGHEST && highest.saturating_sub(limit) >= limit / 4;
-    let floor = if beyond { limit } else { (limit / 4 * 3).min(HIGHEST) };
-    floor as i32
-}
-
 /// The larger rings of what the peers send are mapped when a connection is lifted: later there may be no address space for them.
 pub(crate) fn limit_address_space() {
     CRAMPED.store(true, Ordering::Relaxed);
@@ -304,7 +248,7 @@ pub fn start() {
     if !slot::prepare() {
         return;
     }
-    FLOOR.store(choose_floor(), Ordering::Relaxed);
+    own_numbers::begin();
     if let Some(microseconds) = std::env::var("VMMC_SPIN").ok().and_then(|value| value.parse().ok())
     {
         spin::set_budget(microseconds);
@@ -467,7 +411,7 @@ pub fn leave(fd: i32) {
 /// The kernel has given the program a new descriptor `fd`: whatever had that number was closed where nobody saw it.
 pub fn renewed(fd: i32) {
     if descriptor::kind(fd) != Kind::Other && descriptor::kind(fd) != Kind::Own {
-        drop(closing(fd));
+        drop(closing::closing(fd));
     }
 }
 
@@ -504,64 +448,6 @@ pub(crate) fn enter_duplicate(index: u32, new: i32) {
     });
 }
 
-/// The program is about to close `fd`. Must come before the kernel's close.
-pub fn closing(fd: i32) -> Changing {
-    let kind = descriptor::kind(fd);
-    if matches!(kind, Kind::Other | Kind::Own) || !at_home() {
-        return Changing::nothing();
-    }
-    let changing = Changing::between(fd, fd);
-    close(fd, kind, &changing);
-    changing
-}
-
-fn close(fd: i32, kind: Kind, changing: &Changing) {
-    match kind {
-        Kind::Connection(index) => close_connection(fd, index, changing),
-        Kind::Set(number) => epoll::closing(fd, number),
-        Kind::Other | Kind::Own => {}
-    }
-}
-
-/// The program is about to have `new` replaced by the open file of `old`.
-pub fn replacing(new: i32, old: i32) -> Changing {
-    if descriptor::connection(old).is_none() || descriptor::kind(new) != Kind::Other || !at_home() {
-        return closing(new);
-    }
-    let changing = Changing::between(new, new);
-    changing.begin_use();
-    changing
-}
-
-fn close_connection(fd: i32, index: u32, changing: &Changing) {
-    epoll::before_number_goes(fd, index);
-    // No call has its first look by this number from now on.
-    if !STRUCTURE.briefly(|_| changing.begin(fd, Kind::Connection(index))) {
-        return;
-    }
-    if busy::keep(fd, index) {
-        epoll::leave(index, local::get(index), true);
-    }
-    let last = STRUCTURE.briefly(|_| {
-        // SAFETY: the structure's lock is held.
-        let parts = unsafe { local::get(index).parts() };
-        epoll::before_close(index, parts);
-        parts.descriptors.retain(|&other| other != fd);
-        if let Some(other) = parts.descriptors.first() {
-            board::renumber(index, fd, *other);
-        }
-        parts.descriptors.is_empty().then_some(!parts.members.is_empty())
-    });
-    match last {
-        Some(registered) => {
-            busy::ended(index);
-            board::close(index);
-            ending::close(fd, index, registered);
-        }
-        None => busy::renumbered(index),
-    }
-}
-
 /// Whether `fd` is a connection that the layer follows.
 #[inline]
 pub fn is_connection(fd: i32) -> bool {
@@ -571,67 +457,6 @@ pub fn is_connection(fd: i32) -> bool {
 /// Whether `fd` is a connection or an epoll object that the layer follows.
 pub fn is_tracked(fd: i32) -> bool {
     matches!(descriptor::kind_called(fd), Kind::Connection(_) | Kind::Set(_))
-}
-
-/// Whether the program may close `fd`: it may not close what it does not know of.
-#[inline]
-pub fn is_own(fd: i32) -> bool {
-    match descriptor::kind(fd) {
-        Kind::Own => true,
-        Kind::Connection(index) => busy::is_kept(fd, index),
-        // Of those it has kept the layer gives one up just now.
-        _ => fd >= floor() && descriptor::is_changing_elsewhere(fd),
-    }
-}
-
-/// Has `close` close what is open from `first` to `last`, in parts beside the layer's own, of which none is made meanwhile; ends with the first that fails.
-pub fn close_beside_own(first: u32, last: u32, mut close: impl FnMut(u32, u32) -> i32) -> i32 {
-    // A close may take its time (`SO_LINGER`): no lock is held for numbers where the layer keeps none.
-    if last < floor().cast_unsigned() {
-        return close(first, last);
-    }
-    let mut close_all = || {
-        let mut from = first;
-        let own = descriptor::numbers(first, last).filter(|fd| is_own(*fd));
-        for own in own.map(i32::cast_unsigned) {
-            if from < own && close(from, own - 1) != 0 {
-                return -1;
-            }
-            from = own + 1;
-        }
-        if from > last && from != first { 0 } else { close(from, last) }
-    };
-    if thread::alone() || confined() || !at_home() {
-        return close_all();
-    }
-    STRUCTURE.with_unless_borrowed(|_| close_all()).unwrap_or_else(close_all)
-}
-
-/// Closes a number where the layer may just be making one of its own; `None` if it is none such.
-#[inline]
-pub fn close_high(fd: i32) -> Option<Outcome> {
-    (fd >= floor() && enabled() && !thread::alone()).then(|| close_among_own(fd))
-}
-
-#[cold]
-fn close_among_own(fd: i32) -> Outcome {
-    let mut outcome = Err(Errno(libc::EBADF));
-    close_beside_own(fd.cast_unsigned(), fd.cast_unsigned(), |_, _| {
-        outcome = kernel::call!(SYS_close, fd);
-        0
-    });
-    outcome
-}
-
-/// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.
-pub fn closing_between(first: i32, last: i32) -> Changing {
-    let mut all = descriptor::between(first, last).filter(|(fd, _)| !is_own(*fd)).peekable();
-    if all.peek().is_none() || !at_home() {
-        return Changing::nothing();
-    }
-    let changing = Changing::between(first, last);
-    all.for_each(|(fd, kind)| close(fd, kind, &changing));
-    changing
 }
 
 /// The open file behind `fd` was made blocking or non-blocking.

@@ -36,6 +36,7 @@ mod anew;
 mod armed_poll;
 mod bells;
 mod busy;
+mod closing;
 mod cork;
 mod descriptor;
 mod ending;
@@ -53,6 +54,7 @@ mod lower;
 mod members;
 mod message;
 mod options;
+mod own_numbers;
 mod park;
 mod policy;
 mod receive;
@@ -76,14 +78,14 @@ pub mod kernel;
 pub mod readiness;
 pub mod signals;
 
+pub use closing::{close_beside_own, close_high, closing, closing_between, is_own, replacing};
 pub use descriptor::Changing;
 pub use half_close::{deafen, finish, is_over, is_over_in_rings};
 pub use handing::{Handing, received};
 pub use heap::Heap;
 pub use layer::{
-    accepted, close_beside_own, close_high, closing, closing_between, confined, connecting,
-    duplicated, is_connection, is_own, is_tracked, is_within_limit, leave, opened, renewed,
-    replacing, set_nonblocking, start, while_limits_stand,
+    accepted, confined, connecting, duplicated, is_connection, is_tracked, leave, opened, renewed,
+    set_nonblocking, start,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{
@@ -91,6 +93,7 @@ pub use lower::{
     lower_passed,
 };
 pub use options::{asks_for_bytes, has_not_carried, is_handed_down, is_not_carried, option_is_set};
+pub use own_numbers::{is_within_limit, while_limits_stand};
 pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{Sending, complete_info, send, send_file, unsent};

@@ -20,7 +20,8 @@ use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
 use crate::{
-    anew, board, cork, epoll, kernel, options, park, policy, receive, service, tcp, transmit,
+    anew, board, cork, epoll, kernel, options, own_numbers, park, policy, receive, service, tcp,
+    transmit,
 };
 
 mod later;
@@ -139,7 +140,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
             }
             return;
         }
-        if !layer::has_room(structure) {
+        if !own_numbers::has_room(structure) {
             return await_room(index, slot);
         }
         // SAFETY: the program is in a call on this descriptor; should it close it meanwhile, the service is shown
@@ -299,7 +300,7 @@ fn exchange(
         return false;
     };
     // Without room for the peer's bell too, this side's own would only take that of another pair.
-    if !layer::has_room(structure) {
+    if !own_numbers::has_room(structure) {
         slot.set_phase(Phase::Tcp);
         await_room(index, slot);
         return false;

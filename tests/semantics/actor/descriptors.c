@@ -212,6 +212,8 @@ void scenario_descriptor_limit_lowered(void) {
     }
     probe(fd, "fine");
     T(open("/dev/null", O_RDONLY));
+    T(close_range(100, 511, 0));
+    probe(fd, "still fine");
     close(fd);
     meet();
 }

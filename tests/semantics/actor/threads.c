@@ -404,7 +404,7 @@ void scenario_thread_send_beside_recv_and_poll(void) {
                 }
             }
             put_text(fd, "for recv");
-            usleep(10000);
+            meet();
             put_text(fd, "for poll");
             meet();
             close(fd);
@@ -421,6 +421,7 @@ void scenario_thread_send_beside_recv_and_poll(void) {
         pthread_join(writing, NULL);
         say("sent %zd", writer.result);
         join_reader(reading, &reader);
+        meet();
         join_poller(polling, &poller);
         meet();
         close(fd);
