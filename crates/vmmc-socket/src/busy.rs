@@ -281,13 +281,13 @@ impl Guest {
                 Seen::Asleep
             }
             Some(Doing::Call([POLLS, ..])) => Seen::Never,
-            // A process that has become another user may not ask this of itself.
-            None if kernel::is_thread(self.thread) => Seen::Asleep,
-            None => Seen::Never,
             // The kernel has had its call since before the connection was lifted.
             Some(Doing::Call([_, fd, _])) if fd == self.fd as usize => Seen::Asleep,
             Some(Doing::Call(_)) => Seen::Elsewhere,
             Some(Doing::Running) => Seen::Awake,
+            // A process that has become another user may not ask this of itself.
+            None if kernel::is_thread(self.thread) => Seen::Asleep,
+            None => Seen::Never,
         }
     }
 }

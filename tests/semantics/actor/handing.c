@@ -1,6 +1,10 @@
 /* Connections that the next program, or another process, finds, and has lifted once it is alone with them. */
 #include "actor.h"
 
+#include <spawn.h>
+
+extern char **environ;
+
 int talk(int fd);
 int receive_descriptor(int channel);
 void send_descriptor(int channel, int fd);
@@ -344,6 +348,38 @@ void scenario_exec_leaves_unread_bytes(void) {
 }
 
 /* `actor resume VERB FD`. */
+/* What another program has set on a connection that both had holds, also when that is over and the connection is lifted again. */
+void scenario_set_by_another_program(void) {
+    enum { TURNS = 300 };
+    int fd = connection();
+    char byte = 'x', number[16];
+    if (me.client) {
+        for (int i = 0; i < TURNS && get(fd, &byte, 1) == 1; i++)
+            put(fd, &byte, 1);
+        meet();
+        put_text(fd, "1");
+        meet();
+        return;
+    }
+    snprintf(number, sizeof number, "%d", fd);
+    char *arguments[] = {"actor", "resume", "make_nonblocking", number, NULL};
+    pid_t child;
+    posix_spawn(&child, me.program, NULL, NULL, arguments, environ);
+    finish(child);
+    for (int i = 0; i < TURNS; i++) {
+        put(fd, &byte, 1);
+        await_bits(fd, POLLIN);
+        if (recv(fd, &byte, 1, 0) != 1)
+            say("! nothing came");
+        usleep(5000);
+    }
+    T(recv(fd, &byte, 1, 0));
+    meet();
+    await_bits(fd, POLLIN);
+    T(recv(fd, &byte, 1, 0));
+    meet();
+}
+
 int resume_handed(const char *verb, int fd) {
     if (strcmp(verb, "talk_elsewhere") == 0)
         return talk_elsewhere(fd);
@@ -359,6 +395,8 @@ int resume_handed(const char *verb, int fd) {
         return connect_here(fd);
     if (strcmp(verb, "wait") == 0)
         return wait_in_next_program(fd);
+    if (strcmp(verb, "make_nonblocking") == 0)
+        return fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 ? 0 : 1;
     if (strcmp(verb, "close") == 0)
         close(fd);
     if (strcmp(verb, "close") == 0 || strcmp(verb, "keep_nothing") == 0) {

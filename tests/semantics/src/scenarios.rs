@@ -277,6 +277,7 @@ macro_rules! for_every_scenario {
             lifted_in_child_program: Warm;
             lifted_off_standard_input: Warm;
             lifted_after_passing: Warm;
+            set_by_another_program: Warm;
             lifted_after_peeking: Warm;
             shared_by_programs: Cold;
             shared_by_programs_then_alone: Warm;
