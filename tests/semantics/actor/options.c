@@ -167,8 +167,17 @@ static int begin_with_timestamps(void) {
     return fd;
 }
 
+static void receive_with_control_data(int fd) {
+    char buffer[WATER], control[256];
+    await_readable(fd, 4);
+    struct iovec part = {buffer, sizeof buffer};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    T(recvmsg(fd, &message, 0));
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    say("control data %d", header ? header->cmsg_type : -1);
+}
+
 void scenario_timestamps_of_listener(void) {
-    char buffer[WATER], control[128];
     int on = 1, other = begin_with_timestamps();
     if (me.server)
         T(setsockopt(me.listener, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on));
@@ -180,12 +189,7 @@ void scenario_timestamps_of_listener(void) {
         meet();
         return;
     }
-    await_readable(fd, 4);
-    struct iovec part = {buffer, sizeof buffer};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    T(recvmsg(fd, &message, 0));
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    say("control data %d", header ? header->cmsg_type : -1);
+    receive_with_control_data(fd);
     close(other);
     meet();
 }
@@ -193,7 +197,6 @@ void scenario_timestamps_of_listener(void) {
 /* What is told beside the bytes, and what is handed out without a copy, is the kernel's to tell. */
 void scenario_timestamps_of_new_kinds(void) {
     enum { NEW_KINDS = 63 }; /* SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW, SO_TIMESTAMPING_NEW */
-    char buffer[WATER], control[256];
     int fd = connection(), other = begin_with_timestamps();
     for (int kind = NEW_KINDS; kind < NEW_KINDS + 2; kind++) {
         if (me.server) {
@@ -203,14 +206,8 @@ void scenario_timestamps_of_new_kinds(void) {
         meet();
         if (me.client)
             put_text(fd, "when");
-        if (me.server) {
-            await_readable(fd, 4);
-            struct iovec part = {buffer, sizeof buffer};
-            struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-            T(recvmsg(fd, &message, 0));
-            struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-            say("control data %d", header ? header->cmsg_type : -1);
-        }
+        if (me.server)
+            receive_with_control_data(fd);
         meet();
     }
     close(other);

@@ -527,22 +527,25 @@ static void lift_by(int fd, bool sends) {
     }
 }
 
+/* Sees no end when the other side has closed, but when that has got something. */
+static void be_closed_late(int fd, bool resets) {
+    char byte;
+    lift_by(fd, false);
+    meet();
+    T(recv(fd, &byte, 1, MSG_DONTWAIT));
+    put_text(fd, "late bytes");
+    if (resets)
+        await_reset(fd);
+    else
+        expect_end(fd);
+    meet();
+}
+
 /* One thread is in recv since before the connection was lifted; close does not end that. */
 static void close_while_recv_since_before(bool resets) {
     int fd = cold_connection();
-    if (me.client) {
-        char byte;
-        lift_by(fd, false);
-        meet();
-        T(recv(fd, &byte, 1, MSG_DONTWAIT));
-        put_text(fd, "late bytes");
-        if (resets)
-            await_reset(fd);
-        else
-            expect_end(fd);
-        meet();
-        return;
-    }
+    if (me.client)
+        return be_closed_late(fd, resets);
     struct reader reader = {.fd = fd};
     pthread_t thread = start_reader(&reader);
     lift_by(fd, true);
@@ -565,16 +568,8 @@ void scenario_thread_close_with_reset_while_recv_since_before(void) {
 
 void scenario_thread_close_while_poll_since_before(void) {
     int fd = cold_connection();
-    if (me.client) {
-        char byte;
-        lift_by(fd, false);
-        meet();
-        T(recv(fd, &byte, 1, MSG_DONTWAIT));
-        put_text(fd, "late bytes");
-        await_reset(fd);
-        meet();
-        return;
-    }
+    if (me.client)
+        return be_closed_late(fd, true);
     struct poller poller = {.fd = fd};
     pthread_t thread = start_poller(&poller);
     lift_by(fd, true);
