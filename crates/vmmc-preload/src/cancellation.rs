@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{
     c_long, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr, msghdr, nfds_t,
-    off_t, pollfd, pthread_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    off_t, pid_t, pollfd, pthread_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
+    timeval,
 };
 
 use crate::boundary::next;
+use crate::programs::{Start, clone, fork};
 
 /// The program has cancelled a thread, or has had one that may be cancelled anywhere.
 static CANCELS: AtomicBool = AtomicBool::new(false);
@@ -181,7 +183,7 @@ define! {
     syscall::syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long;
 }
 
-/// Defines second names that the C library has for some of these.
+/// Defines second names that the C library has for some of these, and for those that make processes.
 macro_rules! alias {
     ($($alias:ident = $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {$(
         #[unsafe(no_mangle)]
@@ -201,4 +203,7 @@ alias! {
     __close = close(fd: c_int) -> c_int;
     __fcntl = fcntl(fd: c_int, command: c_int, argument: usize) -> c_int;
     __dup2 = dup2(old: c_int, new: c_int) -> c_int;
+    __fork = fork() -> pid_t;
+    __clone = clone(start: Option<Start>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_id: usize, area: usize,
+        child_id: usize) -> c_int;
 }

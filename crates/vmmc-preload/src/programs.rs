@@ -88,11 +88,6 @@ pub(crate) unsafe extern "C-unwind" fn fork() -> pid_t {
     pid
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn __fork() -> pid_t {
-    fork()
-}
-
 /// As `fork` without the handlers, for programs in a signal handler: the layer's are needed all the same.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn _Fork() -> pid_t {
@@ -157,20 +152,7 @@ fn forking(native: impl FnOnce() -> libc::c_long) -> libc::c_long {
     pid
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn __clone(
-    start: Option<Start>,
-    stack: *mut c_void,
-    flags: c_int,
-    argument: *mut c_void,
-    parent_id: usize,
-    area: usize,
-    child_id: usize,
-) -> c_int {
-    clone(start, stack, flags, argument, parent_id, area, child_id)
-}
-
-type Start = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+pub(crate) type Start = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
 
 /// What the child of a `clone` begins with.
 struct Begin {
