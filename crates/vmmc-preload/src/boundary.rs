@@ -236,12 +236,6 @@ pub(crate) fn result(outcome: Outcome) -> isize {
     }
 }
 
-/// Whether a pointer may be one to the program's memory. The kernel says `EFAULT` to those that are not, like null, or -1.
-#[inline]
-pub(crate) fn may_be_memory<T>(pointer: *const T) -> bool {
-    (0x1000..1 << 56).contains(&pointer.addr())
-}
-
 /// Calls `act`, which may use the C library, without a trace in `errno`.
 #[inline]
 pub(crate) fn keep_errno<R>(act: impl FnOnce() -> R) -> R {

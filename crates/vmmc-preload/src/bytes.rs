@@ -8,8 +8,9 @@ use libc::{
 };
 
 use vmmc_socket::Handing;
+use vmmc_socket::kernel::may_be_memory;
 
-use crate::boundary::{catch, keep_errno, may_be_memory, next, pieces, transfer};
+use crate::boundary::{catch, keep_errno, next, pieces, transfer};
 
 fn one(base: *const c_void, len: size_t) -> [iovec; 1] {
     [iovec { iov_base: base.cast_mut(), iov_len: len }]

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, c_ulong, c_void, sockaddr, socklen_t};
 
-use crate::boundary::{catch, keep_errno, may_be_memory, next};
+use vmmc_socket::kernel::may_be_memory;
+
+use crate::boundary::{catch, keep_errno, next};
 use crate::descriptors::note;
 
 fn accepted(listener: c_int, fd: c_int, nonblocking: bool) {

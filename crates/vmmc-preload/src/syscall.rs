@@ -3,9 +3,9 @@
 use std::ffi::{c_int, c_uint, c_void};
 
 use libc::{iovec, msghdr, sockaddr, socklen_t};
-use vmmc_socket::family;
+use vmmc_socket::{family, uring};
 
-use crate::boundary::{catch, next};
+use crate::boundary::{catch, keep_errno, next};
 use crate::bytes::{
     preadv2, pwritev2, read, readv, recvfrom, recvmmsg, recvmsg, sendfile, sendmmsg, sendmsg,
     sendto, splice, write, writev,
@@ -94,8 +94,22 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
         libc::SYS_dup2 => return crate::descriptors::dup2(fd, b as c_int).into(),
         libc::SYS_dup3 => return crate::descriptors::dup3(fd, b as c_int, c as c_int).into(),
         libc::SYS_io_uring_setup => {
-            // Its queues carry any call past every hook.
-            catch((), vmmc_socket::lower_for_uring);
+            let made = native(number, a, b, c, d, e, f);
+            if made >= 0 {
+                // SAFETY: the kernel has written there.
+                let parameters = &*(b as *const uring::Parameters);
+                catch((), || uring::made(made as c_int, parameters));
+            }
+            return made;
+        }
+        libc::SYS_io_uring_enter => {
+            if b as u32 != 0 {
+                keep_errno(|| catch((), || uring::entering(fd, b as u32, d as u32)));
+            }
+            return native(number, a, b, c, d, e, f);
+        }
+        libc::SYS_io_uring_register => {
+            keep_errno(|| catch((), || uring::registering(b as u32)));
             return native(number, a, b, c, d, e, f);
         }
         libc::SYS_prctl => {

@@ -10,7 +10,6 @@ macro_rules! ring_makers {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(
         #[unsafe(no_mangle)]
         pub(crate) unsafe extern "C-unwind" fn $name($($argument: $type),*) -> c_int {
-            keep_errno(|| catch((), vmmc_socket::lower_for_uring));
             let found = look_up_optional(concat!(stringify!($name), "\0"));
             if found.is_null() {
                 return -libc::ENOSYS;
@@ -19,7 +18,11 @@ macro_rules! ring_makers {
             let native = unsafe {
                 std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> c_int>(found)
             };
-            native($($argument),*)
+            let made = native($($argument),*);
+            if made >= 0 {
+                keep_errno(|| catch((), vmmc_socket::lower_for_uring));
+            }
+            made
         }
     )*};
 }

@@ -8,13 +8,12 @@ use libc::{c_int, epoll_event, fd_set, nfds_t, pollfd, sigset_t, timespec, timev
 use smallvec::SmallVec;
 use vmmc_socket::Step;
 use vmmc_socket::epoll::{self, Waiting};
-use vmmc_socket::kernel::{self, Errno, Outcome};
+use vmmc_socket::kernel::{self, Errno, Outcome, may_be_memory};
 use vmmc_socket::readiness::{Limit, Polling};
 use vmmc_socket::signals::have_interrupted;
 
 use crate::boundary::{
-    INTERRUPTED, catch, follow, keep_errno, look_up_optional, may_be_memory, natively, next,
-    poll_natively, result,
+    INTERRUPTED, catch, follow, keep_errno, look_up_optional, natively, next, poll_natively, result,
 };
 
 fn milliseconds(timeout: c_int) -> Option<Duration> {

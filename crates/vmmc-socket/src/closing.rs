@@ -3,7 +3,7 @@
 use crate::descriptor::{self, Changing, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::layer::{self, STRUCTURE};
-use crate::{board, busy, ending, epoll, local, own_numbers, thread};
+use crate::{board, busy, ending, epoll, local, own_numbers, thread, uring};
 
 /// The program is about to close `fd`. Must come before the kernel's close.
 pub fn closing(fd: i32) -> Changing {
@@ -20,6 +20,7 @@ fn close(fd: i32, kind: Kind, changing: &Changing) {
     match kind {
         Kind::Connection(index) => close_connection(fd, index, changing),
         Kind::Set(number) => epoll::closing(fd, number),
+        Kind::Ring(number) => uring::closing(fd, number),
         Kind::Other | Kind::Own => {}
     }
 }

@@ -28,10 +28,11 @@ static OWNED: AtomicUsize = AtomicUsize::new(0);
 /// The kernel's table of this process's descriptors reaches the layer's own numbers.
 static REACHES: AtomicBool = AtomicBool::new(false);
 
-/// Nothing or kind in the two top bits, index below. Nothing, and below the number of a thread: that thread has the kernel give the number another meaning just now.
-const CONNECTION: u32 = 1 << 30;
-const SET: u32 = 2 << 30;
-const OWN: u32 = 3 << 30;
+/// Nothing or kind in the three top bits, index below. Nothing, and below the number of a thread: that thread has the kernel give the number another meaning just now.
+const CONNECTION: u32 = 1 << 29;
+const SET: u32 = 2 << 29;
+const OWN: u32 = 3 << 29;
+const RING: u32 = 4 << 29;
 const INDEX: u32 = CONNECTION - 1;
 
 /// What a descriptor is.
@@ -43,6 +44,8 @@ pub(crate) enum Kind {
     Connection(u32),
     /// An epoll object, by its number among the sets.
     Set(u32),
+    /// An io_uring of the program's that is followed, by its place.
+    Ring(u32),
     /// The layer's own: the program must not close it.
     Own,
 }
@@ -58,8 +61,20 @@ impl Kind {
         match word & !INDEX {
             CONNECTION => Self::Connection(word & INDEX),
             SET => Self::Set(word & INDEX),
+            RING => Self::Ring(word & INDEX),
             OWN => Self::Own,
             _ => Self::Other,
+        }
+    }
+
+    /// As it stands in the table.
+    fn word(self) -> u32 {
+        match self {
+            Self::Other => 0,
+            Self::Connection(index) => CONNECTION | index,
+            Self::Set(index) => SET | index,
+            Self::Ring(index) => RING | index,
+            Self::Own => OWN,
         }
     }
 }
@@ -166,12 +181,7 @@ impl Drop for Changing {
 
 /// Enters `fd`; false if the number is out of the table's range.
 pub(crate) fn enter(fd: i32, kind: Kind) -> bool {
-    let word = match kind {
-        Kind::Other => 0,
-        Kind::Connection(index) => CONNECTION | index,
-        Kind::Set(index) => SET | index,
-        Kind::Own => OWN,
-    };
+    let word = kind.word();
     let Some(entry) = TABLE.get(fd as usize) else { return false };
     TOP.fetch_max(fd + 1, Ordering::Relaxed);
     if kind == Kind::Own {
@@ -207,12 +217,10 @@ pub(crate) fn remove(fd: i32, was: Kind) -> bool {
 }
 
 fn replace(fd: i32, was: Kind, new: u32) -> bool {
-    let word = match was {
-        Kind::Connection(index) => CONNECTION | index,
-        Kind::Set(index) => SET | index,
-        Kind::Own => OWN,
-        Kind::Other => return false,
-    };
+    let word = was.word();
+    if was == Kind::Other {
+        return false;
+    }
     TABLE.get(fd as usize).is_some_and(|entry| {
         let removed =
             entry.compare_exchange(word, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();

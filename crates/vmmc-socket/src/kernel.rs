@@ -78,6 +78,12 @@ pub(crate) fn data_message(pieces: &[libc::iovec]) -> libc::msghdr {
     message
 }
 
+/// Whether a pointer may be one to the program's memory. The kernel says `EFAULT` to those that are not, like null, or -1.
+#[inline]
+pub fn may_be_memory<T>(pointer: *const T) -> bool {
+    (0x1000..1 << 56).contains(&pointer.addr())
+}
+
 /// `ppoll` with the caller's signal mask, or the one given.
 pub fn poll(
     fds: &mut [libc::pollfd],

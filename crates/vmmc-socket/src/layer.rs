@@ -435,6 +435,8 @@ pub fn duplicated(old: i32, new: i32) {
             crate::lower::lower(old, index, Why::Exec);
         }
         Kind::Set(number) if at_home() => epoll::duplicated(number, new),
+        // By the other number it could not be told.
+        Kind::Ring(_) => crate::lower::lower_for_uring(),
         _ => {}
     }
 }

@@ -77,6 +77,7 @@ pub mod family;
 pub mod kernel;
 pub mod readiness;
 pub mod signals;
+pub mod uring;
 
 pub use closing::{close_beside_own, close_high, closing, closing_between, is_own, replacing};
 pub use descriptor::Changing;

@@ -339,6 +339,10 @@ macro_rules! for_every_scenario {
             call_beside_dlopen: Warm;
             // uring.c
             uring_send_and_receive: Warm;
+            uring_epoll_ctl: Warm;
+            uring_epoll_ctl_clamped: Warm;
+            uring_closed: Warm;
+            uring_epoll_ctl_then_bytes: Warm;
             // fortified.c
             fortified_calls: Warm;
             // sleepers.c

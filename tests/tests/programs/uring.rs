@@ -1,5 +1,5 @@
-//! A program that goes over to io_uring in mid-connection: its queues carry bytes past every hook, so from then on they are
-//! the kernel's.
+//! Programs that use io_uring: whose queues may carry bytes past every hook has its bytes in the kernel; who changes epoll objects by
+//! them and no more is lifted.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,11 @@ use crate::load::until_it_says;
 #[test]
 fn a_server_goes_over_to_liburing() {
     same_and("a_server_goes_over_to_liburing", "serve", prove);
+}
+
+#[test]
+fn a_server_whose_ring_changes_its_epoll_object_is_lifted() {
+    same_and("a_server_whose_ring_changes_its_epoll_object_is_lifted", "loop", prove);
 }
 
 #[test]
