@@ -12,12 +12,14 @@ use crate::stdio::before;
 
 before!(dlopen, before_dlopen);
 
-/// A name without a path is looked for where the caller's own object says: only the native function, called by the caller, knows.
+/// A name without a path is looked for where the caller's own object says, and `$ORIGIN` is where that is: only the native function, called by the
+/// caller, knows.
 extern "C" fn before_dlopen(name: *const c_char, flags: c_int) -> *mut c_void {
     // SAFETY: null, or the program's string.
-    let has_path = !name.is_null() && unsafe { CStr::from_ptr(name) }.to_bytes().contains(&b'/');
+    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_bytes());
+    let is_same_to_all = name.is_some_and(|name| name.contains(&b'/') && !name.contains(&b'$'));
     look_up_before();
-    if flags & libc::RTLD_DEEPBIND != 0 && has_path {
+    if flags & libc::RTLD_DEEPBIND != 0 && is_same_to_all {
         return load_deep as *mut c_void;
     }
     look_up("dlopen\0")

@@ -83,6 +83,7 @@ pub(crate) unsafe extern "C-unwind" fn dup3(old: c_int, new: c_int, flags: c_int
 /// `new` is about to be replaced by `old`, if that is open.
 fn make_room(old: c_int, new: c_int) -> Option<Changing> {
     let is_replaced = old != new
+        && (vmmc_socket::is_known(new) || vmmc_socket::is_known(old))
         && vmmc_socket::is_within_limit(new)
         && vmmc_socket::kernel::descriptor_flags(old).is_some();
     let replacing = || keep_errno(|| Some(vmmc_socket::replacing(new, old)));

@@ -33,6 +33,7 @@ mod lookup;
 mod programs;
 mod signals;
 mod sockets;
+mod spawn;
 mod stdio;
 mod syscall;
 mod uring;

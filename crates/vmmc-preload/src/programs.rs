@@ -1,34 +1,26 @@
-//! Starting other programs, whose inheritance must be whole in the kernel, and threads; and ending.
+//! Processes and threads: beginning, ending, and becoming another program, whose inheritance must be whole in the kernel.
 //!
 //! The C library's own calls among these functions do not come through the hooks, so each is hooked by itself.
 
-use libc::{FILE, c_char, c_int, c_void, pid_t, pthread_attr_t, pthread_t};
+use libc::{c_char, c_int, c_void, pid_t, pthread_attr_t, pthread_t};
 
 use vmmc_socket::Handing;
 
 use crate::boundary::{catch, keep_errno, next};
 
-type Strings = *const *const c_char;
+pub(crate) type Strings = *const *const c_char;
 
 fn before_exec() -> Handing {
     keep_errno(|| catch(Handing::new(), vmmc_socket::family::before_exec))
 }
 
-fn before_spawn() -> Handing {
-    keep_errno(|| catch(Handing::new(), vmmc_socket::family::before_spawn))
-}
-
 /// Puts a program in the place of this one by `exec`, which comes back only if that failed.
-fn becoming(exec: impl FnOnce() -> c_int) -> c_int {
+pub(crate) fn becoming<R>(exec: impl FnOnce() -> R) -> R {
     going_over(before_exec(), exec, |_| true)
 }
 
-/// Starts a program beside this one by `start`; whether that failed is what `failed` says.
-fn starting<R>(start: impl FnOnce() -> R, failed: impl FnOnce(&R) -> bool) -> R {
-    going_over(before_spawn(), start, failed)
-}
-
-fn going_over<R>(
+/// With what was done for the next program taken back if that was not started.
+pub(crate) fn going_over<R>(
     handing: Handing,
     start: impl FnOnce() -> R,
     failed: impl FnOnce(&R) -> bool,
@@ -44,6 +36,39 @@ fn going_over<R>(
 pub(crate) unsafe extern "C-unwind" fn _exit(status: c_int) -> ! {
     catch((), vmmc_socket::family::at_bare_exit);
     next!(_exit: fn(c_int) -> !)(status)
+}
+
+/// The C library's parent would end past every hook.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn daemon(
+    keeps_directory: c_int,
+    keeps_streams: c_int,
+) -> c_int {
+    match fork() {
+        -1 => return -1,
+        0 => {}
+        _ => _exit(0),
+    }
+    if libc::setsid() < 0 {
+        return -1;
+    }
+    if keeps_directory == 0 {
+        libc::chdir(c"/".as_ptr());
+    }
+    if keeps_streams != 0 {
+        return 0;
+    }
+    let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+    if null < 0 {
+        return -1;
+    }
+    for standard in libc::STDIN_FILENO..=libc::STDERR_FILENO {
+        crate::descriptors::dup2(null, standard);
+    }
+    if null > libc::STDERR_FILENO {
+        libc::close(null);
+    }
+    0
 }
 
 #[unsafe(no_mangle)]
@@ -302,59 +327,6 @@ pub(crate) unsafe extern "C-unwind" fn execveat(
 ) -> c_int {
     let native = next!(execveat: fn(c_int, *const c_char, Strings, Strings, c_int) -> c_int);
     becoming(|| native(fd, path, arguments, environment, flags))
-}
-
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn system(command: *const c_char) -> c_int {
-    let native = next!(system: fn(*const c_char) -> c_int);
-    starting(|| native(command), |&status| status == -1)
-}
-
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn popen(
-    command: *const c_char,
-    mode: *const c_char,
-) -> *mut FILE {
-    let native = next!(popen: fn(*const c_char, *const c_char) -> *mut FILE);
-    starting(|| native(command, mode), |stream| stream.is_null())
-}
-
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn posix_spawn(
-    pid: *mut pid_t,
-    path: *const c_char,
-    actions: *const c_void,
-    attributes: *const c_void,
-    arguments: Strings,
-    environment: Strings,
-) -> c_int {
-    let native = next!(posix_spawn: fn(*mut pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int);
-    starting(|| native(pid, path, actions, attributes, arguments, environment), |&error| error != 0)
-}
-
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn posix_spawnp(
-    pid: *mut pid_t,
-    file: *const c_char,
-    actions: *const c_void,
-    attributes: *const c_void,
-    arguments: Strings,
-    environment: Strings,
-) -> c_int {
-    let native = next!(posix_spawnp: fn(*mut pid_t, *const c_char, *const c_void, *const c_void, Strings, Strings) -> c_int);
-    starting(|| native(pid, file, actions, attributes, arguments, environment), |&error| error != 0)
-}
-
-/// The new program gets `fd` under another number, whatever its close-on-exec flag says.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn posix_spawn_file_actions_adddup2(
-    actions: *mut c_void,
-    fd: c_int,
-    new: c_int,
-) -> c_int {
-    let native = next!(posix_spawn_file_actions_adddup2: fn(*mut c_void, c_int, c_int) -> c_int);
-    catch((), || keep_errno(|| vmmc_socket::lower_for_spawning(fd)));
-    native(actions, fd, new)
 }
 
 #[cfg(target_arch = "x86_64")]

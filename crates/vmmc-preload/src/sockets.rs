@@ -43,7 +43,7 @@ fn may_listen(fd: c_int) -> bool {
 }
 
 fn renewed(fd: c_int) {
-    if vmmc_socket::is_tracked(fd) {
+    if vmmc_socket::is_known(fd) {
         keep_errno(|| catch((), || vmmc_socket::renewed(fd)));
     }
 }
@@ -178,6 +178,8 @@ pub(crate) unsafe extern "C-unwind" fn setsockopt(
     if vmmc_socket::is_not_carried(level, name) {
         catch((), || vmmc_socket::lower_descriptor(fd));
         mind_handing_down(fd, level, name);
+    } else if vmmc_socket::forbids_waiting(level, name, value.cast(), len as usize) {
+        catch((), || vmmc_socket::lower_descriptor(fd));
     }
     let done = native(fd, level, name, value, len);
     if done == 0 {

@@ -112,6 +112,18 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             keep_errno(|| catch((), || uring::registering(b as u32)));
             return native(number, a, b, c, d, e, f);
         }
+        libc::SYS_execve => {
+            let [arguments, environment] = [b, c].map(|list| list as *const *const libc::c_char);
+            return crate::programs::execve(a as *const _, arguments, environment).into();
+        }
+        libc::SYS_execveat => {
+            let kernel = || native(number, a, b, c, d, e, f);
+            return crate::programs::becoming(kernel);
+        }
+        libc::SYS_io_submit => {
+            crate::aio::before_submitting(b as libc::c_long, c as *const *const crate::aio::Block);
+            return native(number, a, b, c, d, e, f);
+        }
         libc::SYS_prctl => {
             return crate::programs::prctl(a as c_int, b, c, d, e).into();
         }
@@ -155,7 +167,7 @@ pub(crate) unsafe extern "C-unwind" fn syscall(
             return crate::programs::fork_by_system_call(number, [a, b], kernel)
                 .unwrap_or_else(kernel);
         }
-        _ if !vmmc_socket::is_connection(fd) => return native(number, a, b, c, d, e, f),
+        _ if !vmmc_socket::is_known(fd) => return native(number, a, b, c, d, e, f),
         _ => {}
     }
     match number {

@@ -206,6 +206,21 @@ impl Selection {
     }
 }
 
+/// As many numbers as `select` would look at without this library: the program may have told of more than its sets have room for, as the kernel looks at
+/// no more than it has descriptors.
+fn within_table(count: c_int) -> c_int {
+    if count <= libc::FD_SETSIZE as c_int || !vmmc_socket::is_table_enlarged() {
+        return count;
+    }
+    keep_errno(|| catch(count, || vmmc_socket::size_of_table(count)))
+}
+
+/// Whether the layer has to do with any of so many. Looks at no bits but those of numbers that it knows, which each set has room for.
+unsafe fn concerns_layer(count: c_int, sets: [*mut fd_set; 3]) -> bool {
+    vmmc_socket::tracked_below(count)
+        .any(|fd| sets.iter().any(|set| !set.is_null() && bit(*set, fd)))
+}
+
 // Sets may be longer than `FD_SETSIZE` when a program allocates them so; these know no limit.
 
 unsafe fn word(set: *mut fd_set, fd: c_int) -> (*mut u64, u64) {
@@ -232,6 +247,7 @@ pub(crate) unsafe extern "C-unwind" fn select(
 ) -> c_int {
     let native =
         next!(select: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *mut timeval) -> c_int);
+    let count = within_table(count);
     // More than a second's microseconds are seconds; only what is negative is wrong.
     let is_wrong = |timeout: *const timeval| {
         !may_be_memory(timeout) || (*timeout).tv_sec < 0 || (*timeout).tv_usec < 0
@@ -263,8 +279,15 @@ unsafe fn layer_select(
     mask: *const sigset_t,
 ) -> Option<Outcome> {
     let may_be_set = |set: &*mut fd_set| set.is_null() || may_be_memory(*set);
-    if !(0..=1 << 20).contains(&count) || !sets.iter().all(may_be_set) {
+    if count < 0 || !sets.iter().all(may_be_set) {
         return None;
+    }
+    let mut count = count;
+    if count > libc::FD_SETSIZE as c_int {
+        if !concerns_layer(count, sets) {
+            return None;
+        }
+        count = catch(count, || vmmc_socket::size_of_table(count));
     }
     // Not dropped if the thread is cancelled.
     let mut selection = ManuallyDrop::new(Selection::new(count, sets));
@@ -300,6 +323,7 @@ pub(crate) unsafe extern "C-unwind" fn pselect(
     mask: *const sigset_t,
 ) -> c_int {
     let native = next!(pselect: fn(c_int, *mut fd_set, *mut fd_set, *mut fd_set, *const timespec, *const sigset_t) -> c_int);
+    let count = within_table(count);
     let select = |limit| layer_select(count, [read, write, except], &mut Limit::new(limit), mask);
     match time(timeout).and_then(select) {
         Some(outcome) => result(outcome) as c_int,
@@ -321,7 +345,7 @@ pub(crate) unsafe fn wait_by_system_call(
         // The last argument points to the mask and its size.
         let mask = if f == 0 { std::ptr::null() } else { *(f as *const *const sigset_t) };
         let sets = [b, c, d].map(|set| set as *mut fd_set);
-        layer_select(a as c_int, sets, &mut limit, mask)
+        layer_select(within_table(a as c_int), sets, &mut limit, mask)
     }?;
     if let Some(left) = limit.left() {
         *timeout = timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };

@@ -251,6 +251,11 @@ pub(crate) fn reach() {
     let _ = kernel::call!(SYS_close, low);
 }
 
+/// Whether the kernel's table has been made to reach the layer's own numbers.
+pub(crate) fn is_reached() -> bool {
+    REACHES.load(Ordering::Relaxed)
+}
+
 /// A child of fork begins with a table as large as its open descriptors need.
 pub(crate) fn forked() {
     REACHES.store(false, Ordering::Relaxed);

@@ -134,24 +134,49 @@ pub fn before_confinement() {
     }
 }
 
-/// The program has put itself under seccomp: no call of the layer's own shall end it. Nothing is lifted any more.
+/// The program has put itself under seccomp: no call of the layer's own shall end it. Nothing is lifted any more, and what is whole in the
+/// kernel the layer does not know any more.
 pub fn after_sandboxing() {
     layer::confine();
+    let is_whole = |index| slot::get(index).phase() != Phase::Attached;
+    let all_whole = connections().all(|(_, index)| is_whole(index));
+    for (fd, kind) in descriptor::between(0, i32::MAX) {
+        let goes = match kind {
+            Kind::Connection(index) => is_whole(index),
+            Kind::Set(_) | Kind::Ring(_) => all_whole,
+            Kind::Own | Kind::Other => false,
+        };
+        if goes {
+            descriptor::remove(fd, kind);
+        }
+    }
+    if all_whole {
+        layer::stop();
+    }
 }
 
 /// Before the program puts itself under a filter of system calls: one that does not know those by which the layer sleeps and
-/// wakes would kill it.
+/// wakes would kill it. Waits a little for the peers, who may have something to read in the rings yet.
 pub fn before_filter() {
+    const PATIENCE: u32 = 20;
     if !layer::enabled() || !layer::at_home() {
         return;
     }
     for (fd, index) in connections() {
         // A relative that is under no filter may lift the others, and these again.
-        if slot::get(index).phase() == Phase::Attached {
+        if matches!(slot::get(index).phase(), Phase::Attached | Phase::Offered | Phase::Exchanged) {
             lower::lower(fd, index, Why::Filtered);
         }
     }
     policy::be_filtered();
+    epoll::be_eager();
+    for _ in 0..PATIENCE {
+        if attached().next().is_none() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        attached().for_each(|(fd, index)| lower::follow(fd, index));
+    }
 }
 
 /// Before the program limits its address space: what its peers send must still be readable.

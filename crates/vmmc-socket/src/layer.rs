@@ -410,7 +410,7 @@ pub fn leave(fd: i32) {
 
 /// The kernel has given the program a new descriptor `fd`: whatever had that number was closed where nobody saw it.
 pub fn renewed(fd: i32) {
-    if descriptor::kind(fd) != Kind::Other && descriptor::kind(fd) != Kind::Own {
+    if is_known(fd) {
         drop(closing::closing(fd));
     }
 }
@@ -456,9 +456,20 @@ pub fn is_connection(fd: i32) -> bool {
     descriptor::connection_called(fd).is_some()
 }
 
+/// Whether `fd` is the program's and means anything to the layer.
+pub fn is_known(fd: i32) -> bool {
+    !matches!(descriptor::kind_called(fd), Kind::Other | Kind::Own)
+}
+
 /// Whether `fd` is a connection or an epoll object that the layer follows.
 pub fn is_tracked(fd: i32) -> bool {
     matches!(descriptor::kind_called(fd), Kind::Connection(_) | Kind::Set(_))
+}
+
+/// The connections and epoll objects that the layer follows, of the numbers below `end`.
+pub fn tracked_below(end: i32) -> impl Iterator<Item = i32> {
+    let all = descriptor::between(0, end.saturating_sub(1));
+    all.filter_map(|(fd, kind)| matches!(kind, Kind::Connection(_) | Kind::Set(_)).then_some(fd))
 }
 
 /// The open file behind `fd` was made blocking or non-blocking.

@@ -85,16 +85,18 @@ pub use half_close::{deafen, finish, is_over, is_over_in_rings};
 pub use handing::{Handing, received};
 pub use heap::Heap;
 pub use layer::{
-    accepted, confined, connecting, duplicated, is_connection, is_tracked, leave, opened, renewed,
-    set_nonblocking, start,
+    accepted, confined, connecting, duplicated, is_connection, is_known, is_tracked, leave, opened,
+    renewed, set_nonblocking, start, tracked_below,
 };
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
     lower_passed,
 };
-pub use options::{asks_for_bytes, has_not_carried, is_handed_down, is_not_carried, option_is_set};
-pub use own_numbers::{is_within_limit, while_limits_stand};
+pub use options::{
+    asks_for_bytes, forbids_waiting, has_not_carried, is_handed_down, is_not_carried, option_is_set,
+};
+pub use own_numbers::{is_table_enlarged, is_within_limit, size_of_table, while_limits_stand};
 pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{Sending, complete_info, send, send_file, unsent};

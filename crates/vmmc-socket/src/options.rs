@@ -42,6 +42,22 @@ pub fn is_not_carried(level: i32, name: i32) -> bool {
     }
 }
 
+/// Whether an option is set to a time limit that is less than nothing: no call waits then, and the kernel says of it what it says of no limit.
+///
+/// # Safety
+/// `value` points to `len` bytes.
+pub unsafe fn forbids_waiting(level: i32, name: i32, value: *const u8, len: usize) -> bool {
+    const SO_RCVTIMEO_NEW: i32 = 66;
+    const SO_SNDTIMEO_NEW: i32 = 67;
+    let limits = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, SO_RCVTIMEO_NEW, SO_SNDTIMEO_NEW];
+    level == libc::SOL_SOCKET
+        && limits.contains(&name)
+        && len >= size_of::<libc::timeval>()
+        && kernel::may_be_memory(value)
+        // SAFETY: as promised.
+        && unsafe { value.cast::<libc::timeval>().read_unaligned() }.tv_sec < 0
+}
+
 /// Of those that are not carried, and that a socket may have from the one that it came by, or from another program that has it, how each is unless it is set.
 /// `SO_ZEROCOPY` is none: it only lets calls have a flag, which lowers.
 const HANDED_DOWN: [(i32, i32); 9] = [

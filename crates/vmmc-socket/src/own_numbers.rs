@@ -1,6 +1,7 @@
 //! Where the layer keeps descriptors of its own, out of the program's way.
 
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use crate::layer::{self, STRUCTURE, Structure};
 use crate::{descriptor, heap, kernel, park, thread};
@@ -62,6 +63,53 @@ pub fn while_limits_stand<R>(act: impl Fn() -> R) -> R {
 /// Whether the program may give a file the number `fd`. It may have one that is higher, from when it was allowed to.
 pub fn is_within_limit(fd: i32) -> bool {
     u64::try_from(fd).is_ok_and(|fd| fd < descriptor_limit())
+}
+
+/// Whether the kernel's table of descriptors may be larger than the program's own numbers make it.
+pub fn is_table_enlarged() -> bool {
+    descriptor::owned() > 0 || descriptor::is_reached()
+}
+
+/// How many of `count` numbers the kernel's table of descriptors would have room for, if it were not for the layer's own.
+pub fn size_of_table(count: i32) -> i32 {
+    /// What it begins with, and what it grows to at least.
+    const FIRST: u32 = 64;
+    const SECOND: u32 = 256;
+    let size = match highest_open(count).map_or(0, |highest| highest.unsigned_abs() + 1) {
+        ..=FIRST => FIRST,
+        open => open.next_power_of_two().max(SECOND),
+    };
+    count.min(i32::try_from(size).unwrap_or(i32::MAX))
+}
+
+/// The highest number below `end` that the program has open.
+fn highest_open(end: i32) -> Option<i32> {
+    const AT_ONCE: i32 = 512;
+    if kernel::descriptor_flags(end - 1).is_some() {
+        return Some(end - 1);
+    }
+    let end = end.min(i32::try_from(descriptor_limits().1).unwrap_or(i32::MAX));
+    let mut asked = [libc::pollfd { fd: -1, events: 0, revents: 0 }; AT_ONCE as usize];
+    let mut end = end;
+    while end > 0 {
+        let start = end.saturating_sub(AT_ONCE).max(0);
+        let asked = &mut asked[..(end - start) as usize];
+        for (fd, one) in (start..end).zip(&mut *asked) {
+            (one.fd, one.revents) = (fd, 0);
+        }
+        if kernel::poll(asked, Some(Duration::ZERO), std::ptr::null()).is_err() {
+            // It may have fewer: then any may be.
+            return Some(end - 1);
+        }
+        let is_open = |one: &&libc::pollfd| {
+            one.revents & libc::POLLNVAL == 0 && (one.fd < lowest() || layer::is_known(one.fd))
+        };
+        if let Some(found) = asked.iter().rev().find(is_open) {
+            return Some(found.fd);
+        }
+        end = start;
+    }
+    None
 }
 
 fn descriptor_limit() -> u64 {

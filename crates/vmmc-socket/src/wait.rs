@@ -473,15 +473,16 @@ pub(crate) fn handover_answered(ends: Ends) -> bool {
 }
 
 /// After a signal that interrupted a sleep: would the native call have gone on? The kernel knows, per handler. Which of them ran is not
-/// known where they were installed past the C library: then the call is interrupted if there are handlers of both kinds, which programs
-/// with such a handler expect.
+/// known where they were installed past the C library, or are its own: then the call is interrupted if there are handlers of both kinds
+/// among those, which programs with such a handler expect.
 fn handlers_restart() -> bool {
     let handled = signals::handled();
     (1..=64).filter(|signal| handled == 0 || handled >> (signal - 1) & 1 != 0).all(|signal| {
         kernel::signal_action(signal).is_none_or(|action| {
             // One that is called once only is gone; its flags are not.
-            let is_handler = ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.handler);
-            handled == 0 && !is_handler || action.flags & libc::SA_RESTART as usize != 0
+            let others = [libc::SIG_DFL, libc::SIG_IGN, signals::door()];
+            let passes_by = !others.contains(&action.handler);
+            handled == 0 && !passes_by || action.flags & libc::SA_RESTART as usize != 0
         })
     })
 }

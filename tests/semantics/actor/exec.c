@@ -2,6 +2,8 @@
 #include "actor.h"
 
 #include <spawn.h>
+#include <sys/syscall.h>
+#include <wordexp.h>
 
 extern char **environ;
 
@@ -374,4 +376,83 @@ void resume_lifting_after(const char *calls, const char *verb, const char *argum
     }
     waitpid(child, &status, 0);
     say_status("child", status);
+}
+
+/* A child becomes another program by the bare system call. */
+void scenario_exec_by_system_call(void) {
+    int fd = connection();
+    for (int by_descriptor = 0; by_descriptor < 2; by_descriptor++) {
+        if (me.client) {
+            meet();
+            put_text(fd, "some line\n");
+            expect_text(fd, "<some line>");
+            meet();
+            continue;
+        }
+        char text[64];
+        char *arguments[] = {"sh", "-c", text, NULL};
+        snprintf(text, sizeof text, "read x <&%d; printf \"<$x>\" >&%d", fd, fd);
+        pid_t child = fork();
+        if (child == 0) {
+            if (by_descriptor)
+                syscall(SYS_execveat, AT_FDCWD, "/bin/sh", arguments, environ, 0);
+            syscall(SYS_execve, "/bin/sh", arguments, environ);
+            _exit(127);
+        }
+        await_asleep(child);
+        meet();
+        finish(child);
+        meet();
+    }
+    warm(fd);
+}
+
+/* What the new programs get is said once; the number is each time another connection. */
+void scenario_spawn_by_actions_of_before(void) {
+    enum { NUMBER = 30 };
+    char *arguments[] = {"head", "-n", "1", NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, NUMBER, 0);
+    posix_spawn_file_actions_adddup2(&actions, NUMBER, 1);
+    for (int i = 0; i < 3; i++) {
+        int fd = connection();
+        if (me.client) {
+            meet();
+            put_text(fd, "some line\n");
+            expect_text(fd, "some line\n");
+            meet();
+            close(fd);
+            continue;
+        }
+        pid_t child;
+        dup3(fd, NUMBER, O_CLOEXEC);
+        close(fd);
+        T(posix_spawn(&child, "/usr/bin/head", &actions, NULL, arguments, environ));
+        await_asleep(child);
+        meet();
+        finish(child);
+        meet();
+        close(NUMBER);
+    }
+    posix_spawn_file_actions_destroy(&actions);
+}
+
+/* A command among the words uses what it inherits. */
+void scenario_word_of_a_command(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "line of the command\n");
+        expect_text(fd, "said by it");
+        warm(fd);
+        return;
+    }
+    wordexp_t words;
+    char text[80];
+    snprintf(text, sizeof text, "plain $(read x <&%d; printf 'said by it' >&%d; echo \"<$x>\")", fd, fd);
+    T(wordexp(text, &words, 0));
+    for (size_t i = 0; i < words.we_wordc; i++)
+        say("word %s", words.we_wordv[i]);
+    wordfree(&words);
+    warm(fd);
 }

@@ -408,3 +408,20 @@ void scenario_upper_layer_protocol(void) {
         meet();
     }
 }
+
+/* A program that reckons its time limit and is late sets one below zero: no call waits. */
+void scenario_time_limit_below_zero(void) {
+    static char bytes[1 << 20];
+    struct timeval past = {.tv_sec = -1};
+    int fd = connection();
+    T(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &past, sizeof past));
+    T(recv(fd, bytes, 1, 0));
+    meet();
+    T(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &past, sizeof past));
+    if (me.client)
+        while (send(fd, bytes, sizeof bytes, 0) > 0)
+            ;
+    if (me.client)
+        say("full: %s", strerrorname_np(errno));
+    meet();
+}

@@ -3,6 +3,7 @@
 
 #include <aio.h>
 #include <dlfcn.h>
+#include <linux/aio_abi.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
 
@@ -309,4 +310,63 @@ void scenario_call_beside_dlopen(void) {
     T(dlopen(me.will, RTLD_NOW) != NULL);
     meet();
     close(fd);
+}
+
+/* The kernel's asynchronous I/O: of what is there, of what comes, and of whether something has come. */
+static void submit_and_await(aio_context_t context, struct iocb *block, const char *what) {
+    struct io_event event = {.res = -1};
+    struct iocb *list[] = {block};
+    T(syscall(SYS_io_submit, context, 1L, list));
+    meet();
+    T(syscall(SYS_io_getevents, context, 1L, 1L, &event, NULL));
+    say("%s %lld", what, (long long)event.res);
+}
+
+void scenario_submitted_io(void) {
+    char bytes[16] = "";
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "told");
+        meet();
+        meet();
+        expect_text(fd, "written");
+        warm(fd);
+        return;
+    }
+    aio_context_t context = 0;
+    T(syscall(SYS_io_setup, 8L, &context));
+    struct iocb wait = {.aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_POLL, .aio_buf = POLLIN};
+    submit_and_await(context, &wait, "poll");
+    struct iocb in = {.aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_PREAD, .aio_buf = (uintptr_t)bytes, .aio_nbytes = 4};
+    submit_and_await(context, &in, "read");
+    say_bytes("read", bytes, 4);
+    struct iocb out = {
+        .aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_PWRITE, .aio_buf = (uintptr_t)"written", .aio_nbytes = 7};
+    submit_and_await(context, &out, "write");
+    warm(fd);
+}
+
+/* A second number of an epoll object, made by the bare system call. */
+void scenario_epoll_dup_by_system_call(void) {
+    int fd = connection(), set = epoll_create1(0);
+    if (me.client) {
+        for (int i = 0; i < 2; i++) {
+            put_text(fd, "x");
+            meet();
+        }
+        warm(fd);
+        return;
+    }
+    struct epoll_event in = {.events = EPOLLIN, .data.u32 = 7}, found;
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &in);
+    for (int i = 0; i < 2; i++) {
+        int other = i ? syscall(SYS_fcntl, set, F_DUPFD, 0) : syscall(SYS_dup, set);
+        say("events %d", epoll_wait(other, &found, 1, -1));
+        expect_text(fd, "x");
+        say("events %d", epoll_wait(other, &found, 1, 0));
+        close(other);
+        meet();
+    }
+    warm(fd);
 }

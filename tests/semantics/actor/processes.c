@@ -604,3 +604,145 @@ void scenario_relative_lets_go_of_poller(void) {
 void scenario_relative_lets_go_of_epoll(void) {
     relative_lets_go(by_epoll);
 }
+
+/* Who goes into the background is alone with the connection: of unread bytes the peer is told. */
+void scenario_daemon_closes(void) {
+    int fd = connection();
+    if (me.client) {
+        put_text(fd, "unread");
+        meet();
+        char byte;
+        T(recv(fd, &byte, 1, 0));
+        return;
+    }
+    int over[2];
+    char byte;
+    T(pipe(over));
+    pid_t child = fork();
+    if (child == 0) {
+        close(over[0]);
+        T(daemon(1, 1));
+        await_readable(fd, 6);
+        meet();
+        close(fd);
+        _exit(0);
+    }
+    close(fd);
+    close(over[1]);
+    finish(child);
+    say("over %zd", read(over[0], &byte, 1));
+}
+
+/* Each of the calls, in a child that may make it, those needed around it, and no other. */
+static bool allow(const int *calls, int count) {
+    struct sock_filter code[64] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr))};
+    int length = 1;
+    for (int i = 0; i < count; i++) {
+        code[length++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i], 0, 1);
+        code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    }
+    code[length++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    struct sock_fprog program = {length, code};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static const char *const SANDBOXED[] = {"poll", "select", "epoll_wait", "epoll_ctl", "close", "close set", "dup", "dup2",
+    "socket", "accept", "shutdown", "getsockopt", "fcntl", "signal", "epoll_create1", "fork", "exit"};
+
+static int call_in_sandbox(int n, int fd, int set, int listener) {
+    char byte;
+    struct epoll_event event = {.events = EPOLLIN};
+    struct pollfd item = {.fd = fd, .events = POLLIN};
+    struct timeval soon = {0, 1000};
+    fd_set bits;
+    FD_ZERO(&bits);
+    FD_SET(fd, &bits);
+    socklen_t size = sizeof n;
+    pid_t child;
+    switch (n) {
+    case 0: return poll(&item, 1, 1);
+    case 1: return select(fd + 1, &bits, NULL, NULL, &soon);
+    case 2: return epoll_wait(set, &event, 1, 1);
+    case 3: return epoll_ctl(set, EPOLL_CTL_MOD, fd, &event);
+    case 4: return close(fd);
+    case 5: return close(set);
+    case 6: return dup(fd) > 0;
+    case 7: return dup2(fd, set) == set;
+    case 8: return socket(AF_INET, SOCK_STREAM, 0) > 0;
+    case 9: return accept(listener, NULL, NULL);
+    case 10: return shutdown(fd, SHUT_WR);
+    case 11: return getsockopt(fd, SOL_SOCKET, SO_ERROR, &n, &size);
+    case 12: return fcntl(fd, F_SETFL, O_NONBLOCK) + recv(fd, &byte, 1, 0);
+    case 13: return signal(SIGUSR1, on_nothing) == SIG_ERR;
+    case 14: return epoll_create1(0) > 0;
+    case 15:
+        child = fork();
+        if (child == 0)
+            _exit(0);
+        return child > 0;
+    default: exit(7);
+    }
+}
+
+static void calls_in_sandbox(int fd) {
+    static const int calls[] = {SYS_read, SYS_write, SYS_exit_group, SYS_poll, SYS_pselect6, SYS_epoll_wait, SYS_epoll_ctl,
+        SYS_close, SYS_dup, SYS_dup2, SYS_socket, SYS_accept, SYS_shutdown, SYS_getsockopt, SYS_fcntl, SYS_recvfrom,
+        SYS_rt_sigaction, SYS_epoll_create1, SYS_clone, SYS_rt_sigprocmask, SYS_set_robust_list};
+    int set = epoll_create1(0), count = sizeof calls / sizeof *calls;
+    struct epoll_event event = {.events = EPOLLIN};
+    epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+    for (int n = 0; n < (int)(sizeof SANDBOXED / sizeof *SANDBOXED); n++) {
+        pid_t child = fork();
+        if (child == 0) {
+            fcntl(me.listener, F_SETFL, O_NONBLOCK);
+            epoll_wait(set, &event, 1, 0);
+            if (!allow(calls, count))
+                _exit(3);
+            int result = call_in_sandbox(n, fd, set, me.listener);
+            _exit(result < 0 ? 9 : result);
+        }
+        int status;
+        waitpid(child, &status, 0);
+        say_status(SANDBOXED[n], status);
+    }
+    close(set);
+}
+
+void scenario_sandboxed_calls(void) {
+    int fd = connection();
+    if (me.server)
+        calls_in_sandbox(fd);
+    meet();
+}
+
+/* What the other end does only later must not come to a process that may not hear of it any more. */
+void scenario_sandboxed_while_offered(void) {
+    static const int calls[] = {SYS_read, SYS_write, SYS_exit_group};
+    int fd = cold_connection();
+    char byte;
+    if (me.client) {
+        meet();
+        for (int i = 0; i < 206; i++)
+            if (read(fd, &byte, 1) != 1 || (i > 5 && write(fd, &byte, 1) != 1))
+                say("! round %d", i);
+        expect_end(fd);
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 6; i++)
+            write(fd, "x", 1);
+        if (!allow(calls, 3))
+            _exit(3);
+        if (write(fd, "x", 1) != 1)
+            _exit(1);
+        for (int i = 0; i < 199; i++)
+            if (read(fd, &byte, 1) != 1 || write(fd, "x", 1) != 1)
+                _exit(1);
+        _exit(read(fd, &byte, 1) == 1 ? 7 : 8);
+    }
+    close(fd);
+    await_asleep(child);
+    meet();
+    finish(child);
+}

@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/select.h>
 
@@ -635,5 +636,40 @@ void scenario_poll_writable(void) {
     FD_SET(fd, &writing);
     T(select(fd + 1, NULL, &writing, NULL, NULL));
     T(send(fd, "x", 1, MSG_DONTWAIT));
+    meet();
+}
+
+/* Old programs say the size of their table of descriptors, which is more than a set has room for: the kernel looks at no more than it has. */
+void scenario_select_beyond_its_sets(void) {
+    int fd = connection();
+    long page = sysconf(_SC_PAGESIZE);
+    char *pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(pages + page, page, PROT_NONE);
+    fd_set *set = (fd_set *)(pages + page - sizeof *set);
+    struct timeval none = {0, 0}, long_time = {60, 0};
+    if (me.client) {
+        meet();
+        put_text(fd, "bytes");
+        warm(fd);
+        meet();
+        return;
+    }
+    FD_ZERO(set);
+    FD_SET(fd, set);
+    say("nothing yet: %d", select(1 << 20, set, NULL, NULL, &none));
+    meet();
+    FD_SET(fd, set);
+    say("bytes: %d", select(1 << 20, set, NULL, NULL, &long_time));
+    say("set %d", FD_ISSET(fd, set));
+    expect_text(fd, "bytes");
+    warm(fd);
+    FD_SET(fd, set);
+    say("room: %d", pselect(20000, NULL, set, NULL, NULL, NULL));
+    /* Also where nothing of the connection is asked. */
+    int pair[2];
+    T(pipe(pair));
+    FD_ZERO(set);
+    FD_SET(pair[0], set);
+    say("pipe: %d", select(1 << 20, set, NULL, NULL, &none));
     meet();
 }

@@ -1646,3 +1646,28 @@ void scenario_thread_recv_beside_epoll_for_room(void) {
     shutdown(fd, SHUT_RD);
     pthread_join(reader, NULL);
 }
+
+static void on_no_signal(int number) {
+    (void)number;
+}
+
+/* The C library tells the other threads by a signal of its own; no handler of the program's runs. */
+void scenario_thread_recv_beside_setgid(void) {
+    int fd = connection();
+    if (me.client) {
+        meet();
+        put_text(fd, "bytes");
+        meet();
+        return;
+    }
+    struct sigaction action = {.sa_handler = on_no_signal};
+    sigaction(SIGTERM, &action, NULL);
+    struct reader reader = {.fd = fd, .result = -2};
+    pthread_t thread = start_reader(&reader);
+    T(setgid(getgid()));
+    await_asleep(reader.thread);
+    meet();
+    pthread_join(thread, NULL);
+    say_bytes("received", reader.buffer, reader.result);
+    meet();
+}

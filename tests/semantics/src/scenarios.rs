@@ -85,6 +85,7 @@ macro_rules! for_every_scenario {
             poll_without_an_end: Warm;
             poll_mixed: Warm;
             poll_at_the_limits: Warm;
+            select_beyond_its_sets: Warm;
             poll_asked_often: Warm;
             few_descriptors_allowed: Warm;
             no_descriptors_allowed: Warm;
@@ -194,6 +195,7 @@ macro_rules! for_every_scenario {
             peer_stopped: Warm;
             // options.c
             receive_timeout: Warm;
+            time_limit_below_zero: Warm;
             send_timeout: Warm;
             receive_low_water: Warm;
             low_water_of_listener: Cold;
@@ -236,6 +238,9 @@ macro_rules! for_every_scenario {
             sandboxed_while_young: Cold;
             sandboxed_while_lifted: Warm;
             fork_per_connection: Warm;
+            daemon_closes: Warm;
+            sandboxed_calls: Warm;
+            sandboxed_while_offered: Cold;
             fork_one_reads_one_writes: Warm;
             fork_child_killed: Warm;
             fork_child_killed_not_reaped: Warm;
@@ -256,6 +261,9 @@ macro_rules! for_every_scenario {
             exec_without_environment: Warm;
             exec_fails: Warm;
             exec_closes: Warm;
+            exec_by_system_call: Warm;
+            spawn_by_actions_of_before: Warm;
+            word_of_a_command: Warm;
             spawn_on_connection: Warm;
             system_on_connection: Warm;
             exec_while_peer_is_stopped: Warm;
@@ -329,6 +337,8 @@ macro_rules! for_every_scenario {
             syscall_function_for_many: Warm;
             asynchronous_io: Warm;
             asynchronous_io_by_list: Warm;
+            submitted_io: Warm;
+            epoll_dup_by_system_call: Warm;
             syscall_function: Warm, "after lowering, the end of the stream comes to TCP a moment later";
             dlsym_default: Warm;
             dlsym_next: Warm;
@@ -374,6 +384,7 @@ macro_rules! for_every_scenario {
             thread_number_reused_while_poll: Warm;
             thread_number_reused_while_select: Warm;
             thread_recv_beside_dup2: Warm;
+            thread_recv_beside_setgid: Warm;
             thread_send_beside_dup2: Warm;
             thread_recv_begins_beside_dup2: Cold;
             thread_connect_beside_closefrom: Cold;

@@ -24,6 +24,7 @@ fn libraries_that_look_for_functions_among_their_own_first() {
                 "deep_library",
                 &["-shared", "-fPIC", "-Wl,-z,now,-z,relro", "-o", "now.so"],
             )?;
+            compile(site, "deep_library", &["-shared", "-fPIC", "-o", "beside.so"])?;
             let mut command = site.command(way.lifts_server(), program);
             command.args([lazy, sealed]);
             Ok(Running::start(&mut command)?.succeed(LIMIT)?.stdout)

@@ -28,6 +28,12 @@ static struct part load(const char *path) {
     };
 }
 
+/* By a path that means the directory of the object that asks. */
+static void load_beside(void) {
+    void *library = dlopen("$ORIGIN/beside.so", RTLD_LAZY | RTLD_DEEPBIND);
+    printf("beside: %s\n", library ? "loaded" : dlerror());
+}
+
 static void echo(int listener) {
     int fd = accept(listener, NULL, NULL);
     char byte;
@@ -45,6 +51,7 @@ int main(int count, char **paths) {
     bind(listener, (struct sockaddr *)&address, length);
     listen(listener, 8);
     getsockname(listener, (struct sockaddr *)&address, &length);
+    load_beside();
     for (int n = 1; n < count; n++) {
         struct part part = load(paths[n]);
         pid_t child = fork();
