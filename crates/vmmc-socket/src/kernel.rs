@@ -78,6 +78,13 @@ pub(crate) fn data_message(pieces: &[libc::iovec]) -> libc::msghdr {
     message
 }
 
+/// Bytes written to a TCP socket that the peer's host has not acknowledged (`SIOCOUTQ`).
+pub(crate) fn queued(fd: i32) -> i32 {
+    let mut count = 0i32;
+    let asked = call!(SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut count);
+    if asked.is_ok() { count.max(0) } else { 0 }
+}
+
 /// Whether a pointer may be one to the program's memory. The kernel says `EFAULT` to those that are not, like null, or -1.
 #[inline]
 pub fn may_be_memory<T>(pointer: *const T) -> bool {

@@ -11,6 +11,7 @@ use crate::descriptor::{self, Kind};
 use crate::guarded::Guarded;
 use crate::handing::Handing;
 use crate::slot::{self, Why};
+use crate::tcp::Opening;
 use crate::tenure::Seen;
 use crate::{
     board, closing, ending, epoll, explain, family, handing, heap, kernel, lift, local,
@@ -323,7 +324,7 @@ pub fn accepted(listener: i32, fd: i32, nonblocking: bool) {
     if is_new(fd) && (is_connection(listener) || is_tcp(fd)) {
         follow(fd, Some(nonblocking), true);
     }
-    made(fd);
+    made(fd, Opening::Passive);
 }
 
 /// The program has begun to make a TCP connection of `fd`.
@@ -333,11 +334,12 @@ pub fn connecting(fd: i32) {
         // Where it comes from nobody saw, nor who else has it.
         None => drop(handing::found(fd, false)),
     }
-    made(fd);
+    made(fd, Opening::Active);
 }
 
-fn made(fd: i32) {
+fn made(fd: i32, opening: Opening) {
     if let Some(index) = descriptor::connection(fd) {
+        slot::get(index).set_opening(opening);
         lift::made(fd, index, slot::get(index));
     }
 }

@@ -556,7 +556,7 @@ pub(crate) fn switch_outward(fd: i32, index: u32, slot: &Slot, ends: local::Ends
     {
         return false;
     }
-    let Some(written) = tcp::written(fd) else { return false };
+    let Some(written) = tcp::written(fd, slot.opening()) else { return false };
     ends.theirs.switch.store(written + 1, Ordering::SeqCst);
     slot.outward.set_way(Way::Ring);
     // What was sent with `MSG_MORE` waits for what comes now, which TCP will not see.

@@ -9,6 +9,7 @@ use vmmc::stream::{Receiver, Transmitter};
 use crate::loan::Loan;
 use crate::lock::Lock;
 use crate::members::Members;
+use crate::tcp::Opening;
 use crate::tenure::Tenure;
 use crate::{explain, kernel};
 
@@ -150,6 +151,8 @@ pub(crate) struct Slot {
     pub(crate) calls: AtomicU32,
     /// When it was last offered for lifting, in ticks.
     pub(crate) offered: AtomicU64,
+    /// Which end began the connection.
+    opening: AtomicU32,
     /// How often it came back to TCP from being lifted, without having carried much: so long it waits to be lifted again.
     /// 0: it was never lifted.
     pub(crate) returned: AtomicU32,
@@ -271,6 +274,8 @@ impl Slot {
         ]
     );
 
+    word_of!(opening, set_opening, Opening, [Unseen, Active, Passive]);
+
     /// Whether nobody has it but one process, as far as this family knows.
     pub(crate) fn is_alone(&self) -> bool {
         self.tenure.holders() == 1 && self.handed.load(Ordering::Acquire) == 0
@@ -291,6 +296,7 @@ impl Slot {
     fn renew(&self) {
         self.set_phase(Phase::Tcp);
         self.set_why(Why::Young);
+        self.set_opening(Opening::Unseen);
         let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
         for flag in
             flags.into_iter().chain([&self.ready, &self.tells_left, &self.corked, &self.shown])

@@ -40,9 +40,16 @@ impl Info {
         self.received().checked_sub(u64::from(fin))
     }
 
-    fn written(&self) -> u64 {
+    /// Of what was written, and of the connecting side's SYN.
+    fn acknowledged(&self) -> u64 {
+        self.long(120)
+    }
+
+    /// Bytes that were given to the connection, or more: what the interface has refused to take (a full queue that shapes traffic) counts once more
+    /// when it is sent again.
+    fn sent_or_waiting(&self) -> u64 {
         let (sent, again, waiting) = (self.long(200), self.long(208), self.word(144));
-        sent - again + waiting
+        (sent + waiting).saturating_sub(again)
     }
 }
 
@@ -73,10 +80,43 @@ pub(crate) fn over(fd: i32) -> bool {
     Info::of(fd).is_some_and(|info| info.state() == CLOSE)
 }
 
-/// Bytes that were given to the connection by writing, while it is open for writing.
-pub(crate) fn written(fd: i32) -> Option<u64> {
-    let info = Info::of(fd)?;
-    matches!(info.state(), ESTABLISHED | CLOSE_WAIT).then(|| info.written())
+/// How an end came to be, as RFC 9293 has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Opening {
+    /// Not seen.
+    Unseen = 0,
+    /// It connected.
+    Active = 1,
+    /// It was accepted.
+    Passive = 2,
+}
+
+/// Bytes that were given to the connection by writing, while it is open for writing, if the kernel knows. Nobody writes meanwhile.
+pub(crate) fn written(fd: i32, opening: Opening) -> Option<u64> {
+    /// Acknowledgements come at any time.
+    const LOOKS: u32 = 1000;
+    for _ in 0..LOOKS {
+        let before = Info::of(fd)?.acknowledged();
+        let queued = kernel::queued(fd) as u64;
+        let info = Info::of(fd)?;
+        if !matches!(info.state(), ESTABLISHED | CLOSE_WAIT) {
+            return None;
+        }
+        if info.acknowledged() != before {
+            continue;
+        }
+        let all = before + queued;
+        return match opening {
+            Opening::Active => all.checked_sub(1),
+            Opening::Passive => Some(all),
+            Opening::Unseen => {
+                let written = info.sent_or_waiting();
+                matches!(all.checked_sub(written), Some(0 | 1)).then_some(written)
+            }
+        };
+    }
+    None
 }
 
 /// Whether the first `offset` bytes have come, read or not.
@@ -151,16 +191,22 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut active = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut passive = listener.accept().unwrap().0;
-        assert_eq!(written(active.as_raw_fd()), Some(0));
+        let written_both_ways = |fd: i32, opening| {
+            let written = written(fd, opening);
+            assert_eq!(written, super::written(fd, Opening::Unseen));
+            written
+        };
+        let (left, right) = (active.as_raw_fd(), passive.as_raw_fd());
+        assert_eq!(written_both_ways(left, Opening::Active), Some(0));
         active.write_all(&[7; 100_000]).unwrap();
-        assert_eq!(written(active.as_raw_fd()), Some(100_000));
+        assert_eq!(written_both_ways(left, Opening::Active), Some(100_000));
         let mut some = [0; 12_345];
         passive.read_exact(&mut some).unwrap();
         assert_eq!(owed(passive.as_raw_fd(), 100_000), Some(100_000 - 12_345));
         assert!(has_arrived(passive.as_raw_fd(), 12_345));
         assert!(!has_arrived(passive.as_raw_fd(), 100_001));
         passive.write_all(b"hello").unwrap();
-        assert_eq!(written(passive.as_raw_fd()), Some(5));
+        assert_eq!(written_both_ways(right, Opening::Passive), Some(5));
         active.shutdown(Shutdown::Write).unwrap();
         assert!(
             kernel::pending(passive.as_raw_fd(), libc::POLLRDHUP) != 0

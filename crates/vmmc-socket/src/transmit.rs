@@ -605,12 +605,8 @@ pub fn unsent(fd: i32) -> Option<usize> {
     }
     let _held = slot.outward.lock.hold();
     let ends = local::get(index).ends()?;
-    let mut queued = 0i32;
-    let _ = kernel::call!(SYS_ioctl, fd, libc::TIOCOUTQ, &raw mut queued);
-    Some(
-        queued.max(0) as usize
-            + slot.outward.stream.unread(ends.mine).saturating_sub(RECEIVED.into()) as usize,
-    )
+    let in_ring = slot.outward.stream.unread(ends.mine).saturating_sub(RECEIVED.into());
+    Some(kernel::queued(fd) as usize + in_ring as usize)
 }
 
 /// Adds to the kernel's answer to `TCP_INFO` what went past the kernel.
