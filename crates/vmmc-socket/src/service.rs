@@ -1,16 +1,16 @@
 //! Bringing the node service back from inside a program, without the program noticing.
 //!
 //! `vmmc run` starts the service before the program; but it may be killed, or leave when idle, long before the program
-//! ends. A child made for this sends no SIGCHLD and is not found by the program's `wait`.
+//! ends. Whoever is started for this is no child of the program's: it sends no SIGCHLD, and `wait` does not find it.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmmc::{ServiceOf, ServicePlace};
 
-use crate::kernel;
+use crate::kernel::{self, Errno};
 use crate::thread::{self, MICROSECOND};
 
 /// Between two tries to reach a service that is not there.
@@ -20,7 +20,6 @@ const RESTART: u64 = 5_000_000 * MICROSECOND;
 
 static FAILED_AT: AtomicU64 = AtomicU64::new(0);
 static STARTED_AT: AtomicU64 = AtomicU64::new(0);
-static CHILD: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the service was not there a moment ago: one load and the clock, so that calls on TCP stay cheap without it.
 #[inline]
@@ -70,7 +69,6 @@ pub(crate) fn present() {
 pub(crate) fn missing() {
     let now = thread::ticks();
     FAILED_AT.store(now, Ordering::Relaxed);
-    reap();
     let started = STARTED_AT.load(Ordering::Relaxed);
     if started == 0 || now.wrapping_sub(started) > RESTART {
         STARTED_AT.store(now, Ordering::Relaxed);
@@ -98,38 +96,43 @@ fn start() {
         strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (arguments_list, environment_list) = (list(&arguments), list(&environment));
-    // A copy of this process without exit signal. It does nothing but system calls until it is another program, for which this thread
-    // waits: what the program closes then nobody has any more.
-    match kernel::call!(SYS_clone, libc::CLONE_VFORK, 0, 0, 0, 0) {
+    // A copy of this process makes another and ends; that becomes the other program, and belongs to whoever takes in orphans. The first does
+    // not become it itself, as any program sends SIGCHLD to its parent; without, only this thread's `wait4` finds it. Both do nothing but
+    // system calls, and this thread waits for both: what the program closes then nobody has any more.
+    match copy_process() {
         Ok(0) => {
-            let _ = kernel::call!(SYS_close_range, 0, u32::MAX, 0);
-            let null =
-                kernel::call!(SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR, 0)
-                    .unwrap_or(0);
-            for standard in 0..3 {
-                let _ = kernel::call!(SYS_dup3, null, standard, 0);
+            if copy_process() == Ok(0) {
+                become_program(program, &arguments_list, &environment_list);
             }
-            let _ = kernel::call!(
-                SYS_execve,
-                program.as_ptr(),
-                arguments_list.as_ptr(),
-                environment_list.as_ptr()
-            );
             loop {
-                let _ = kernel::call!(SYS_exit_group, 127);
+                let _ = kernel::call!(SYS_exit_group, 0);
             }
         }
-        Ok(child) => CHILD.store(child as u32, Ordering::Relaxed),
+        Ok(copy) => {
+            while kernel::call!(SYS_wait4, copy, 0, libc::__WCLONE, 0) == Err(Errno::INTR) {}
+        }
         Err(_) => {}
     }
 }
 
-fn reap() {
-    let child = CHILD.swap(0, Ordering::Relaxed);
-    if child != 0 && kernel::call!(SYS_wait4, child, 0, libc::__WCLONE | libc::WNOHANG, 0) == Ok(0)
-    {
-        CHILD.store(child, Ordering::Relaxed);
+/// As `fork`, without exit signal, and the caller waits until the copy is another program or has ended.
+fn copy_process() -> kernel::Outcome {
+    kernel::call!(SYS_clone, libc::CLONE_VFORK, 0, 0, 0, 0)
+}
+
+/// As `execve`, with nothing but `/dev/null` open. Returns where that fails.
+fn become_program(
+    program: &CStr,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) {
+    let _ = kernel::call!(SYS_close_range, 0, u32::MAX, 0);
+    let null = kernel::call!(SYS_openat, libc::AT_FDCWD, c"/dev/null".as_ptr(), libc::O_RDWR, 0)
+        .unwrap_or(0);
+    for standard in 0..3 {
+        let _ = kernel::call!(SYS_dup3, null, standard, 0);
     }
+    let _ = kernel::call!(SYS_execve, program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
 }
 
 fn string(text: &OsStr) -> Option<CString> {

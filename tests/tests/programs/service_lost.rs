@@ -181,7 +181,7 @@ fn nothing_is_left_behind() -> Result<(), Failure> {
 }
 
 /// Kills the site's service with SIGKILL and waits until it is gone.
-fn kill_service(site: &Site) -> Result<u32, Failure> {
+pub(crate) fn kill_service(site: &Site) -> Result<u32, Failure> {
     let end = Instant::now() + LIMIT;
     let number = loop {
         match site.service_pid() {

@@ -2,9 +2,11 @@
 
 use std::process::Command;
 
-use vmmc_tests::{Finished, Running, Site, Watchdog};
+use vmmc_tests::{Finished, Running, Site, Watchdog, missing_programs};
 
 use crate::in_every_way::{Failure, LIMIT};
+use crate::load::{program, until_it_says, wait_until};
+use crate::service_lost::kill_service;
 
 #[test]
 fn a_program_that_does_not_exist() -> Result<(), Failure> {
@@ -47,6 +49,54 @@ fn a_program_has_no_child_that_it_did_not_start() -> Result<(), Failure> {
     assert_eq!(finished.stdout, "none\n", "{finished:?}");
     Ok(())
 }
+
+/// Nor has it one when the library has started the service anew, because it was killed.
+#[test]
+fn a_program_has_no_child_when_the_service_is_started_anew() -> Result<(), Failure> {
+    let test = "a_program_has_no_child_when_the_service_is_started_anew";
+    if !missing_programs(test, &["python3"]).is_empty() {
+        return Ok(());
+    }
+    let _watchdog = Watchdog::new(test, 3 * LIMIT);
+    let site = Site::new()?;
+    let (mut program, enough) = site
+        .start_fed(site.command(true, program("python3")).args(["-c", CONNECTIONS_AND_CHILDREN]))?;
+    until_it_says(&mut program, "busy")?;
+    let killed = kill_service(&site)?;
+    wait_until("another service", || {
+        Ok(site.service_pid().is_some_and(|service| service != killed))
+    })?;
+    drop(enough);
+    let finished = program.succeed(LIMIT)?;
+    assert_eq!(finished.stdout, "busy\nchildren: none, signals: 0\n", "{finished:?}");
+    Ok(())
+}
+
+/// Makes connections until its input ends, and is told of its children.
+const CONNECTIONS_AND_CHILDREN: &str = r#"
+import os, select, signal, socket, sys
+
+signals = 0
+def on_child(*_):
+    global signals
+    signals += 1
+
+signal.signal(signal.SIGCHLD, on_child)
+listener = socket.create_server(('127.0.0.1', 0))
+print('busy', flush=True)
+while not select.select([0], [], [], .02)[0]:
+    near = socket.create_connection(listener.getsockname())
+    far = listener.accept()[0]
+    for _ in range(20):
+        near.sendall(b'ping')
+        far.sendall(far.recv(4))
+        near.recv(4)
+try:
+    children = os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    children = 'none'
+print(f'children: {children}, signals: {signals}')
+"#;
 
 /// A shell leaves a signal ignored, or a stream closed; systemd ignores broken pipes for its services.
 #[test]
