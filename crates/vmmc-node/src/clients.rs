@@ -59,6 +59,10 @@ pub(crate) struct Client {
     unread: u64,
     /// The service waits for its socket to become writable.
     pub(crate) awaits_room: bool,
+    /// What it has sent is being looked at; nothing more is read until that is known.
+    pub(crate) at_customs: bool,
+    /// Of a client that is over: bytes that it had sent by then and that are not read yet.
+    pub(crate) last_words: Option<u64>,
 }
 
 /// What Hello and Welcome settled.
@@ -88,8 +92,10 @@ pub(crate) enum Flushed {
     Full,
     /// The kernel takes no more descriptors now: try again a little later.
     Later,
-    /// The client is gone, or leaves too much unread.
+    /// It has closed its end.
     Gone,
+    /// The client leaves too much unread.
+    Broken,
 }
 
 impl Client {
@@ -119,6 +125,8 @@ impl Client {
             outbox: VecDeque::new(),
             unread: 0,
             awaits_room: false,
+            at_customs: false,
+            last_words: None,
         }
     }
 
@@ -143,6 +151,11 @@ impl Client {
     /// What of its socket to wait for.
     pub(crate) fn interest(&self) -> Readiness {
         if self.awaits_room { Readiness::BOTH } else { Readiness::READ }
+    }
+
+    /// It is over, and all that it has sent by then has been dealt with.
+    pub(crate) fn is_heard_out(&self) -> bool {
+        self.last_words == Some(0) && !self.at_customs
     }
 
     /// Bytes that wait for the process to read.
@@ -172,12 +185,16 @@ impl Client {
                     self.unread -= packet.bytes.len() as u64;
                     self.outbox.pop_front();
                 }
-                Err(_) if self.outbox.len() > Self::MAX_UNREAD => return Flushed::Gone,
+                Err(_) if self.outbox.len() > Self::MAX_UNREAD => return Flushed::Broken,
                 Err(OsError::AGAIN) => return Flushed::Full,
                 Err(OsError::TOOMANYREFS | OsError::NOBUFS | OsError::NOMEM) => {
                     return Flushed::Later;
                 }
-                Err(_) => return Flushed::Gone,
+                Err(_) => {
+                    self.outbox.clear();
+                    self.unread = 0;
+                    return Flushed::Gone;
+                }
             }
         }
         Flushed::Empty

@@ -251,6 +251,8 @@ impl Service {
 
     /// The child is there: what was kept for it is its own.
     fn inherit(&mut self, heir: ClientKey, key: ClientKey) {
+        // What it let go of before comes first.
+        self.hear_out(heir);
         let holds = self.clients.get_mut(heir).map(|heir| std::mem::take(&mut heir.holds));
         let Some((holds, client)) = holds.zip(self.clients.get_mut(key)) else { return };
         client.holds.extend(&holds);

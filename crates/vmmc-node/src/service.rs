@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vmmc_os::{
     Descriptor, OsError, Poller, Readiness, Received, ServiceOf, ServicePlace, accept_packets,
     peer_credentials, peer_process, raise_descriptor_limit, receive, start_identity,
-    termination_signals, user_id,
+    termination_signals, user_id, waiting_bytes,
 };
 use vmmc_proto::{Answer, BrokenReason, ExportId, MAX_MESSAGE, NodeId, NodeStatus, decode_request};
 use vmmc_shm::table::{ExportState, Networks};
@@ -215,7 +215,7 @@ impl Service {
                     SIGNALS => self.stopping = true,
                     SOCKET if readiness.readable => self.read(ClientKey(number), &mut buffer),
                     SOCKET => self.flush(ClientKey(number)),
-                    LIFE => self.doomed.push(ClientKey(number)),
+                    LIFE => self.retire(ClientKey(number)),
                     CALLERS => drop(self.with_cluster(|all, around| all.accept(around, number))),
                     CHANNEL => drop(self.with_cluster(|all, around| all.ready(around, number))),
                     CUSTOMS => self.hear_customs(),
@@ -361,39 +361,80 @@ impl Service {
         // A few at a time, so that one busy client does not keep the others waiting.
         for _ in 0..32 {
             let Some(client) = self.clients.get(key) else { return };
-            if !self.accounts.may_speak(client.credentials.uid) {
+            if !self.accounts.may_speak(client.credentials.uid) || !self.read_one(key, buffer) {
                 return;
             }
-            let received = match receive(&client.socket, buffer) {
-                Err(OsError::AGAIN) => return,
-                Ok(received) if received.len > 0 => received,
-                _ => return self.doomed.push(key),
-            };
-            let Received { len, descriptors, truncated } = received;
-            let uid = client.credentials.uid;
-            let request = decode_request(&buffer[..len]);
-            let customs = self.customs.as_mut().filter(|_| is_stranger(uid));
-            match (request, customs) {
-                (Ok(request), Some(customs)) if !descriptors.is_empty() => {
-                    // Nothing more is read until that is known.
-                    self.poller.remove(client.socket.as_fd());
-                    return customs.look(uid, key, request, descriptors, truncated);
-                }
-                (Ok(request), _) => {
-                    let goods = Goods::look(&request, descriptors, truncated, None);
-                    self.handle(key, request, goods);
-                }
-                (Err(_), customs) => {
-                    if let Some(customs) = customs {
-                        customs.discard(uid, descriptors);
-                    }
-                    return self.doomed.push(key);
-                }
+        }
+    }
+
+    /// Reads a message and does what it says; `false` if no more is to be read now.
+    fn read_one(&mut self, key: ClientKey, buffer: &mut [u8]) -> bool {
+        let Some(client) = self.clients.get_mut(key) else { return false };
+        let received = match receive(&client.socket, buffer) {
+            // Told once, and ahead of what was sent before.
+            Err(OsError::CONNRESET) => return true,
+            Err(OsError::AGAIN) if client.last_words.is_none() => return false,
+            Ok(received) if received.len > 0 => received,
+            _ => {
+                self.doomed.push(key);
+                return false;
             }
-            self.rung(key);
-            if self.doomed.last() == Some(&key) {
-                return;
+        };
+        let Received { len, descriptors, truncated } = received;
+        if let Some(left) = &mut client.last_words {
+            *left = left.saturating_sub(len as u64);
+        }
+        let uid = client.credentials.uid;
+        let request = decode_request(&buffer[..len]);
+        let customs = self.customs.as_mut().filter(|_| is_stranger(uid));
+        match (request, customs) {
+            (Ok(request), Some(customs)) if !descriptors.is_empty() => {
+                // Nothing more is read until that is known.
+                client.at_customs = true;
+                self.poller.remove(client.socket.as_fd());
+                customs.look(uid, key, request, descriptors, truncated);
+                return false;
             }
+            (Ok(request), _) => {
+                let goods = Goods::look(&request, descriptors, truncated, None);
+                self.handle(key, request, goods);
+            }
+            (Err(_), customs) => {
+                if let Some(customs) = customs {
+                    customs.discard(uid, descriptors);
+                }
+                self.doomed.push(key);
+                return false;
+            }
+        }
+        self.rung(key);
+        self.part_if_heard_out(key);
+        self.doomed.last() != Some(&key)
+    }
+
+    /// Does at once what a client has said by now.
+    pub(crate) fn hear_out(&mut self, key: ClientKey) {
+        self.retire(key);
+        let mut buffer = vec![0; MAX_MESSAGE + 1];
+        while self.clients.get(key).is_some_and(|client| !client.is_heard_out())
+            && self.read_one(key, &mut buffer)
+        {}
+    }
+
+    /// A client's process has ended, or has closed its end. What it has said by then is still done, and nothing that others say who have its
+    /// socket.
+    fn retire(&mut self, key: ClientKey) {
+        let Some(client) = self.clients.get_mut(key) else { return };
+        if let Some(life) = &client.life {
+            self.poller.remove(life.as_fd());
+        }
+        client.last_words.get_or_insert_with(|| waiting_bytes(&client.socket));
+        self.part_if_heard_out(key);
+    }
+
+    fn part_if_heard_out(&mut self, key: ClientKey) {
+        if self.clients.get(key).is_some_and(Client::is_heard_out) {
+            self.doomed.push(key);
         }
     }
 
@@ -405,13 +446,15 @@ impl Service {
         while let Some(report) = self.customs.as_ref().and_then(Customs::report) {
             match report {
                 Report::Looked(key, request, goods) => {
-                    let Some(client) = self.clients.get(key) else { continue };
+                    let Some(client) = self.clients.get_mut(key) else { continue };
+                    client.at_customs = false;
                     let added = self.poller.add(&client.socket, SOCKET | key.0, client.interest());
                     if added.is_err() {
                         self.doomed.push(key);
                     }
                     self.handle(key, *request, goods);
                     self.rung(key);
+                    self.part_if_heard_out(key);
                 }
                 Report::Wrote(id, rest, progress, handed) => self.with_pairs(|pairs, around| {
                     pairs.wrote(around, id, rest, progress, handed);
@@ -470,7 +513,8 @@ impl Service {
         match flushed {
             Flushed::Empty | Flushed::Full => {}
             Flushed::Later => self.later.push(key),
-            Flushed::Gone => self.doomed.push(key),
+            Flushed::Gone => self.retire(key),
+            Flushed::Broken => self.doomed.push(key),
         }
     }
 

@@ -73,6 +73,13 @@ fn end(port: &str, restarts: bool) {
                 listen();
                 return;
             }
+            "say much, let go and end" => {
+                for _ in 0..100 {
+                    process.pair_settle(side.pair).unwrap();
+                }
+                process.pair_drop(side.pair).unwrap();
+                std::process::exit(0);
+            }
             "export" => say(side.export.id()),
             _ => return,
         }
@@ -163,6 +170,75 @@ fn two_processes_find_each_other_and_see_each_others_end() {
     assert_eq!(side.import.state(), ExportState::Revoked);
     process.pair_drop(side.pair).unwrap();
     until("pair gone", || node.status()["pairs"] == 0);
+}
+
+/// Stops the node's service; what it does first when it goes on is what it was told first.
+fn stop(node: &Node) -> i32 {
+    let service = node.service_pid().unwrap();
+    harness::kill(service, libc::SIGSTOP);
+    until("stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{service}/stat")).unwrap();
+        stat.contains(") T ")
+    });
+    service
+}
+
+#[test]
+fn what_a_process_said_before_its_end_is_heard() {
+    // It may have left something unread, and the service may find its end closed before it reads.
+    for (leaves_unread, is_told) in [(false, false), (true, false), (false, true)] {
+        let node = Node::new();
+        let (process, mut actor, _socket, side) = paired_with_actor(&node, "end");
+        let tell = || process.pair_inject(side.pair, b"unread", false).unwrap();
+        if leaves_unread {
+            tell();
+        }
+        let service = stop(&node);
+        if is_told {
+            tell();
+        }
+        actor.tell("say much, let go and end");
+        actor.finish();
+        harness::kill(service, libc::SIGCONT);
+        match next(&process) {
+            PairingEvent::Broken { pair, why } => {
+                assert_eq!((pair, why), (side.pair, BrokenReason::PeerDropped));
+            }
+            other => panic!("{other:?}"),
+        }
+        until("not among the processes", || node.status()["processes"] == 1);
+    }
+}
+
+#[test]
+fn what_a_child_let_go_of_before_it_opened_is_not_its_own() {
+    let node = Node::new();
+    let process = node.open_polled();
+    let (near, far) = connection();
+    let near_offer = process.pair_offer(near.as_fd()).unwrap();
+    process.pair_offer(far.as_fd()).unwrap();
+    let mut pairs = [matched(&process), matched(&process)];
+    pairs.sort_by_key(|(offer, _)| *offer != near_offer);
+    let [near_pair, far_pair] = pairs.map(|(_, pair)| pair);
+    let heir = process.pair_heir().unwrap();
+    let service = stop(&node);
+    for _ in 0..100 {
+        heir.pair_settle(near_pair).unwrap();
+    }
+    heir.pair_drop(near_pair, false).unwrap();
+    let _child = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| node.options().watcher(false).heir(&heir).open().unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+        harness::kill(service, libc::SIGCONT);
+        opening.join().unwrap()
+    });
+    process.pair_drop(near_pair).unwrap();
+    match next(&process) {
+        PairingEvent::Broken { pair, why: BrokenReason::PeerDropped } => {
+            assert_eq!(pair, far_pair);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -2,17 +2,23 @@
 
 mod harness;
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use harness::{Node, role, say, until, vmmc_program};
+use harness::stranger::Stranger;
+use harness::{Node, listen, role, say, until, vmmc_program};
 use vmmc::{ExportError, ImportSource, OpenError, Process, RuntimeDirError};
+use vmmc_os::{Descriptor, OsError, send};
+use vmmc_proto::{Request, encode_request};
 
 #[test]
 fn actor() {
-    let Some((role, _)) = role() else { return };
+    let Some((role, argument)) = role() else { return };
     match role.as_str() {
+        "goes-on" => go_on(argument.parse().unwrap()),
         "few-descriptors" => few_descriptors(),
+        "leaves-its-socket" => leave_socket(),
         "descriptors" => {
             let open = || {
                 let fds = std::fs::read_dir("/proc/self/fd").unwrap();
@@ -54,6 +60,40 @@ fn few_descriptors() {
     import.send(0, b"x").unwrap();
     let _ = process.export(1).create().unwrap();
     say("done");
+}
+
+/// Leaves its connection with the service to a child.
+fn leave_socket() {
+    let stranger = Stranger::new(&Node::of_environment());
+    let socket = stranger.socket.as_raw_fd();
+    // SAFETY: a plain system call on a descriptor of this process's.
+    assert_eq!(unsafe { libc::fcntl(socket, libc::F_SETFD, 0) }, 0);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "actor", "--nocapture", "--test-threads=1"]);
+    command.env("VMMC_TEST_ROLE", "goes-on").env("VMMC_TEST_ARGUMENT", socket.to_string());
+    say(command.stdout(Stdio::null()).spawn().unwrap().id());
+    listen();
+}
+
+/// Says something by a connection as long as the service has it.
+fn go_on(socket: i32) {
+    // SAFETY: it was inherited, and nothing else here knows of it.
+    let socket = Descriptor::from(unsafe { OwnedFd::from_raw_fd(socket) });
+    let harmless = encode_request(&Request::Ring).unwrap();
+    while let Ok(()) | Err(OsError::AGAIN) = send(&socket, &harmless, &[]) {}
+}
+
+#[test]
+fn nobody_goes_on_in_the_name_of_a_process_that_has_ended() {
+    let node = Node::new();
+    let _process = node.open();
+    let mut actor = node.actor("leaves-its-socket", "");
+    let child = actor.hear();
+    until("two", || node.status()["processes"] == 2);
+    actor.tell("end");
+    actor.finish();
+    until("one", || node.status()["processes"] == 1);
+    until("refused", || std::fs::read_link(format!("/proc/{child}/exe")).is_err());
 }
 
 #[test]

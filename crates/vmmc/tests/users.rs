@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{Actor, FOREVER, listen, role, say, vmmc_program};
-use vmmc::{Allow, ImportError, ImportSource, Notify, Process};
+use vmmc::{Allow, ImportError, ImportSource, Notify, PairingEvent, Process};
 
 /// Users without a name.
 const EXPORTER: u32 = 917_011;
@@ -25,6 +25,8 @@ fn actor() {
         Some((role, ids)) if role == "importer" => importer(&ids),
         Some((role, id)) if role == "spoiler" => spoiler(&id),
         Some((role, _)) if role == "linger" => linger(),
+        Some((role, _)) if role == "outlives" => outlive(),
+        Some((role, port)) if role == "ends" => end(&port),
         Some((role, _)) if role == "opens" => {
             Process::open().unwrap();
             say("open");
@@ -108,6 +110,46 @@ fn importer(ids: &str) {
     while let Ok(word @ 1..) = listen().parse::<u64>() {
         import.send_notify(0, &word.to_ne_bytes()).unwrap();
         say("sent");
+    }
+}
+
+/// Accepts a connection, pairs, and tells how the peer left it.
+fn outlive() {
+    let process = Process::options().watcher(false).open().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    say(listener.local_addr().unwrap().port());
+    let (socket, _) = listener.accept().unwrap();
+    process.pair_offer(socket.as_fd()).unwrap();
+    assert!(matches!(next(&process), PairingEvent::Matched { .. }));
+    match next(&process) {
+        PairingEvent::Broken { why, .. } => say(format!("{why:?}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Connects, pairs, and ends with much to be looked at before what it says last.
+fn end(port: &str) {
+    let process = Process::options().watcher(false).open().unwrap();
+    let socket = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    process.pair_offer(socket.as_fd()).unwrap();
+    let PairingEvent::Matched { pair, .. } = next(&process) else { panic!("not matched") };
+    say("paired");
+    listen();
+    for _ in 0..20 {
+        process.pair_hold(pair, socket.as_fd()).unwrap();
+    }
+    process.pair_drop(pair).unwrap();
+    std::process::exit(0);
+}
+
+fn next(process: &Process) -> PairingEvent {
+    let deadline = Instant::now() + FOREVER;
+    loop {
+        if let Some(event) = process.poll() {
+            return event;
+        }
+        assert!(Instant::now() < deadline, "no event");
+        std::thread::yield_now();
     }
 }
 
@@ -196,4 +238,22 @@ fn a_socket_that_takes_long_to_close_holds_up_its_user_only() {
         }
         assert_eq!(host.actor(IMPORTER, "opens", "").hear(), "open");
     }
+}
+
+#[test]
+fn what_a_process_handed_over_before_its_end_is_looked_at() {
+    let Some(host) = Host::new("what_a_process_handed_over_before_its_end_is_looked_at") else {
+        return;
+    };
+    let mut outlives = host.actor(EXPORTER, "outlives", "");
+    let mut ends = host.actor(EXPORTER, "ends", &outlives.hear());
+    assert_eq!(ends.hear(), "paired");
+    let status = host.command(&["node", "status", "--system", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let service = status["pid"].as_i64().unwrap() as i32;
+    harness::kill(service, libc::SIGSTOP);
+    ends.tell("end");
+    ends.finish();
+    harness::kill(service, libc::SIGCONT);
+    assert_eq!(outlives.hear(), "PeerDropped");
 }

@@ -106,7 +106,8 @@ pub fn send(
 /// Receives one packet without blocking.
 ///
 /// # Errors
-/// `AGAIN` when there is none, `CONNRESET` when the other side has closed.
+/// `AGAIN` when there is none. `CONNRESET`, once, when the other side has closed and left packets unread: those that it sent before can still be
+/// received.
 pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> Result<Received, OsError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -126,6 +127,12 @@ pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> Result<Received, OsError>
     }
     let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     Ok(Received { len: message.bytes, descriptors, truncated })
+}
+
+/// Bytes of all packets that wait to be received.
+pub fn waiting_bytes(socket: impl AsFd) -> u64 {
+    // Fails only for what is no socket.
+    rustix::io::ioctl_fionread(socket).unwrap_or(0)
 }
 
 fn packet_socket() -> Result<Descriptor, OsError> {
