@@ -206,6 +206,9 @@ pub(crate) unsafe extern "C-unwind" fn clone(
 ) -> c_int {
     let native = next!(clone: fn(Option<Start>, *mut c_void, c_int, *mut c_void, usize, usize, usize) -> c_int);
     let bits = flags as u32 as u64;
+    if bits & (MEMORY | libc::CLONE_FILES as u64) == MEMORY {
+        before_visit(bits);
+    }
     let Some(first) = start.filter(|_| bits & MEMORY == 0 && !stack.is_null()) else {
         return native(start, stack, flags, argument, parent_id, area, child_id);
     };
@@ -216,6 +219,14 @@ pub(crate) unsafe extern "C-unwind" fn clone(
     let mut first = Begin { start: first, argument };
     let first = (&raw mut first).cast();
     forking(|| native(Some(begin), stack, flags, first, parent_id, area, child_id).into()) as c_int
+}
+
+/// Before a child is made that shares this process's memory but not its descriptors.
+fn before_visit(bits: u64) {
+    let waits = bits & libc::CLONE_VFORK as u64 != 0;
+    // Beside a child that runs at the same time the layer could not tell whose call it is.
+    let before = if waits { vmmc_socket::before_visit } else { vmmc_socket::lower_everything };
+    catch((), || keep_errno(before));
 }
 
 /// Before this thread gets descriptors of its own.
@@ -330,10 +341,16 @@ pub(crate) unsafe extern "C-unwind" fn execveat(
 }
 
 #[cfg(target_arch = "x86_64")]
-mod variadic {
-    use super::{before_exec, c_void};
-    use crate::boundary::look_up;
+mod by_jump {
+    use super::{before_exec, c_void, pid_t};
+    use crate::boundary::{look_up, next};
     use crate::stdio::before;
+
+    /// Its child comes back by the caller's frame, so nothing of the hook's may be on the stack.
+    extern "C" fn before_vfork() -> *mut c_void {
+        super::before_visit(libc::CLONE_VFORK as u64);
+        next!(vfork: fn() -> pid_t) as *mut c_void
+    }
 
     extern "C" fn before_execl() -> *mut c_void {
         before_exec();
@@ -350,6 +367,8 @@ mod variadic {
         look_up("execle\0")
     }
 
+    before!(vfork, before_vfork);
+    before!(__vfork, before_vfork);
     before!(execl, before_execl);
     before!(execlp, before_execlp);
     before!(execle, before_execle);

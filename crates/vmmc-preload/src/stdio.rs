@@ -35,8 +35,8 @@ pub(crate) unsafe extern "C-unwind" fn __vdprintf_chk(
     native(fd, flag, format, list)
 }
 
-/// A variadic function cannot be written in Rust, so this saves all argument registers, lets `$before` see the first
-/// argument and say where the native function is, and goes on there as if nothing had been in between.
+/// A variadic function cannot be written in Rust, nor one that returns twice, so this saves all argument registers, lets
+/// `$before` see the first argument and say where the native function is, and goes on there as if nothing had been in between.
 #[cfg(target_arch = "x86_64")]
 macro_rules! before {
     ($name:ident, $before:path) => {

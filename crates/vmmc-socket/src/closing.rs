@@ -3,12 +3,16 @@
 use crate::descriptor::{self, Changing, Kind};
 use crate::kernel::{self, Errno, Outcome};
 use crate::layer::{self, STRUCTURE};
-use crate::{board, busy, ending, epoll, local, own_numbers, thread, uring};
+use crate::{board, busy, ending, epoll, local, own_numbers, thread, uring, visit};
 
 /// The program is about to close `fd`. Must come before the kernel's close.
 pub fn closing(fd: i32) -> Changing {
     let kind = descriptor::kind(fd);
-    if matches!(kind, Kind::Other | Kind::Own) || !layer::at_home() {
+    if matches!(kind, Kind::Other | Kind::Own) {
+        return Changing::nothing();
+    }
+    if !layer::at_home() {
+        visit::loses(kind);
         return Changing::nothing();
     }
     let changing = Changing::between(fd, fd);
@@ -127,7 +131,11 @@ fn close_among_own(fd: i32) -> Outcome {
 /// The program closes everything from `first` to `last`: as [`closing`] for each that is tracked.
 pub fn closing_between(first: i32, last: i32) -> Changing {
     let mut all = descriptor::between(first, last).filter(|(fd, _)| !is_own(*fd)).peekable();
-    if all.peek().is_none() || !layer::at_home() {
+    if all.peek().is_none() {
+        return Changing::nothing();
+    }
+    if !layer::at_home() {
+        all.for_each(|(_, kind)| visit::loses(kind));
         return Changing::nothing();
     }
     let changing = Changing::between(first, last);

@@ -8,7 +8,7 @@ use vmmc::descriptor::Descriptor;
 
 use crate::kernel::{self, Errno};
 use crate::layer::STRUCTURE;
-use crate::{layer, own_numbers, thread};
+use crate::{layer, own_numbers, thread, visit};
 
 /// Numbers from here on are never lifted (`fs.nr_open` is 1,048,576 by default).
 const NUMBERS: usize = 1 << 20;
@@ -53,7 +53,19 @@ pub(crate) enum Kind {
 /// What `fd` is.
 #[inline]
 pub(crate) fn kind(fd: i32) -> Kind {
-    TABLE.get(fd as usize).map_or(Kind::Other, |entry| Kind::of(entry.load(Ordering::Acquire)))
+    Kind::of(meant(fd, entered(fd)))
+}
+
+/// What stands in the table, which is about the descriptors of the process that the layer is at home in.
+#[inline]
+fn entered(fd: i32) -> u32 {
+    TABLE.get(fd as usize).map_or(0, |entry| entry.load(Ordering::Acquire))
+}
+
+/// What the number is to this process, which may be a child of vfork, if it is `word` in the table.
+#[inline]
+fn meant(fd: i32, word: u32) -> u32 {
+    if visit::may_be() && visit::is_other(fd, Kind::of(word)) { 0 } else { word }
 }
 
 impl Kind {
@@ -82,8 +94,8 @@ impl Kind {
 /// The slot of the connection `fd`, if it is one.
 #[inline]
 pub(crate) fn connection(fd: i32) -> Option<u32> {
-    let word = TABLE.get(fd as usize)?.load(Ordering::Acquire);
-    (word & !INDEX == CONNECTION).then_some(word & INDEX)
+    let word = entered(fd);
+    (word & !INDEX == CONNECTION && meant(fd, word) == word).then_some(word & INDEX)
 }
 
 /// As [`connection`], for a call that begins: what another thread is about to make of the number is waited for. In the kernel the call would meet what the number
@@ -101,7 +113,7 @@ pub(crate) fn connection_called(fd: i32) -> Option<u32> {
 pub(crate) fn kind_called(fd: i32) -> Kind {
     let Some(entry) = TABLE.get(fd as usize) else { return Kind::Other };
     let word = entry.load(Ordering::Acquire);
-    Kind::of(if is_changing(word) { await_change(entry) } else { word })
+    Kind::of(meant(fd, if is_changing(word) { await_change(entry) } else { word }))
 }
 
 #[inline]
@@ -206,6 +218,11 @@ pub(crate) fn changes() -> u32 {
     CHANGES.load(Ordering::Acquire)
 }
 
+/// From now on each number may mean something else.
+pub(crate) fn mean_anew() {
+    CHANGES.fetch_add(1, Ordering::Release);
+}
+
 /// How many are the layer's own.
 pub(crate) fn owned() -> usize {
     OWNED.load(Ordering::Relaxed)
@@ -305,10 +322,12 @@ impl Drop for Own {
     }
 }
 
-/// All entered numbers from `first` to `last` with what they are.
+/// All entered numbers from `first` to `last` with what they are, though to a child of vfork they may be something else.
 pub(crate) fn between(first: i32, last: i32) -> impl Iterator<Item = (i32, Kind)> {
     let top = TOP.load(Ordering::Relaxed).min(last.saturating_add(1));
-    (first.max(0)..top).map(|fd| (fd, kind(fd))).filter(|(_, kind)| *kind != Kind::Other)
+    (first.max(0)..top)
+        .map(|fd| (fd, Kind::of(entered(fd))))
+        .filter(|(_, kind)| *kind != Kind::Other)
 }
 
 /// The numbers from `first` to `last` that may mean something to the layer.

@@ -200,6 +200,23 @@ pub(crate) fn handed_connection(cookie: u64) -> Option<u32> {
     })
 }
 
+/// Learns the kernel's names of those connections that have none yet.
+pub(crate) fn identify_connections() {
+    for (fd, index) in connections() {
+        if slot::get(index).cookie.load(Ordering::Relaxed) != 0 {
+            continue;
+        }
+        STRUCTURE.briefly(|_| {
+            // Another thread may have closed it, and only with this lock.
+            if descriptor::connection(fd) == Some(index)
+                && let Some(cookie) = cookie(fd)
+            {
+                slot::get(index).cookie.store(cookie, Ordering::Relaxed);
+            }
+        });
+    }
+}
+
 /// Lowers every connection that this process has now.
 pub(crate) fn lower_all(why: Why) {
     connections().for_each(|(fd, index)| lower::lower(fd, index, why));

@@ -25,6 +25,7 @@
 //! | [`signals`] | handlers, which wait while the layer is at work |
 //! | [`epoll`], [`readiness`], `armed_poll` | waiting for many; what is asked of the kernel without a call |
 //! | [`family`] | fork, exec, exit |
+//! | `visit` | children of vfork, which have this memory and other descriptors |
 //! | [`handing`](Handing) | connections that go to other programs, and come from them |
 //! | [`heap`](Heap) | memory that is not the program's |
 //! | [`board`], `explain` | what `vmmc stat` reads; what a program tells when it ends |
@@ -69,6 +70,7 @@ mod tcp;
 mod tenure;
 mod thread;
 mod transmit;
+mod visit;
 mod wait;
 
 pub mod board;
@@ -100,3 +102,4 @@ pub use own_numbers::{is_table_enlarged, is_within_limit, size_of_table, while_l
 pub use receive::{Receiving, TCP_INQ, at_mark, left, only_error_left, receive, unread};
 pub use route::{InFlight, Route, Sleep, Step, Transfer};
 pub use transmit::{Sending, complete_info, send, send_file, unsent};
+pub use visit::before_visit;

@@ -144,7 +144,7 @@ pub(crate) struct Slot {
     /// The node service was shown the socket, and may have it a moment longer than the program.
     pub(crate) shown: AtomicBool,
     pub(crate) pair: AtomicU64,
-    /// The kernel's name of the connection, known once it is paired or handed over.
+    /// The kernel's name of the connection, known once it is paired or handed over, or a child of vfork may ask for it; 0: not yet.
     pub(crate) cookie: AtomicU64,
     /// How often it was handed to others than this family, or came from them; 0: nobody else has it.
     pub(crate) handed: AtomicU32,

@@ -480,6 +480,12 @@ macro_rules! for_every_scenario {
             peek_while_lifted: Cold;
             vfork_while_lifted: Cold;
             vfork_with_unread_bytes: Warm;
+            // vfork.c
+            vfork_child_has_other_files: Warm;
+            vfork_child_sets_nonblocking: Cold;
+            vfork_child_uses_connection: Warm;
+            vfork_child_has_a_set_of_its_own: Warm;
+            vfork_child_beside_a_thread: Warm;
             // loans.c
             loan_round_trips: Warm;
             loan_bulk: Warm;
