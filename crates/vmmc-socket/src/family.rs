@@ -249,7 +249,9 @@ pub fn before_spawn() -> Handing {
     // A child of vfork has descriptors of its own but its parent's table: it may have put a connection on any of the
     // standard ones.
     let standard = (0..=2).filter(|_| !home);
-    for fd in standard.chain(connections().map(|(fd, _)| fd)) {
+    // What else it has under a number of another connection it has marked and lowered when it put it there.
+    let same = |&(fd, index): &(i32, u32)| home || descriptor::connection(fd) == Some(index);
+    for fd in standard.chain(connections().filter(same).map(|(fd, _)| fd)) {
         if is_inherited(fd) {
             handing.hand(fd);
             lower_inherited(fd, home);

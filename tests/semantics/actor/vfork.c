@@ -116,6 +116,39 @@ void scenario_vfork_child_sets_nonblocking(void) {
     }
 }
 
+/* The same number is one connection to the parent and another to its child, which goes on as another program. */
+void scenario_vfork_child_exchanges_connections(void) {
+    for (int turn = 0; turn < 2; turn++) {
+        int first = connection(), second = connection();
+        if (me.server) {
+            put_text(first, "first ");
+            pid_t child = vfork();
+            if (child == 0) {
+                dup2(second, first);
+                if (turn == 1) {
+                    in_child[0] = write(first, "child ", 6);
+                    close(second);
+                }
+                execlp("true", "true", NULL);
+                _exit(127);
+            }
+            waitpid(child, NULL, 0);
+            put_text(first, "connection");
+            put_text(second, "second connection");
+            expect_text(first, "back");
+            expect_text(second, "and back");
+        } else {
+            expect_text(first, "first connection");
+            expect_text(second, turn == 1 ? "child second connection" : "second connection");
+            put_text(first, "back");
+            put_text(second, "and back");
+        }
+        meet();
+        close(first);
+        close(second);
+    }
+}
+
 /* What the child has from its parent, it uses under the number that it has there. */
 void scenario_vfork_child_uses_connection(void) {
     int fd = connection();

@@ -483,6 +483,7 @@ macro_rules! for_every_scenario {
             // vfork.c
             vfork_child_has_other_files: Warm;
             vfork_child_sets_nonblocking: Cold;
+            vfork_child_exchanges_connections: Warm;
             vfork_child_uses_connection: Warm;
             vfork_child_has_a_set_of_its_own: Warm;
             vfork_child_beside_a_thread: Warm;
