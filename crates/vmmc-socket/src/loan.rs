@@ -302,6 +302,7 @@ impl Lending<'_> {
     }
 
     fn lend_bytes(&mut self, slot: &Slot, local: &Local) -> Result<Step, Errno> {
+        receive::recover_if_orphaned(slot, local);
         let Some(ends) = local.ends() else { return Ok(Step::Elsewhere) };
         slot.inward.loan.claim()?;
         let step = self.lend_claimed(slot, local, ends);

@@ -22,7 +22,8 @@ use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
 use crate::{
-    anew, board, ending, epoll, half_close, lift, park, policy, repeat, thread, transmit, wait,
+    anew, board, ending, epoll, half_close, lift, park, policy, receive, repeat, thread, transmit,
+    wait,
 };
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
@@ -69,6 +70,7 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
     }
     let came_to_nothing = {
         let _inward = slot.inward.lock.hold();
+        receive::recover_if_orphaned(slot, local);
         let Some(ends) = local.ends() else { return };
         slot.set_why(why);
         let before = Before::now(fd, slot);

@@ -192,6 +192,7 @@ impl Receiving<'_> {
             held.forget_handled();
         }
         self.fd = self.wait.number();
+        recover_if_orphaned(slot, local);
         // A handler may have received what came next.
         if self.got > 0 && signals::have_interrupted() {
             return Ok(Taken::Enough);
@@ -432,6 +433,20 @@ fn give_back(slot: &Slot, local: &Local, ends: Ends, arrived: usize, (len, next)
         && take_announcement(&ends.mine.writer_waiting)
     {
         local.ring_peer();
+    }
+}
+
+/// Finishes what a member of the family was about that was killed with the inward lock, which is held: between what it took and the
+/// word of it to a peer that waits for room, say.
+#[inline]
+pub(crate) fn recover_if_orphaned(slot: &Slot, local: &Local) {
+    if slot.inward.lock.is_orphaned()
+        && let Some(ends) = local.ends()
+    {
+        slot.inward.stream.recover(ends.mine, ends.theirs);
+        if take_announcement(&ends.mine.writer_waiting) {
+            local.ring_peer();
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub struct Place {
 #[repr(C)]
 pub struct Receiver {
     head: AtomicU64,
-    position: AtomicU32,
-    tier: AtomicU32,
+    pub(super) position: AtomicU32,
+    pub(super) tier: AtomicU32,
 }
 
 impl Receiver {
@@ -199,6 +199,30 @@ impl Receiver {
         // SYNC credit: the copy out of the ring is finished before the producer may overwrite it; and (SeqCst
         // read-modify-write) a full barrier before the caller looks at `writer_waiting` (SYNC waiting).
         theirs.credit.swap(head, Ordering::SeqCst);
+    }
+
+    /// Finishes what somebody who had these indices before was about and did not come to the end of: that may have been between any two of
+    /// them. The producer may wait for what is given back here.
+    #[cold]
+    pub fn recover(&self, mine: &Words, theirs: &Words) {
+        let (tail, head) = (mine.visible(), self.head());
+        if self.at_return(mine) {
+            self.tier.store(Tier::Page as u32, Ordering::Relaxed);
+        }
+        let tier = self.tier();
+        let begin = match tier {
+            Tier::Page => &mine.returned,
+            Tier::Medium => &mine.grown[0],
+            Tier::Bulk => &mine.grown[1],
+        };
+        // The peer's word: whatever it says, the position is in the ring.
+        let begin = begin.load(Ordering::Relaxed).saturating_sub(1);
+        let position = head.wrapping_sub(begin) % tier.capacity() as u64;
+        self.position.store(position as u32, Ordering::Relaxed);
+        // What was passed over behind a freeze is not given back.
+        if tail & FROZEN == 0 {
+            theirs.credit.swap(head, Ordering::SeqCst);
+        }
     }
 
     /// Passes over `len` bytes without giving them back to the producer, which may still have to read them again.

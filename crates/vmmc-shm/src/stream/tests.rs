@@ -520,10 +520,11 @@ fn an_end_or_a_freeze_lets_go_of_what_is_held_back() {
     }
 }
 
-/// As who shares the indices finds them when another was killed before it had brought them up to date.
-fn copy(tx: &Transmitter) -> Transmitter {
+/// As who shares the indices (of a [`Transmitter`] or a [`Receiver`]) finds them when another was killed before it had brought them up
+/// to date.
+fn copy<Indices>(indices: &Indices) -> Indices {
     // SAFETY: nothing but atomic words, which need not be dropped.
-    unsafe { std::ptr::read(tx) }
+    unsafe { std::ptr::read(indices) }
 }
 
 #[test]
@@ -560,4 +561,69 @@ fn what_another_left_half_done_is_finished() {
     theirs.tail.store(before.0 + (1 << 40), Ordering::SeqCst);
     pair.tx.recover(theirs);
     assert_eq!((pair.tx.tail(), pair.tx.position(), pair.tx.tier()), before);
+}
+
+#[test]
+fn what_another_left_half_read_is_finished() {
+    let mut pair = Pair::new();
+    let (a, b) = pair.words();
+    let bytes: Vec<u8> = (0..Tier::Page.capacity()).map(|n| n as u8).collect();
+    assert_eq!(pair.send(&bytes), bytes.len());
+    assert_eq!(pair.receive(1000).unwrap(), bytes[..1000]);
+    // Killed between the position and the head: nothing was read.
+    pair.rx.position.store(3000, Ordering::Relaxed);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.receive(1000).unwrap(), bytes[1000..2000]);
+    // Killed between the head and the word to the writer.
+    let credit = a.credit.load(Ordering::SeqCst);
+    assert_eq!(pair.receive(500).unwrap(), bytes[2000..2500]);
+    a.credit.store(credit, Ordering::SeqCst);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.tx.spare(a), 2500);
+    // Over the seam.
+    assert_eq!(pair.send(&bytes[..2000]), 2000);
+    assert_eq!(pair.receive(bytes.len()).unwrap().len(), bytes.len() - 2500 + 2000);
+    pair.rx.position.store(0, Ordering::Relaxed);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.rx.position(), 2000);
+
+    // Killed while it went on to a larger ring, or came back.
+    assert!(pair.tx.grow(b));
+    assert_eq!(pair.send(b"grown"), 5);
+    pair.rx.tier.store(Tier::Medium as u32, Ordering::Relaxed);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.receive(2).unwrap(), b"gr");
+    pair.rx.position.store(5, Ordering::Relaxed);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.receive(10).unwrap(), b"own");
+    assert!(pair.tx.shrink(a, b));
+    pair.rx.recover(b, a);
+    assert_eq!(pair.send(b"shrunk"), 6);
+    pair.rx.tier.store(Tier::Page as u32, Ordering::Relaxed);
+    pair.rx.position.store(60_000, Ordering::Relaxed);
+    pair.rx.recover(b, a);
+    assert_eq!(pair.receive(100).unwrap(), b"shrunk");
+    pair.rx.recover(b, a);
+    assert_eq!(pair.send(b"on"), 2);
+    assert_eq!(pair.receive(100).unwrap(), b"on");
+
+    // What was passed over behind a freeze is not given back.
+    let credit = a.credit.load(Ordering::SeqCst);
+    assert_eq!(pair.send(b"frozen"), 6);
+    pair.rx.freeze(b);
+    pair.rx.skip(6, pair.rx.position() + 6);
+    pair.rx.recover(b, a);
+    assert_eq!(a.credit.load(Ordering::SeqCst), credit);
+
+    // Words that no honest peer has lead nowhere else.
+    for word in [&b.returned, &b.grown[0], &b.grown[1]] {
+        for lie in [0, 1, u64::MAX / 2, u64::MAX] {
+            word.store(lie, Ordering::SeqCst);
+            for tier in 0..3 {
+                pair.rx.tier.store(tier, Ordering::Relaxed);
+                pair.rx.recover(b, a);
+                assert!(pair.rx.position() < pair.rx.tier().capacity());
+            }
+        }
+    }
 }
