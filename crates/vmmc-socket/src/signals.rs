@@ -104,21 +104,19 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
         )
     };
     THREAD.with(|thread| {
+        // SAFETY: the kernel passes what belongs to this signal.
+        let at = unsafe { interrupted_at(context.cast()) };
         let call = || {
-            let note = || thread.handled.fetch_or(1 << (signal - 1), Ordering::Relaxed);
-            note();
-            thread.handlers.fetch_add(1, Ordering::Relaxed);
+            let before = thread.calls_handler();
             // SAFETY: as the kernel would.
             unsafe { handler(signal, info, context) }
-            thread.handlers.fetch_sub(1, Ordering::Relaxed);
-            // Calls of its own have forgotten it.
-            note();
+            thread.has_called_handler(signal, at, &before);
         };
         let inside = thread.inside.load(Ordering::Relaxed);
         if inside == 0 {
             return call();
         }
-        // SAFETY: the kernel passes what belongs to this signal.
+        // SAFETY: as above.
         let told = unsafe { Told::of(signal, info) };
         if told.is_fault() || layer::confined() {
             // The handler need not come back.
@@ -130,6 +128,20 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
             call();
         }
     });
+}
+
+/// The instruction that is next when a handler has returned.
+///
+/// # Safety
+/// `context` is what the kernel passed to the handler.
+unsafe fn interrupted_at(context: *const libc::ucontext_t) -> usize {
+    // SAFETY: as promised.
+    let registers = unsafe { &(*context).uc_mcontext };
+    #[cfg(target_arch = "x86_64")]
+    let at = registers.gregs[libc::REG_RIP as usize];
+    #[cfg(target_arch = "aarch64")]
+    let at = registers.pc;
+    at as usize
 }
 
 /// What the kernel tells of a signal.
@@ -164,8 +176,10 @@ const MOST: usize = 4;
 struct Thread {
     /// How many [`Inside`] it has.
     inside: AtomicUsize,
-    /// The signals whose handlers were called since it was last forgotten.
+    /// The signals whose handlers have interrupted what it does since that was last forgotten: those that decide whether it goes on.
     handled: AtomicU64,
+    /// Where the last of them came in.
+    interrupted: AtomicUsize,
     /// How many handlers are under way, and those that were left by `longjmp`.
     handlers: AtomicUsize,
     /// How many of `signals` are put off.
@@ -180,6 +194,7 @@ thread_local! {
         Thread {
             inside: AtomicUsize::new(0),
             handled: AtomicU64::new(0),
+            interrupted: AtomicUsize::new(0),
             handlers: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             // SAFETY: plain numbers.
@@ -201,7 +216,8 @@ pub fn have_interrupted() -> bool {
     handled() != 0
 }
 
-/// The signals whose handlers were called on this thread since [`forget_handled`], a bit each from signal 1 on.
+/// The signals whose handlers have interrupted this thread since [`forget_handled`], a bit each from signal 1 on. Not those that ran in another's
+/// handler, nor those that the kernel let in together with one that it took first: it decides by that one whether a call goes on.
 pub(crate) fn handled() -> u64 {
     THREAD.with(|thread| thread.handled.load(Ordering::Relaxed))
 }
@@ -264,7 +280,31 @@ fn keep_for_second_delivery(signal: c_int) {
     }
 }
 
+/// How it was before a handler was called.
+struct Before {
+    handled: u64,
+    interrupted: usize,
+    handlers: usize,
+}
+
 impl Thread {
+    fn calls_handler(&self) -> Before {
+        let handlers = self.handlers.load(Ordering::Relaxed);
+        self.handlers.store(handlers + 1, Ordering::Relaxed);
+        let handled = self.handled.load(Ordering::Relaxed);
+        Before { handled, interrupted: self.interrupted.load(Ordering::Relaxed), handlers }
+    }
+
+    /// What the handler's own calls have forgotten, and which others ran meanwhile, is no matter to what it has interrupted.
+    fn has_called_handler(&self, signal: c_int, at: usize, before: &Before) {
+        // Either this one's frame stood on that of a signal which the kernel took before, or that one's handler had kept it out.
+        let came_along = at == door() || before.handled != 0 && at == before.interrupted;
+        let (own, at) = if came_along { (0, before.interrupted) } else { (1 << (signal - 1), at) };
+        self.handled.store(before.handled | own, Ordering::Relaxed);
+        self.interrupted.store(at, Ordering::Relaxed);
+        self.handlers.store(before.handlers, Ordering::Relaxed);
+    }
+
     /// Puts a signal off that came while this thread was inside. False: so many are put off already.
     ///
     /// # Safety
@@ -295,6 +335,8 @@ impl Thread {
         // All signals are blocked, and nobody else has these.
         let waiting = self.waiting.swap(0, Ordering::Relaxed).min(MOST);
         let before = self.blocked.swap(u64::MAX, Ordering::Relaxed);
+        // What comes in here did not come along with what came in here before.
+        self.interrupted.store(0, Ordering::Relaxed);
         for place in 0..waiting {
             // SAFETY: as said, and written by `put_off`.
             let info = unsafe { (*self.signals.get())[place] };

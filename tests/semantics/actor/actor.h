@@ -95,6 +95,7 @@ long told(void);                  /* waits for that number */
 void await_readable(int fd, int count); /* until FIONREAD says at least count */
 short await_bits(int fd, short bits);   /* poll until one of the bits, or HUP or ERR, is there; returns revents */
 void await_asleep(pid_t pid);     /* until the process has gone to sleep in the kernel */
+void await_stopped(pid_t pid);    /* until SIGSTOP has stopped it */
 long elapsed_ms(const struct timespec *since);
 struct timespec now(void);
 

@@ -95,8 +95,8 @@ short await_bits(int fd, short bits) {
     return item.revents;
 }
 
-/* `pid` is a process (its main thread) or a thread: in state S in several looks one after the other. */
-void await_asleep(pid_t pid) {
+/* `pid` is a process (its main thread) or a thread: in this state in several looks one after the other. */
+static void await_state(pid_t pid, char state, const char *never) {
     char path[64], text[512];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     struct timespec start = now();
@@ -107,12 +107,20 @@ void await_asleep(pid_t pid) {
         size_t length = fread(text, 1, sizeof text - 1, file);
         fclose(file);
         text[length] = 0;
-        const char *state = strrchr(text, ')');
-        quiet = state && state[2] == 'S' ? quiet + 1 : 0;
+        const char *name = strrchr(text, ')');
+        quiet = name && name[2] == state ? quiet + 1 : 0;
         if (elapsed_ms(&start) > 5000) {
-            say("! process never slept");
+            say("! process never %s", never);
             return;
         }
         usleep(1500);
     }
+}
+
+void await_asleep(pid_t pid) {
+    await_state(pid, 'S', "slept");
+}
+
+void await_stopped(pid_t pid) {
+    await_state(pid, 'T', "stopped");
 }

@@ -288,6 +288,91 @@ void scenario_signals_of_both_kinds(void) {
     meet();
 }
 
+/* Tells where it sleeps, until SIGUSR2 comes. */
+static void suspend(int number) {
+    sigset_t others;
+    (void)number;
+    handled++;
+    tell(getpid());
+    sigfillset(&others);
+    sigdelset(&others, SIGUSR2);
+    sigsuspend(&others);
+}
+
+/* In the handler that has interrupted the call another runs, as where garbage collectors stop the world: that has no say. */
+void scenario_signal_in_handler(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        for (int round = 0; round < 2; round++) {
+            signal_sleeper(1, SIGUSR1);
+            signal_sleeper(1, SIGUSR2);
+        }
+        await_asleep(told());
+        put_text(fd, "bytes");
+        meet();
+        return;
+    }
+    on_signal(SIGUSR1, suspend, 0);
+    on_signal(SIGUSR2, count_signal, SA_RESTART);
+    tell(getpid());
+    T(recv(fd, buffer, sizeof buffer, 0));
+    on_signal(SIGUSR1, suspend, SA_RESTART);
+    on_signal(SIGUSR2, count_and_tell, 0);
+    tell(getpid());
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    say("handled %d", (int)handled);
+    meet();
+}
+
+static void raise_second(int number) {
+    (void)number;
+    handled++;
+    raise(SIGUSR2);
+}
+
+/* Of signals that come together the kernel takes the lowest first; that one says whether the call goes on, and its handler runs last. */
+void scenario_signals_at_once(void) {
+    char buffer[16];
+    int fd = connection();
+    if (me.client) {
+        for (int round = 0; round < 3; round++) {
+            pid_t pid = told();
+            await_asleep(pid);
+            kill(pid, SIGSTOP);
+            await_stopped(pid);
+            kill(pid, SIGUSR1);
+            if (round < 2)
+                kill(pid, SIGUSR2);
+            kill(pid, SIGCONT);
+            if (round > 0) {
+                await_asleep(told());
+                put_text(fd, "bytes");
+            }
+        }
+        meet();
+        return;
+    }
+    on_signal(SIGUSR1, count_signal, 0);
+    on_signal(SIGUSR2, count_signal, SA_RESTART);
+    tell(getpid());
+    T(recv(fd, buffer, sizeof buffer, 0));
+    say("handled %d", (int)handled);
+    on_signal(SIGUSR1, count_signal, SA_RESTART);
+    on_signal(SIGUSR2, count_and_tell, 0);
+    tell(getpid());
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    say("handled %d", (int)handled);
+    /* One that the first keeps out comes in before the call goes on. */
+    struct sigaction action = {.sa_handler = raise_second, .sa_flags = SA_RESTART};
+    sigaddset(&action.sa_mask, SIGUSR2);
+    sigaction(SIGUSR1, &action, NULL);
+    tell(getpid());
+    say_bytes("recv", buffer, T(recv(fd, buffer, sizeof buffer, 0)));
+    say("handled %d", (int)handled);
+    meet();
+}
+
 #if defined __x86_64__
 /* The processor's trap flag: a SIGTRAP after each instruction. The stack below the pointer may be in use. */
 static inline __attribute__((always_inline)) void trap_each_step(void) {

@@ -417,6 +417,8 @@ macro_rules! for_every_scenario {
             signal_restarts: Warm;
             signal_with_timeout: Warm;
             signals_of_both_kinds: Warm;
+            signal_in_handler: Warm;
+            signals_at_once: Warm;
             signal_in_waitall: Warm;
             signal_in_send: Warm;
             longjmp_out_of_recv: Warm;
