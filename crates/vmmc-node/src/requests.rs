@@ -231,17 +231,19 @@ impl Service {
     }
 
     /// A process is about to fork: what it holds is held for its child too, from this moment on.
-    fn announce(&mut self, key: ClientKey, heir: HeirId, descriptors: Vec<Descriptor>) {
+    fn announce(&mut self, key: ClientKey, heir: HeirId, mut descriptors: Vec<Descriptor>) {
         let Some(parent) = self.clients.get(key) else { return };
         let uid = parent.credentials.uid;
-        let socket = descriptors.into_iter().next().filter(|one| is_packet_socket(one.as_fd()));
+        let is_one = descriptors.len() == 1 && is_packet_socket(descriptors[0].as_fd());
         let admitted = [Item::Process, Item::Pair]
             .into_iter()
             .all(|item| self.accounts.admits(&self.clients, uid, item));
-        let (Some(socket), true, None) = (socket, admitted, self.clients.heir(heir, uid)) else {
-            return;
+        let is_new = self.clients.heir(heir, uid).is_none();
+        let Some(socket) = descriptors.pop_if(|_| is_one && admitted && is_new) else {
+            return self.discard(uid, descriptors);
         };
-        let heir = self.clients.add(Client::heir(parent, heir, socket));
+        let heir = Client::heir(parent, heir, socket);
+        let heir = self.clients.add(heir);
         let Some(client) = self.clients.get(heir) else { return };
         self.pairs.share(&client.holds, heir);
         if self.poller.add(&client.socket, SOCKET | heir.0, Readiness::READ).is_err() {

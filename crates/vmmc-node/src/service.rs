@@ -320,9 +320,11 @@ impl Service {
                     // Refusing needs a descriptor too: give up the spare one for a moment. The process sees the
                     // connection close and reports it.
                     self.spare = None;
-                    let refused = accept_packets(&self.directory.listener).is_ok();
+                    let refused = accept_packets(&self.directory.listener);
+                    let was_there = refused.is_ok();
+                    refused.into_iter().for_each(|socket| self.refuse(socket));
                     self.spare = Descriptor::duplicate(self.signals.as_fd()).ok();
-                    if !refused {
+                    if !was_there {
                         return;
                     }
                     continue;
@@ -341,10 +343,10 @@ impl Service {
         if self.of == ServiceOf::User && uid != user_id() && uid != 0 {
             return;
         }
-        if !self.accounts.admits(&self.clients, uid, Item::Process) {
-            return;
-        }
-        let Ok(life) = peer_process(&socket) else { return };
+        let admitted = self.accounts.admits(&self.clients, uid, Item::Process);
+        let Some(life) = admitted.then(|| peer_process(&socket).ok()).flatten() else {
+            return self.refuse(socket);
+        };
         let key = self.clients.add(Client::new(socket, Some(life), credentials));
         let Some(client) = self.clients.get(key) else { return };
         let watched = self.poller.add(&client.socket, SOCKET | key.0, Readiness::READ).is_ok()
@@ -354,6 +356,13 @@ impl Service {
                 .is_some_and(|life| self.poller.add(life, LIFE | key.0, Readiness::READ).is_ok());
         if !watched {
             self.doomed.push(key);
+        }
+    }
+
+    /// What was sent along already is closed with the connection.
+    fn refuse(&mut self, socket: Descriptor) {
+        if let Ok(credentials) = peer_credentials(&socket) {
+            self.discard(credentials.uid, vec![socket]);
         }
     }
 
@@ -374,8 +383,9 @@ impl Service {
             // Told once, and ahead of what was sent before.
             Err(OsError::CONNRESET) => return true,
             Err(OsError::AGAIN) if client.last_words.is_none() => return false,
-            Ok(received) if received.len > 0 => received,
-            _ => {
+            // Of none at all too descriptors may have come along.
+            Ok(received) => received,
+            Err(_) => {
                 self.doomed.push(key);
                 return false;
             }
@@ -399,10 +409,8 @@ impl Service {
                 let goods = Goods::look(&request, descriptors, truncated, None);
                 self.handle(key, request, goods);
             }
-            (Err(_), customs) => {
-                if let Some(customs) = customs {
-                    customs.discard(uid, descriptors);
-                }
+            (Err(_), _) => {
+                self.discard(uid, descriptors);
                 self.doomed.push(key);
                 return false;
             }
@@ -410,6 +418,13 @@ impl Service {
         self.rung(key);
         self.part_if_heard_out(key);
         self.doomed.last() != Some(&key)
+    }
+
+    /// Closes what came from a user's process and is not wanted.
+    pub(crate) fn discard(&mut self, uid: u32, descriptors: Vec<Descriptor>) {
+        if let Some(customs) = self.customs.as_mut().filter(|_| is_stranger(uid)) {
+            customs.discard(uid, descriptors);
+        }
     }
 
     /// Does at once what a client has said by now.
@@ -530,10 +545,8 @@ impl Service {
             self.slots.tell_networks(self.apart.networks());
         }
         let uid = client.credentials.uid;
-        if let Some(customs) = self.customs.as_mut().filter(|_| is_stranger(uid)) {
-            // With it goes what it had sent along and nobody has read.
-            customs.discard(uid, vec![client.socket]);
-        }
+        // With it goes what it had sent along and nobody has read.
+        self.discard(uid, vec![client.socket]);
         if let Some(customs) = self.customs.as_mut().filter(|_| !self.clients.has_user(uid)) {
             customs.leave(uid);
         }

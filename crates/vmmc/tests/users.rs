@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ fn actor() {
         Some((role, ids)) if role == "importer" => importer(&ids),
         Some((role, id)) if role == "spoiler" => spoiler(&id),
         Some((role, _)) if role == "linger" => linger(),
+        Some((role, socket)) if role == "linger beside nonsense" => linger_beside_nonsense(&socket),
         Some((role, _)) if role == "outlives" => outlive(),
         Some((role, port)) if role == "ends" => end(&port),
         Some((role, _)) if role == "opens" => {
@@ -70,6 +72,24 @@ impl Host {
         command.env("VMMC_TEST_ROLE", role).env("VMMC_TEST_ARGUMENT", argument);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).uid(uid).gid(uid).current_dir("/");
         Actor::of(self.surround(&mut command).spawn().unwrap())
+    }
+
+    /// The number of its process.
+    fn service(&self) -> i32 {
+        let status = self.command(&["node", "status", "--system", "--json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        status["pid"].as_i64().unwrap() as i32
+    }
+
+    /// Whatever a hostile process does, others are answered.
+    fn serves_others(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        for _ in 0..3 {
+            while !self.command(&["node", "status", "--system"]).status.success() {
+                assert!(Instant::now() < end, "the service waits");
+            }
+            assert_eq!(self.actor(IMPORTER, "opens", "").hear(), "open");
+        }
     }
 }
 
@@ -196,24 +216,46 @@ fn exports_go_to_another_user_by_grant_only_and_a_spoiled_event_holds_up_nobody(
     ring(200..220);
 }
 
+/// A socket whose last close takes minutes, and its peer.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = listener.accept().unwrap().0;
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    let option = libc::linger { l_onoff: 1, l_linger: 120 };
+    let size = libc::socklen_t::try_from(size_of_val(&option)).unwrap();
+    // SAFETY: the kernel reads the option.
+    let set = unsafe {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const option).cast(), size)
+    };
+    assert_eq!(set, 0);
+    (socket, peer)
+}
+
+/// Sends such sockets to the service along with nothing, with nonsense, and more than belong to any message, and leaves the last close to it.
+fn linger_beside_nonsense(service: &str) {
+    let mut peers = Vec::new();
+    for (bytes, count) in [(&b""[..], 1), (b"nonsense", 1), (b"nonsense", 20), (b"", 253)] {
+        let (socket, peer) = lingering();
+        peers.push(peer);
+        let packets = vmmc_os::connect_packets(Path::new(service)).unwrap();
+        vmmc_os::send(&packets, bytes, &vec![socket.as_fd(); count]).unwrap();
+        std::mem::forget(packets);
+    }
+    say("sent");
+    listen();
+    std::process::exit(0);
+}
+
 /// Shows sockets whose last close takes minutes, and closes its own.
 fn linger() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let process = Process::options().watcher(false).open().unwrap();
     let mut peers = Vec::new();
     for _ in 0..20 {
-        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        peers.push(listener.accept().unwrap());
-        socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 1 << 16]).is_ok() {}
-        let option = libc::linger { l_onoff: 1, l_linger: 120 };
-        let size = libc::socklen_t::try_from(size_of_val(&option)).unwrap();
-        // SAFETY: the kernel reads the option.
-        let set = unsafe {
-            let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
-            libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const option).cast(), size)
-        };
-        assert_eq!(set, 0);
+        let (socket, peer) = lingering();
+        peers.push(peer);
         while process.pair_offer(socket.as_fd()).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -231,13 +273,21 @@ fn a_socket_that_takes_long_to_close_holds_up_its_user_only() {
     let Some(host) = Host::new(test) else { return };
     let mut hostile = host.actor(HOSTILE, "linger", "");
     assert_eq!(hostile.hear(), "shown");
-    let end = Instant::now() + Duration::from_secs(60);
-    for _ in 0..3 {
-        while !host.command(&["node", "status", "--system"]).status.success() {
-            assert!(Instant::now() < end, "the service waits");
-        }
-        assert_eq!(host.actor(IMPORTER, "opens", "").hear(), "open");
-    }
+    host.serves_others();
+}
+
+#[test]
+fn a_socket_that_comes_along_with_nonsense_holds_up_its_user_only() {
+    let test = "a_socket_that_comes_along_with_nonsense_holds_up_its_user_only";
+    let Some(host) = Host::new(test) else { return };
+    let socket = host.0.path().join("run").join("node.sock");
+    // Who closes last waits, and that shall be the service.
+    let service = host.service();
+    harness::kill(service, libc::SIGSTOP);
+    let mut hostile = host.actor(HOSTILE, "linger beside nonsense", socket.to_str().unwrap());
+    assert_eq!(hostile.hear(), "sent");
+    harness::kill(service, libc::SIGCONT);
+    host.serves_others();
 }
 
 #[test]
@@ -248,9 +298,7 @@ fn what_a_process_handed_over_before_its_end_is_looked_at() {
     let mut outlives = host.actor(EXPORTER, "outlives", "");
     let mut ends = host.actor(EXPORTER, "ends", &outlives.hear());
     assert_eq!(ends.hear(), "paired");
-    let status = host.command(&["node", "status", "--system", "--json"]);
-    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    let service = status["pid"].as_i64().unwrap() as i32;
+    let service = host.service();
     harness::kill(service, libc::SIGSTOP);
     ends.tell("end");
     ends.finish();

@@ -14,8 +14,8 @@ use rustix::net::{
 
 use crate::{Descriptor, OsError};
 
-/// Most descriptors beside a packet.
-const DESCRIPTORS: usize = 4;
+/// Most descriptors beside a packet, as the kernel has it (`SCM_MAX_FD`). It would close itself what there is no room for, on this thread.
+const DESCRIPTORS: usize = 253;
 
 /// A packet that came.
 #[derive(Debug)]
