@@ -2,15 +2,14 @@
 //!
 //! A handler may send, receive, close, fork or jump away, on the very connection that the layer is at work on. The kernel lets
 //! none in while it copies, and neither does the layer: the kernel calls `arrive` in place of what the program installs. That
-//! calls the program's handler at once, unless this thread is `Inside`: then it puts the signal off. It keeps what the kernel
-//! told of it and blocks all signals until the thread comes out, sends itself again what was put off, and unblocks them. So it
-//! is the kernel that delivers them, with the stack, mask and flags that the program asked for. Where no signal arrives that
-//! costs three loads and two stores.
+//! calls the program's handler at once, unless this thread is `Inside`: then it puts the signal off. It sends it to the thread
+//! again, with what the kernel told of it, and blocks all signals until the thread comes out. So it is the kernel that keeps
+//! and delivers them, with the stack, mask and flags that the program asked for, however many there are. Where no signal
+//! arrives that costs three loads and two stores.
 //!
 //! Not put off are faults, which cannot go on before they are handled; the signals of a program under a system call filter, which
 //! may not be allowed to send any; and handlers installed past the functions of the C library.
 
-use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
@@ -124,7 +123,7 @@ extern "C-unwind" fn arrive(signal: c_int, info: *mut siginfo_t, context: *mut c
             call();
             thread.inside.store(inside, Ordering::Relaxed);
         // SAFETY: as above.
-        } else if !unsafe { thread.put_off(&told, context.cast()) } {
+        } else if !unsafe { thread.put_off(told, context.cast()) } {
             call();
         }
     });
@@ -161,6 +160,17 @@ impl Told {
         Self(info)
     }
 
+    /// Sends it to this thread, where it waits until it is not blocked.
+    fn send_again(self) -> bool {
+        let (process, thread) = (kernel::process_id(), kernel::thread_id());
+        let send = |info: &siginfo_t| {
+            let info_at = std::ptr::from_ref(info);
+            kernel::call!(SYS_rt_tgsigqueueinfo, process, thread, info.si_signo, info_at).is_ok()
+        };
+        // Else there was no room for what the kernel told of it.
+        send(&self.0) || kernel::call!(SYS_tgkill, process, thread, self.0.si_signo).is_ok()
+    }
+
     /// Whether what this thread did is the cause.
     fn is_fault(&self) -> bool {
         use libc::{SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
@@ -168,9 +178,6 @@ impl Told {
             && self.0.si_code > 0
     }
 }
-
-/// Signals that one thread can put off: a second one comes only on top of the first, before that has returned.
-const MOST: usize = 4;
 
 #[derive(Debug)]
 struct Thread {
@@ -182,10 +189,9 @@ struct Thread {
     interrupted: AtomicUsize,
     /// How many handlers are under way, and those that were left by `longjmp`.
     handlers: AtomicUsize,
-    /// How many of `signals` are put off.
-    waiting: AtomicUsize,
-    signals: UnsafeCell<[siginfo_t; MOST]>,
-    /// Of these signals, those that it had blocked before.
+    /// Signals are put off: all are blocked.
+    waiting: AtomicBool,
+    /// Those that the program has blocked itself.
     blocked: AtomicU64,
 }
 
@@ -196,10 +202,8 @@ thread_local! {
             handled: AtomicU64::new(0),
             interrupted: AtomicUsize::new(0),
             handlers: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            // SAFETY: plain numbers.
-            signals: UnsafeCell::new(unsafe { std::mem::zeroed() }),
-            blocked: AtomicU64::new(u64::MAX),
+            waiting: AtomicBool::new(false),
+            blocked: AtomicU64::new(0),
         }
     };
 }
@@ -263,7 +267,7 @@ impl Drop for Inside {
         let left = thread.inside.load(Ordering::Relaxed).saturating_sub(1);
         thread.inside.store(left, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        if left == 0 && thread.waiting.load(Ordering::Relaxed) > 0 {
+        if left == 0 && thread.waiting.load(Ordering::Relaxed) {
             thread.deliver();
         }
     }
@@ -305,49 +309,35 @@ impl Thread {
         self.handlers.store(before.handlers, Ordering::Relaxed);
     }
 
-    /// Puts a signal off that came while this thread was inside. False: so many are put off already.
+    /// Puts a signal off that came while this thread was inside. False: it cannot be sent again.
     ///
     /// # Safety
     /// `context` is what the kernel passed to the handler.
-    unsafe fn put_off(&self, told: &Told, context: *mut libc::ucontext_t) -> bool {
-        // One operation, as a second signal may come on top of this one until both have returned.
-        let place = self.waiting.fetch_add(1, Ordering::Relaxed);
-        if place >= MOST {
+    unsafe fn put_off(&self, told: Told, context: *mut libc::ucontext_t) -> bool {
+        let signal = told.0.si_signo;
+        let before = kernel::set_signal_mask(u64::MAX);
+        if !told.send_again() {
+            kernel::set_signal_mask(before);
             return false;
         }
-        // SAFETY: this thread's own; nobody else has the place, and it is looked at when all have returned.
-        unsafe { (&raw mut (*self.signals.get())[place]).write(told.0) };
-        // What each of several finds blocked is what the one below it found, and more.
+        keep_for_second_delivery(signal);
         // SAFETY: the kernel takes the first word of the mask when the handler returns.
         unsafe {
             let mask = (&raw mut (*context).uc_sigmask).cast::<u64>();
-            self.blocked.fetch_and(mask.read(), Ordering::Relaxed);
+            // Where several came at once, the frames of all stand before the first is put off. The lowest has the program's mask, and is the last.
+            self.blocked.store(mask.read(), Ordering::Relaxed);
             mask.write(u64::MAX);
         }
-        keep_for_second_delivery(told.0.si_signo);
+        self.waiting.store(true, Ordering::Relaxed);
         true
     }
 
-    /// Sends this thread what was put off, and lets it in.
+    /// Lets in what was put off.
     #[cold]
     fn deliver(&self) {
-        let (process, thread) = (kernel::process_id(), kernel::thread_id());
-        // All signals are blocked, and nobody else has these.
-        let waiting = self.waiting.swap(0, Ordering::Relaxed).min(MOST);
-        let before = self.blocked.swap(u64::MAX, Ordering::Relaxed);
+        self.waiting.store(false, Ordering::Relaxed);
         // What comes in here did not come along with what came in here before.
         self.interrupted.store(0, Ordering::Relaxed);
-        for place in 0..waiting {
-            // SAFETY: as said, and written by `put_off`.
-            let info = unsafe { (*self.signals.get())[place] };
-            let signal = info.si_signo;
-            if kernel::call!(SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info)
-                .is_err()
-            {
-                // No room for what the kernel told of it.
-                let _ = kernel::call!(SYS_tgkill, process, thread, signal);
-            }
-        }
-        kernel::set_signal_mask(before);
+        kernel::set_signal_mask(self.blocked.load(Ordering::Relaxed));
     }
 }

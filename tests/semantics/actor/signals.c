@@ -398,18 +398,25 @@ static void step_no_more(ucontext_t *context) {
 static volatile sig_atomic_t steps, step_of_signal, in_handler;
 static char handler_got;
 
+enum { AT_ONCE = 10 };
+/* How many are raised at once, of the real-time ones; 0: SIGUSR1. */
+static int signals_at_step;
+
 static void count_step(int number, siginfo_t *info, void *context) {
     (void)number;
     (void)info;
-    if (++steps == step_of_signal) {
-        step_no_more(context);
+    if (++steps != step_of_signal)
+        return;
+    step_no_more(context);
+    for (int i = 0; i < signals_at_step; i++)
+        raise(SIGRTMIN + i);
+    if (signals_at_step == 0)
         raise(SIGUSR1);
-    }
 }
 
 static void at_each_step(void) {
     struct sigaction action = {.sa_sigaction = count_step, .sa_flags = SA_SIGINFO};
-    sigaddset(&action.sa_mask, SIGUSR1); /* comes in when this handler is over */
+    sigfillset(&action.sa_mask); /* what is raised comes in when this handler is over */
     sigaction(SIGTRAP, &action, NULL);
 }
 
@@ -452,6 +459,66 @@ void scenario_send_in_handler_of_send(void) {
     }
     put_text(fd, "hE");
     meet();
+}
+
+static void send_one_more(int number) {
+    (void)number;
+    in_handler += send(handler_fd, "h", 1, MSG_DONTWAIT) == 1 ? 1 : 100;
+}
+
+/* What the peer gets of one round: a whole MAIN, and an h for each handler. */
+static bool is_round(const char *got, int handlers) {
+    int count = 0;
+    for (const char *at = got; *at; at++)
+        count += *at == 'h';
+    return strstr(got, "MAIN") && count == handlers && strlen(got) == (size_t)count + 4;
+}
+
+/* As `scenario_send_in_handler_of_send`, for many signals that come at once; half of them keep none out, not even another of their own number. */
+static void signals_in_send(int count) {
+    int fd = connection(), bad = 0;
+    if (me.client) {
+        char got[64] = "", next = 0;
+        for (int length = 0; next != 'E' && get(fd, &next, 1) == 1; length++) {
+            got[length % 63] = next;
+            if (next != '.')
+                continue;
+            got[length] = 0;
+            if (!is_round(got, count) && bad++ < 3)
+                say("! got %s", got);
+            length = -1;
+        }
+        say("all came");
+        meet();
+        return;
+    }
+    handler_fd = fd;
+    signals_at_step = count;
+    at_each_step();
+    for (int i = 0; i < count; i++)
+        on_signal(SIGRTMIN + i, send_one_more, i % 2 ? SA_NODEFER : 0);
+    for (step_of_signal = 1;; step_of_signal++) {
+        steps = in_handler = 0;
+        trap_each_step();
+        ssize_t sent = send(fd, "MAIN", 4, 0);
+        trap_no_more();
+        if ((sent != 4 || (in_handler && in_handler != count)) && bad++ < 3)
+            say("! step %d: sent %zd, in handlers %d", (int)step_of_signal, sent, (int)in_handler);
+        if (steps < step_of_signal)
+            break;
+        put_text(fd, ".");
+    }
+    put_text(fd, "E");
+    sigset_t blocked;
+    sigprocmask(SIG_BLOCK, NULL, &blocked);
+    for (int i = 0; i < count; i++)
+        if (sigismember(&blocked, SIGRTMIN + i))
+            say("! signal %d is blocked", i);
+    meet();
+}
+
+void scenario_many_signals_in_send(void) {
+    signals_in_send(AT_ONCE);
 }
 
 /* The same for receiving: each gets bytes that follow one another, and none is lost. */

@@ -425,6 +425,7 @@ macro_rules! for_every_scenario {
             longjmp_out_of_send: Warm;
             send_in_handler: Warm;
             send_in_handler_of_send: Warm;
+            many_signals_in_send: Warm;
             receive_in_handler_of_receive: Warm;
             receive_in_handler_of_waitall: Warm;
             handlers_are_told: Warm;
