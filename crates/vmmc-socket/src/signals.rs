@@ -161,14 +161,18 @@ impl Told {
     }
 
     /// Sends it to this thread, where it waits until it is not blocked.
-    fn send_again(self) -> bool {
+    fn send_again(mut self) -> bool {
         let (process, thread) = (kernel::process_id(), kernel::thread_id());
         let send = |info: &siginfo_t| {
             let info_at = std::ptr::from_ref(info);
             kernel::call!(SYS_rt_tgsigqueueinfo, process, thread, info.si_signo, info_at).is_ok()
         };
-        // Else there was no room for what the kernel told of it.
-        send(&self.0) || kernel::call!(SYS_tgkill, process, thread, self.0.si_signo).is_ok()
+        if send(&self.0) {
+            return true;
+        }
+        // Where there is no room, the kernel keeps the number of one that has this code.
+        self.0.si_code = libc::SI_USER;
+        send(&self.0)
     }
 
     /// Whether what this thread did is the cause.

@@ -2,6 +2,7 @@
 #include "actor.h"
 
 #include <setjmp.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <ucontext.h>
@@ -401,6 +402,15 @@ static char handler_got;
 enum { AT_ONCE = 10 };
 /* How many are raised at once, of the real-time ones; 0: SIGUSR1. */
 static int signals_at_step;
+/* With nothing left of RLIMIT_SIGPENDING. */
+static bool without_room;
+
+static void limit_queued_signals(bool no_room) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_SIGPENDING, &limit);
+    limit.rlim_cur = no_room ? 0 : limit.rlim_max;
+    setrlimit(RLIMIT_SIGPENDING, &limit);
+}
 
 static void count_step(int number, siginfo_t *info, void *context) {
     (void)number;
@@ -412,6 +422,8 @@ static void count_step(int number, siginfo_t *info, void *context) {
         raise(SIGRTMIN + i);
     if (signals_at_step == 0)
         raise(SIGUSR1);
+    if (without_room)
+        limit_queued_signals(true);
 }
 
 static void at_each_step(void) {
@@ -502,6 +514,8 @@ static void signals_in_send(int count) {
         trap_each_step();
         ssize_t sent = send(fd, "MAIN", 4, 0);
         trap_no_more();
+        if (without_room)
+            limit_queued_signals(false);
         if ((sent != 4 || (in_handler && in_handler != count)) && bad++ < 3)
             say("! step %d: sent %zd, in handlers %d", (int)step_of_signal, sent, (int)in_handler);
         if (steps < step_of_signal)
@@ -519,6 +533,12 @@ static void signals_in_send(int count) {
 
 void scenario_many_signals_in_send(void) {
     signals_in_send(AT_ONCE);
+}
+
+/* The kernel has queued a signal already when there is no room for more. */
+void scenario_queued_signal_without_room(void) {
+    without_room = true;
+    signals_in_send(1);
 }
 
 /* The same for receiving: each gets bytes that follow one another, and none is lost. */

@@ -426,6 +426,7 @@ macro_rules! for_every_scenario {
             send_in_handler: Warm;
             send_in_handler_of_send: Warm;
             many_signals_in_send: Warm;
+            queued_signal_without_room: Warm;
             receive_in_handler_of_receive: Warm;
             receive_in_handler_of_waitall: Warm;
             handlers_are_told: Warm;
