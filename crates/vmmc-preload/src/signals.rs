@@ -61,6 +61,11 @@ pub(crate) unsafe extern "C-unwind" fn sigaction(
     let result = native(signal, waits.unwrap_or(new), old);
     if result != 0 && waits.is_some() {
         signals::set_handler(signal, before);
+    } else if result == 0
+        && waits.is_none()
+        && action.is_some_and(|new| has_run_once(before, new.sa_sigaction, new.sa_flags))
+    {
+        signals::leave_flags(signal);
     }
     if let Some(old) = old.as_mut().filter(|_| result == 0) {
         reveal(before, old);

@@ -855,9 +855,15 @@ void scenario_handler_called_once(void) {
         T(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &bare, 8));
         say("default %d, flags %#lx", bare.handler == (void *)SIG_DFL, bare.flags & ~0x04000000UL);
     }
+    struct sigaction action = {.sa_handler = count_signal}, old;
+    T(sigaction(SIGUSR1, &action, NULL));
+    action.sa_handler = SIG_DFL;
+    action.sa_flags = SA_RESETHAND | SA_SIGINFO;
+    T(sigaction(SIGUSR1, &action, NULL));
+    T(sigaction(SIGUSR1, NULL, &old));
+    say("default %d, flags %#x", old.sa_handler == SIG_DFL, old.sa_flags & ~0x04000000);
     sysv_signal(SIGUSR1, count_signal);
     raise(SIGUSR1);
-    struct sigaction old;
     T(sigaction(SIGUSR1, NULL, &old));
     say("default %d, flags %#x", old.sa_handler == SIG_DFL, old.sa_flags & ~0x04000000);
     warm(fd);
