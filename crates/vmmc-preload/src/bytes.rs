@@ -1,5 +1,6 @@
 //! Reading and writing.
 
+use std::mem::ManuallyDrop;
 use std::time::Instant;
 
 use libc::{
@@ -7,8 +8,8 @@ use libc::{
     timespec,
 };
 
-use vmmc_socket::Handing;
 use vmmc_socket::kernel::may_be_memory;
+use vmmc_socket::{Handing, Room};
 
 use crate::boundary::{catch, keep_errno, next, pieces, transfer};
 
@@ -16,21 +17,37 @@ fn one(base: *const c_void, len: size_t) -> [iovec; 1] {
     [iovec { iov_base: base.cast_mut(), iov_len: len }]
 }
 
+/// Calls `with` with room for a copy of the program's list.
+unsafe fn with_room(with: impl FnOnce(Option<&Room>) -> isize) -> isize {
+    // Not dropped if the thread is cancelled or jumps out of the call.
+    let mut room = ManuallyDrop::new(Room::default());
+    let moved = with(Some(&room));
+    ManuallyDrop::drop(&mut room);
+    moved
+}
+
 /// Receives through the layer.
-unsafe fn inward(fd: c_int, list: &[iovec], flags: c_int, kernel: impl FnOnce() -> isize) -> isize {
-    transfer(|| vmmc_socket::receive(fd, list, flags), kernel)
+unsafe fn inward(
+    fd: c_int,
+    list: &[iovec],
+    room: Option<&Room>,
+    flags: c_int,
+    kernel: impl FnOnce() -> isize,
+) -> isize {
+    transfer(|| vmmc_socket::receive(fd, list, room, flags), kernel)
 }
 
 /// Sends through the layer; a broken pipe raises the signal that the native call would.
 unsafe fn outward(
     fd: c_int,
     list: &[iovec],
+    room: Option<&Room>,
     flags: c_int,
     kernel: impl FnOnce() -> isize,
 ) -> isize {
     let mut native = false;
     let sent = transfer(
-        || vmmc_socket::send(fd, list, flags),
+        || vmmc_socket::send(fd, list, room, flags),
         || {
             native = true;
             kernel()
@@ -52,7 +69,7 @@ pub(crate) unsafe extern "C-unwind" fn read(fd: c_int, to: *mut c_void, len: siz
     if len == 0 {
         return native(fd, to, len);
     }
-    inward(fd, &one(to, len), 0, || native(fd, to, len))
+    inward(fd, &one(to, len), None, 0, || native(fd, to, len))
 }
 
 #[inline(never)]
@@ -62,7 +79,7 @@ pub(crate) unsafe extern "C-unwind" fn write(
     len: size_t,
 ) -> ssize_t {
     let native = next!(write: fn(c_int, *const c_void, size_t) -> ssize_t);
-    outward(fd, &one(from, len), 0, || native(fd, from, len))
+    outward(fd, &one(from, len), None, 0, || native(fd, from, len))
 }
 
 #[inline(never)]
@@ -73,7 +90,7 @@ pub(crate) unsafe extern "C-unwind" fn recv(
     flags: c_int,
 ) -> ssize_t {
     let native = next!(recv: fn(c_int, *mut c_void, size_t, c_int) -> ssize_t);
-    inward(fd, &one(to, len), flags, || native(fd, to, len, flags))
+    inward(fd, &one(to, len), None, flags, || native(fd, to, len, flags))
 }
 
 #[inline(never)]
@@ -84,7 +101,7 @@ pub(crate) unsafe extern "C-unwind" fn send(
     flags: c_int,
 ) -> ssize_t {
     let native = next!(send: fn(c_int, *const c_void, size_t, c_int) -> ssize_t);
-    outward(fd, &one(from, len), flags, || native(fd, from, len, flags))
+    outward(fd, &one(from, len), None, flags, || native(fd, from, len, flags))
 }
 
 #[inline(never)]
@@ -96,7 +113,7 @@ pub(crate) unsafe extern "C-unwind" fn readv(
     let native = next!(readv: fn(c_int, *const iovec, c_int) -> ssize_t);
     match pieces(list, count as usize) {
         Some(pieces) if pieces.iter().any(|piece| piece.iov_len > 0) => {
-            inward(fd, pieces, 0, || native(fd, list, count))
+            with_room(|room| inward(fd, pieces, room, 0, || native(fd, list, count)))
         }
         _ => native(fd, list, count),
     }
@@ -110,7 +127,7 @@ pub(crate) unsafe extern "C-unwind" fn writev(
 ) -> ssize_t {
     let native = next!(writev: fn(c_int, *const iovec, c_int) -> ssize_t);
     match pieces(list, count as usize) {
-        Some(pieces) => outward(fd, pieces, 0, || native(fd, list, count)),
+        Some(pieces) => with_room(|room| outward(fd, pieces, room, 0, || native(fd, list, count))),
         None => native(fd, list, count),
     }
 }
@@ -141,7 +158,7 @@ pub(crate) unsafe extern "C-unwind" fn preadv2(
     let kernel = || native(fd, list, count, offset, flags);
     match (carried(fd, offset, flags), pieces(list, count as usize)) {
         (Some(flags), Some(pieces)) if pieces.iter().any(|piece| piece.iov_len > 0) => {
-            inward(fd, pieces, flags, kernel)
+            with_room(|room| inward(fd, pieces, room, flags, kernel))
         }
         _ => kernel(),
     }
@@ -169,7 +186,7 @@ pub(crate) unsafe extern "C-unwind" fn pwritev2(
     let native = next!(pwritev2: fn(c_int, *const iovec, c_int, off_t, c_int) -> ssize_t);
     let kernel = || native(fd, list, count, offset, flags);
     match (carried(fd, offset, flags), pieces(list, count as usize)) {
-        (Some(flags), Some(pieces)) => outward(fd, pieces, flags, kernel),
+        (Some(flags), Some(pieces)) => with_room(|room| outward(fd, pieces, room, flags, kernel)),
         _ => kernel(),
     }
 }
@@ -196,7 +213,7 @@ pub(crate) unsafe extern "C-unwind" fn recvfrom(
 ) -> ssize_t {
     let native = next!(recvfrom: fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t);
     let mut by_layer = true;
-    let got = inward(fd, &one(to, len), flags, || {
+    let got = inward(fd, &one(to, len), None, flags, || {
         by_layer = false;
         native(fd, to, len, flags, address, address_len)
     });
@@ -222,7 +239,7 @@ pub(crate) unsafe extern "C-unwind" fn sendto(
     if !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>() {
         return kernel();
     }
-    outward(fd, &one(from, len), flags, kernel)
+    outward(fd, &one(from, len), None, flags, kernel)
 }
 
 #[inline(never)]
@@ -243,10 +260,11 @@ pub(crate) unsafe extern "C-unwind" fn recvmsg(
         return native(fd, message, flags);
     };
     let mut by_layer = true;
-    let got = inward(fd, list, flags, || {
+    let kernel = || {
         by_layer = false;
         native(fd, message, flags)
-    });
+    };
+    let got = with_room(|room| inward(fd, list, room, flags, kernel));
     if by_layer && got >= 0 {
         let room = std::mem::take(&mut (*message).msg_controllen);
         if !(*message).msg_name.is_null() {
@@ -351,7 +369,10 @@ pub(crate) unsafe extern "C-unwind" fn sendmsg(
     }
     minding(fd, std::iter::once(message), || {
         match pieces((*message).msg_iov, (*message).msg_iovlen) {
-            Some(list) => outward(fd, list, flags, || native(fd, message, flags)),
+            Some(list) => {
+                let kernel = || native(fd, message, flags);
+                with_room(|room| outward(fd, list, room, flags, kernel))
+            }
             None => native(fd, message, flags),
         }
     })

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use vmmc_socket::Step;
 use vmmc_socket::epoll::{self, Waiting};
 use vmmc_socket::kernel::{self, Errno, Outcome, may_be_memory};
-use vmmc_socket::readiness::{Limit, Polling};
+use vmmc_socket::readiness::{Limit, Polling, Room};
 use vmmc_socket::signals::have_interrupted;
 
 use crate::boundary::{
@@ -69,17 +69,23 @@ unsafe fn layer_poll(
     if !may_be_memory(fds) || count == 0 || count > 1 << 20 {
         return None;
     }
-    poll_through_layer(std::slice::from_raw_parts_mut(fds, count as usize), limit, mask)
+    // Not dropped if the thread is cancelled or jumps out of the sleep.
+    let mut room = ManuallyDrop::new(Room::default());
+    let fds = std::slice::from_raw_parts_mut(fds, count as usize);
+    let outcome = poll_through_layer(fds, Some(&mut room), limit, mask);
+    ManuallyDrop::drop(&mut room);
+    outcome
 }
 
 /// Polls in the layer, and sleeps outside of it; `None`: the kernel shall do it.
 unsafe fn poll_through_layer(
     fds: &mut [pollfd],
+    room: Option<&mut Room>,
     limit: &mut Limit,
     mask: *const sigset_t,
 ) -> Option<Outcome> {
     // Not dropped if the thread is cancelled or jumps out of the sleep; over, it holds nothing.
-    let mut call = ManuallyDrop::new(Polling::new(fds, limit, mask));
+    let mut call = ManuallyDrop::new(Polling::new(fds, room, limit, mask));
     let mut slept = None;
     loop {
         match catch(Step::Kernel, || keep_errno(|| call.go(slept))) {
@@ -173,7 +179,7 @@ impl Selection {
         // Of these too one may be none any more in the end, closed by another thread: then it counts as ready.
         let open: SmallVec<[c_int; 16]> =
             self.list.iter().filter(tracked).map(|fd| fd.fd).collect();
-        let found = poll_through_layer(&mut self.list, limit, mask)?;
+        let found = poll_through_layer(&mut self.list, None, limit, mask)?;
         let was_closed = |fd: &pollfd| fd.revents & libc::POLLNVAL != 0 && !open.contains(&fd.fd);
         Some(found.and_then(|_| match self.list.iter().any(was_closed) {
             true => Err(Errno(libc::EBADF)),

@@ -95,6 +95,7 @@ pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
     lower_passed,
 };
+pub use message::Room;
 pub use options::{
     asks_for_bytes, forbids_waiting, has_not_carried, is_handed_down, is_not_carried, option_is_set,
 };

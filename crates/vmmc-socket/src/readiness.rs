@@ -105,10 +105,18 @@ impl Beds {
     }
 }
 
+/// Room for a call's own copy of the program's list: from when it waits on, the program may use that for something else, as the kernel
+/// copies it when the call begins.
+#[derive(Debug, Default)]
+pub struct Room(List<libc::pollfd>);
+
 /// A `ppoll` under way.
 #[derive(Debug)]
 pub struct Polling<'a> {
     fds: &'a mut [libc::pollfd],
+    /// Where the answers belong, if `fds` is a copy.
+    given: &'a mut [libc::pollfd],
+    room: Option<&'a mut Room>,
     limit: &'a mut Limit,
     mask: *const libc::sigset_t,
     /// Place in `fds` and slot of those that are lifted.
@@ -144,17 +152,20 @@ struct Question {
 }
 
 impl<'a> Polling<'a> {
-    /// Nothing is done yet.
+    /// Nothing is done yet. There is `room` for a copy of the list where it is the program's own.
     ///
     /// # Safety
     /// As long as this is used `mask` is null or points to a signal mask.
     pub unsafe fn new(
         fds: &'a mut [libc::pollfd],
+        room: Option<&'a mut Room>,
         limit: &'a mut Limit,
         mask: *const libc::sigset_t,
     ) -> Self {
         Self {
             fds,
+            given: &mut [],
+            room,
             limit,
             mask,
             lifted: List::new(),
@@ -175,6 +186,9 @@ impl<'a> Polling<'a> {
             Some(outcome) => self.woken(outcome),
         };
         if !matches!(step, Step::Sleep) {
+            for (given, answer) in self.given.iter_mut().zip(self.fds.iter()) {
+                given.revents = answer.revents;
+            }
             if self.stays {
                 let lifted = self.lifted.iter().map(|(_, index)| index);
                 lifted.chain(&self.before).for_each(|index| busy::leave(*index, Stay::Polling));
@@ -192,6 +206,15 @@ impl<'a> Polling<'a> {
         match self.plain {
             true => (self.fds, self.left, self.mask),
             false => (&mut self.question.list, self.question.time, self.mask),
+        }
+    }
+
+    /// The call is about to sleep: it has its own list from now on.
+    fn keep(&mut self) {
+        let Some(Room(copy)) = self.room.take() else { return };
+        if copy.try_reserve_exact(self.fds.len()).is_ok() {
+            copy.extend_from_slice(self.fds);
+            self.given = std::mem::replace(&mut self.fds, copy);
         }
     }
 
@@ -279,6 +302,7 @@ impl<'a> Polling<'a> {
                 continue;
             }
             self.left = self.limit.left();
+            self.keep();
             self.prepare(self.left, true);
             if self.question.time != Some(Duration::ZERO) {
                 return Step::Sleep;

@@ -7,7 +7,7 @@ use vmmc::stream::{Arrived, CLOSED, Corrupt, FIN, FROZEN, take_announcement};
 use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
-use crate::message::Pieces;
+use crate::message::{Pieces, Room};
 use crate::repeat::{self, Passed};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
@@ -35,7 +35,8 @@ pub struct Receiving<'a> {
     wait: Wait,
 }
 
-/// Begins to receive from `fd` into `pieces`, as `recvmsg` with `flags` would; `Err`: the kernel shall do it.
+/// Begins to receive from `fd` into `pieces`, as `recvmsg` with `flags` would; `Err`: the kernel shall do it. There is `room` for a copy
+/// of the list where it is the program's own.
 ///
 /// # Safety
 /// The pieces are valid for writing, until the call is over.
@@ -43,6 +44,7 @@ pub struct Receiving<'a> {
 pub unsafe fn receive<'a>(
     fd: i32,
     pieces: &'a [libc::iovec],
+    room: Option<&'a Room>,
     flags: i32,
 ) -> Result<Receiving<'a>, Option<InFlight>> {
     let Some(index) = descriptor::connection_called(fd) else { return Err(None) };
@@ -56,7 +58,7 @@ pub unsafe fn receive<'a>(
     if flags & libc::MSG_OOB != 0 {
         return Err(None);
     }
-    let Some(pieces) = Pieces::new(pieces).filter(|_| flags & !CARRIED == 0) else {
+    let Some(pieces) = Pieces::new(pieces, room).filter(|_| flags & !CARRIED == 0) else {
         lower::lower(fd, index, Why::Call);
         return Err(None);
     };
@@ -148,6 +150,7 @@ impl Transfer for Receiving<'_> {
                         }
                         return Route::Done(part(self.got, Errno::AGAIN));
                     }
+                    self.pieces.keep();
                     match self.wait.sleep() {
                         Ok(None) => {}
                         Ok(Some(sleep)) => return Route::Sleep(sleep),

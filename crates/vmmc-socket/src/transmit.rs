@@ -11,7 +11,7 @@ use vmmc::stream::{
 use crate::busy::Stay;
 use crate::kernel::{self, Errno, Outcome};
 use crate::local::{self, Ends, Local};
-use crate::message::Pieces;
+use crate::message::{Pieces, Room};
 use crate::route::{InFlight, Route, Sleep, Transfer, part};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::wait::{self, Direction, Wait};
@@ -85,7 +85,7 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
 }
 
 /// Begins to send `pieces` on `fd`, as `sendmsg` with `flags` would (but never raises SIGPIPE: the caller does on EPIPE);
-/// `Err`: the kernel shall do it.
+/// `Err`: the kernel shall do it. There is `room` for a copy of the list where it is the program's own.
 ///
 /// # Safety
 /// The pieces are valid for reading, until the call is over.
@@ -93,10 +93,11 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
 pub unsafe fn send<'a>(
     fd: i32,
     pieces: &'a [libc::iovec],
+    room: Option<&'a Room>,
     flags: i32,
 ) -> Result<Sending<'a>, Option<InFlight>> {
     let index = begin(fd, flags)?;
-    let Some(pieces) = Pieces::new(pieces) else { return Err(None) };
+    let Some(pieces) = Pieces::new(pieces, room) else { return Err(None) };
     Ok(Sending {
         fd,
         index,
@@ -152,7 +153,7 @@ impl Transfer for Sending<'_> {
                 lower::retire(self.fd, self.index);
             }
             match step {
-                Ok(Step::Sent(_)) if self.source.left() > 0 => {}
+                Ok(Step::Sent(_)) if self.source.left() > 0 => self.source.keep(),
                 Ok(Step::Sent(_) | Step::End) => return Route::Done(Ok(self.sent)),
                 Ok(Step::Kernel(call)) => return Route::Kernel(Some(call)),
                 Ok(Step::Nothing) => {
@@ -165,6 +166,7 @@ impl Transfer for Sending<'_> {
                         }
                         return Route::Done(part(self.sent, Errno::AGAIN));
                     }
+                    self.source.keep();
                     match self.wait.sleep() {
                         Ok(None) => {}
                         Ok(Some(sleep)) => return Route::Sleep(sleep),
@@ -195,6 +197,13 @@ impl Source<'_> {
         match self {
             Self::Memory(pieces) => pieces.left(),
             Self::File { left, .. } | Self::Lent { left } => *left,
+        }
+    }
+
+    /// The call goes on later.
+    fn keep(&mut self) {
+        if let Self::Memory(pieces) = self {
+            pieces.keep();
         }
     }
 

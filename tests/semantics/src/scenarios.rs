@@ -361,6 +361,10 @@ macro_rules! for_every_scenario {
             sleepers_slow_epoll: Warm;
             sleepers_beside_a_look: Warm;
             sleepers_beside_a_set: Cold;
+            // lists.c
+            pieces_changed_while_receiving: Warm;
+            pieces_changed_while_sending: Warm;
+            list_changed_while_polling: Warm;
             // threads.c
             thread_send_while_recv: Warm;
             thread_shutdown_while_recv: Warm;
