@@ -1,6 +1,6 @@
 //! The C library's streams read and write descriptors by calls that no hook sees: a connection under one is lowered.
 
-use libc::{FILE, c_char, c_int};
+use libc::{FILE, c_char, c_int, c_void};
 
 use crate::boundary::{catch, keep_errno, next};
 
@@ -9,6 +9,23 @@ pub(crate) unsafe extern "C-unwind" fn fdopen(fd: c_int, mode: *const c_char) ->
     let native = next!(fdopen: fn(c_int, *const c_char) -> *mut FILE);
     catch((), || keep_errno(|| vmmc_socket::leave(fd)));
     native(fd, mode)
+}
+
+/// The second name that the C library exports for it.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn _IO_fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
+    fdopen(fd, mode)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn backtrace_symbols_fd(
+    list: *const *mut c_void,
+    count: c_int,
+    fd: c_int,
+) {
+    let native = next!(backtrace_symbols_fd: fn(*const *mut c_void, c_int, c_int) -> ());
+    catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+    native(list, count, fd);
 }
 
 #[unsafe(no_mangle)]

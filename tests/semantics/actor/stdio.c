@@ -1,6 +1,8 @@
 /* stdio on the descriptor: glibc makes these calls inside itself. */
 #include "actor.h"
 
+#include <execinfo.h>
+
 void scenario_stdio_stream(void) {
     int fd = connection();
     char line[128];
@@ -93,6 +95,30 @@ void scenario_stdio_broken_pipe(void) {
     T(fputs("lost\n", out));
     T(fflush(out));
     T(fclose(out));
+    meet();
+}
+
+/* What the C library writes by itself, and the second name of `fdopen`. */
+extern FILE *_IO_fdopen(int, const char *);
+
+void scenario_stdio_by_other_names(void) {
+    int fd = connection();
+    if (me.client) {
+        char bytes[4096] = "";
+        size_t count = get(fd, bytes, sizeof bytes);
+        say("a line of a stream: %d", strncmp(bytes, "stream\n", 7) == 0);
+        say("lines of a backtrace: %d", strchr(bytes, '[') != NULL);
+        say("then \"%s\"", count >= 4 ? bytes + count - 4 : "");
+        meet();
+        return;
+    }
+    void *calls[10];
+    FILE *out = _IO_fdopen(dup(fd), "w");
+    fputs("stream\n", out);
+    fclose(out);
+    backtrace_symbols_fd(calls, backtrace(calls, COUNT(calls)), fd);
+    put_text(fd, "last");
+    close(fd);
     meet();
 }
 

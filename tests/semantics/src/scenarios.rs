@@ -333,6 +333,7 @@ macro_rules! for_every_scenario {
             stdio_bulk: Warm;
             stdio_broken_pipe: Warm;
             stdio_as_standard_output: Warm;
+            stdio_by_other_names: Warm;
             // other_doors.c
             syscall_function_for_many: Warm;
             asynchronous_io: Warm;
