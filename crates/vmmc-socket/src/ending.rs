@@ -26,8 +26,13 @@ pub(crate) fn close(fd: i32, index: u32, registered: bool) {
     if registered {
         epoll::leave(index, local, pair != 0 || returned || last && shown);
     }
-    let offered = matches!(phase, Phase::Offered | Phase::Exchanged);
-    if last && (offered || phase == Phase::Tcp && returned) {
+    let on_tcp = match phase {
+        Phase::Offered | Phase::Exchanged => true,
+        // It was offered, or asked about, before a fork or whatever else ended that.
+        Phase::Tcp => returned || slot.unanswered.load(Ordering::Relaxed),
+        _ => false,
+    };
+    if last && on_tcp {
         end_on_tcp(fd, slot);
     }
     if pair != 0 {

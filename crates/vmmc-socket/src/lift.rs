@@ -148,7 +148,7 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         match process.pair_offer(unsafe { BorrowedFd::borrow_raw(fd) }) {
             Ok(offer) => {
                 structure.offers.insert(offer.0, (index, slot.tenure.serial()));
-                slot.shown.store(true, Ordering::Relaxed);
+                show(slot);
                 worth::begin(slot);
                 if slot.returned.load(Ordering::Relaxed) == 0 {
                     slot.set_why(Why::PeerNotLifted);
@@ -161,6 +161,12 @@ fn offer(fd: i32, index: u32, slot: &'static Slot) {
         }
     });
     park::make_room();
+}
+
+/// The service was shown the socket.
+fn show(slot: &Slot) {
+    slot.shown.store(true, Ordering::Relaxed);
+    slot.unanswered.store(true, Ordering::Relaxed);
 }
 
 /// Others may have the connection: asks the service.
@@ -176,7 +182,7 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
     // SAFETY: as for an offer.
     match process.pair_holders(unsafe { BorrowedFd::borrow_raw(fd) }) {
         Ok(id) => {
-            slot.shown.store(true, Ordering::Relaxed);
+            show(slot);
             structure.inquiries.insert(id.0, inquiry);
             slot.put_off_until.store(seconds() + PATIENCE, Ordering::Relaxed);
             wait_longer(index, slot, Why::Shared);
@@ -190,6 +196,7 @@ fn inquire(structure: &mut Structure, process: &Process, fd: i32, index: u32) {
 fn inquired(inquiry: Inquiry, alone: bool) {
     let Inquiry { index, tenure, handed } = inquiry;
     let Some((slot, _)) = current(index, tenure.serial()) else { return };
+    slot.unanswered.store(false, Ordering::Relaxed);
     if !matches!(slot.phase(), Phase::Tcp | Phase::Retired) {
         return;
     }
@@ -240,10 +247,12 @@ fn take_mail(structure: &mut Structure) {
             PairingEvent::Unseen { offer } => {
                 if let Some((index, serial)) = structure.offers.remove(&offer.0)
                     && let Some((slot, _)) = current(index, serial)
-                    && slot.phase() == Phase::Offered
                 {
-                    slot.set_phase(Phase::Tcp);
-                    try_later(index, slot, Why::PeerNotLifted);
+                    slot.unanswered.store(false, Ordering::Relaxed);
+                    if slot.phase() == Phase::Offered {
+                        slot.set_phase(Phase::Tcp);
+                        try_later(index, slot, Why::PeerNotLifted);
+                    }
                 }
             }
             PairingEvent::Denied { offer } => {

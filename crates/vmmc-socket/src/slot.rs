@@ -143,6 +143,8 @@ pub(crate) struct Slot {
     pub(crate) corked: AtomicBool,
     /// The node service was shown the socket, and may have it a moment longer than the program.
     pub(crate) shown: AtomicBool,
+    /// It has not answered to that, or not as if it would let go of the socket: that may lie in its queue, or be with it.
+    pub(crate) unanswered: AtomicBool,
     pub(crate) pair: AtomicU64,
     /// The kernel's name of the connection, known once it is paired or handed over, or a child of vfork may ask for it; 0: not yet.
     pub(crate) cookie: AtomicU64,
@@ -298,9 +300,13 @@ impl Slot {
         self.set_why(Why::Young);
         self.set_opening(Opening::Unseen);
         let flags = [&self.nonblocking, &self.finished, &self.mute, &self.deaf, &self.look];
-        for flag in
-            flags.into_iter().chain([&self.ready, &self.tells_left, &self.corked, &self.shown])
-        {
+        for flag in flags.into_iter().chain([
+            &self.ready,
+            &self.tells_left,
+            &self.corked,
+            &self.shown,
+            &self.unanswered,
+        ]) {
             flag.store(false, Ordering::Relaxed);
         }
         self.pair.store(0, Ordering::Relaxed);
