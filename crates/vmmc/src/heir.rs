@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use vmmc_os::{Descriptor, OsError, packet_pair, random_u64, send};
+use vmmc_os::{Descriptor, OsError, packet_pair_above, random_u64, send};
 use vmmc_proto::{HeirId, PairId, Request, encode_request_into};
 
 use crate::Process;
@@ -25,7 +25,7 @@ impl Process {
     /// [`Process::pair_hold`].
     pub fn pair_heir(&self) -> Result<Heir, PairError> {
         let floor = self.inner.options.descriptor_floor;
-        let (socket, theirs) = packet_pair().map_err(PairError::Exhausted)?;
+        let (socket, theirs) = packet_pair_above(floor).map_err(PairError::Exhausted)?;
         let socket = socket.raise(floor).map_err(PairError::Exhausted)?;
         let id = HeirId(random_u64());
         self.tell(&Request::PairHeir { heir: id }, &[theirs.as_fd()])?;

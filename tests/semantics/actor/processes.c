@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 extern char **environ;
 
@@ -138,6 +139,49 @@ void scenario_fork_parent_leaves(void) {
     get_pattern(fd, 0, 500000, 1);
     expect_end(fd);
     put_text(fd, "got it");
+    _exit(0);
+}
+
+/* As many descriptors as this process may have, which is fewer than it could be allowed. */
+static void use_up_descriptors(void) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = 100;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    while (open("/dev/null", O_RDONLY | O_CLOEXEC) >= 0)
+        ;
+}
+
+/* The parent has no descriptor left when it forks, and leaves with bytes unread: they are the child's. */
+void scenario_fork_parent_leaves_at_the_limit(void) {
+    int fd = connection();
+    if (me.client) {
+        expect_text(fd, "the child");
+        put_text(fd, "anybody there?");
+        expect_text(fd, "the grandchild");
+        expect_end(fd);
+        meet();
+        return;
+    }
+    pid_t child = fork();
+    if (child != 0) {
+        close(fd);
+        meet();
+        finish(child);
+        return;
+    }
+    put_text(fd, "the child");
+    await_readable(fd, 14);
+    use_up_descriptors();
+    pid_t parent = getpid();
+    if (fork() != 0)
+        _exit(0);
+    while (getppid() == parent)
+        usleep(1000);
+    /* Time for whoever would take the parent's end for the connection's. */
+    usleep(100000);
+    expect_text(fd, "anybody there?");
+    put_text(fd, "the grandchild");
     _exit(0);
 }
 

@@ -242,6 +242,7 @@ macro_rules! for_every_scenario {
             sandboxed_calls: Warm;
             sandboxed_while_offered: Cold;
             fork_one_reads_one_writes: Warm;
+            fork_parent_leaves_at_the_limit: Warm;
             fork_child_killed: Warm;
             fork_child_killed_not_reaped: Warm;
             fork_beside_the_first_connection: Cold;

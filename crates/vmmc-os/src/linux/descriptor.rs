@@ -54,6 +54,14 @@ impl Descriptor {
 
 /// The number of a new descriptor at `floor` or above, which the limit of descriptors keeps the program itself from.
 fn beyond_the_limit(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, OsError> {
+    with_numbers_above(floor, || rustix::io::fcntl_dupfd_cloexec(fd, floor))
+}
+
+/// Calls `make` while numbers from `floor` on may be had, which the limit of descriptors keeps the program itself from.
+pub(super) fn with_numbers_above<R>(
+    floor: RawFd,
+    make: impl FnOnce() -> Result<R, OsError>,
+) -> Result<R, OsError> {
     /// So many are enough.
     const NUMBERS: u64 = 1 << 16;
     let limits = getrlimit(Resource::Nofile);
@@ -63,7 +71,7 @@ fn beyond_the_limit(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd, OsError
         return Err(OsError::INVAL);
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(top), ..limits })?;
-    let made = rustix::io::fcntl_dupfd_cloexec(fd, floor);
+    let made = make();
     setrlimit(Resource::Nofile, limits)?;
     made
 }

@@ -52,7 +52,7 @@ pub use memory::{
 pub use memory_watch::MemoryWatch;
 pub use packet::{
     Received, accept_packets, connect_packets, is_packet_socket, listen_packets, packet_pair,
-    receive, send, waiting_bytes,
+    packet_pair_above, receive, send, waiting_bytes,
 };
 pub use pin::{PinError, is_pinned, pin, pin_limit, pinned_bytes, total_memory, unpin};
 pub use poller::{Poller, Readiness};

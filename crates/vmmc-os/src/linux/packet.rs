@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -12,6 +12,7 @@ use rustix::net::{
     sockopt,
 };
 
+use super::descriptor::with_numbers_above;
 use crate::{Descriptor, OsError};
 
 /// Most descriptors beside a packet, as the kernel has it (`SCM_MAX_FD`). It would close itself what there is no room for, on this thread.
@@ -70,6 +71,18 @@ pub fn packet_pair() -> Result<(Descriptor, Descriptor), OsError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (one, other) = net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     Ok((one.into(), other.into()))
+}
+
+/// As [`packet_pair`], for a process that may have used up the numbers which it may have: then they are taken at `floor` or beyond, if the limit may be
+/// raised for that moment, as in [`Descriptor::duplicate_above`].
+///
+/// # Errors
+/// As of `socketpair`.
+pub fn packet_pair_above(floor: RawFd) -> Result<(Descriptor, Descriptor), OsError> {
+    match packet_pair() {
+        Err(OsError::MFILE) => with_numbers_above(floor, packet_pair),
+        made => made,
+    }
 }
 
 /// Whether a descriptor is such a socket. Waits for nobody.
