@@ -209,10 +209,12 @@ pub fn lower_everything() {
     layer::stop();
 }
 
-/// The program is about to make an io_uring, by which it may make any call on any descriptor. Its connections are followed so that
-/// they can be shown, and none is lifted any more.
+/// The program has an io_uring, by which it may make any call on any descriptor. Its connections are followed so that they can be
+/// shown, and none is lifted any more.
 pub fn lower_for_uring() {
-    policy::forbid_for_uring();
+    if !policy::forbid_for_uring() {
+        return;
+    }
     for (fd, _) in descriptor::between(0, i32::MAX) {
         lower_for(fd, Why::Uring);
     }

@@ -21,7 +21,7 @@ struct Policy {
 }
 
 static POLICY: OnceLock<Policy> = OnceLock::new();
-/// The program has made an io_uring, which carries any call past every hook.
+/// The program has an io_uring, which carries any call past every hook.
 static URING: AtomicBool = AtomicBool::new(false);
 /// The program has put itself under a filter of system calls, or was started under one.
 static FILTERED: AtomicBool = AtomicBool::new(false);
@@ -62,9 +62,9 @@ pub(crate) fn forbids(fd: i32) -> Option<Why> {
     policy.forbids_ports(ends.map(|end| end.map_or(0, |end| end.port()))).then_some(Why::Port)
 }
 
-/// From now on nothing of this program may be lifted: it is about to make an io_uring.
-pub(crate) fn forbid_for_uring() {
-    URING.store(true, Ordering::Relaxed);
+/// From now on nothing of this program may be lifted: it has an io_uring. Whether that is news.
+pub(crate) fn forbid_for_uring() -> bool {
+    !URING.swap(true, Ordering::Relaxed)
 }
 
 /// Whether a stream may go over from this ring to the next larger one.
