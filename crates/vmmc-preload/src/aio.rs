@@ -10,7 +10,7 @@ use crate::boundary::{catch, keep_errno, look_up_optional, next};
 /// `block` is null or points to a block of the program's.
 unsafe fn before(block: *const aiocb) {
     if let Some(block) = block.as_ref() {
-        catch((), || keep_errno(|| vmmc_socket::lower_descriptor(block.aio_fildes)));
+        catch((), || keep_errno(|| vmmc_socket::lower_for_writing(block.aio_fildes)));
     }
 }
 
@@ -72,7 +72,7 @@ pub(crate) unsafe fn before_submitting(count: c_long, list: *const *const Block)
         if vmmc_socket::is_tracked(fd) {
             catch((), || {
                 keep_errno(|| {
-                    vmmc_socket::lower_descriptor(fd);
+                    vmmc_socket::lower_for_writing(fd);
                     vmmc_socket::epoll::lower_set(fd);
                 })
             });

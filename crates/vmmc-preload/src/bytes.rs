@@ -140,7 +140,7 @@ fn carried(fd: c_int, offset: off_t, flags: c_int) -> Option<c_int> {
         0 => Some(0),
         libc::RWF_NOWAIT => Some(libc::MSG_DONTWAIT),
         _ => {
-            catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+            catch((), || keep_errno(|| vmmc_socket::lower_for_writing(fd)));
             None
         }
     }
@@ -324,7 +324,7 @@ unsafe fn mind_control(fd: c_int, message: *const msghdr, handing: &mut Handing)
     if (*message).msg_controllen == 0 || (*message).msg_control.is_null() {
         return;
     }
-    vmmc_socket::lower_descriptor(fd);
+    vmmc_socket::lower_for_writing(fd);
     for_each_descriptor(message, |passed| {
         vmmc_socket::lower_passed(passed, fd, handing);
         vmmc_socket::epoll::lower_set(passed);
@@ -496,7 +496,7 @@ pub(crate) unsafe extern "C-unwind" fn sendfile(
         );
     if at < 0 || count > isize::MAX as size_t || vmmc_socket::is_connection(from) {
         // Not a file: the kernel says what it thinks of it.
-        catch((), || vmmc_socket::lower_descriptor(to));
+        catch((), || vmmc_socket::lower_for_writing(to));
         return kernel();
     }
     let mut by_layer = true;
@@ -542,7 +542,7 @@ pub(crate) unsafe extern "C-unwind" fn splice(
     let native = next!(splice: fn(c_int, *mut libc::loff_t, c_int, *mut libc::loff_t, size_t, c_uint) -> ssize_t);
     catch((), || {
         vmmc_socket::lower_descriptor(from);
-        vmmc_socket::lower_descriptor(to);
+        vmmc_socket::lower_for_writing(to);
     });
     native(from, from_offset, to, to_offset, len, flags)
 }

@@ -24,7 +24,7 @@ pub(crate) unsafe extern "C-unwind" fn backtrace_symbols_fd(
     fd: c_int,
 ) {
     let native = next!(backtrace_symbols_fd: fn(*const *mut c_void, c_int, c_int) -> ());
-    catch((), || keep_errno(|| vmmc_socket::lower_descriptor(fd)));
+    catch((), || keep_errno(|| vmmc_socket::lower_for_writing(fd)));
     native(list, count, fd);
 }
 
@@ -36,7 +36,7 @@ pub(crate) unsafe extern "C-unwind" fn vdprintf(
 ) -> c_int {
     // A `va_list` argument is passed as one pointer.
     let native = next!(vdprintf: fn(c_int, *const c_char, usize) -> c_int);
-    catch((), || vmmc_socket::lower_descriptor(fd));
+    catch((), || vmmc_socket::lower_for_writing(fd));
     native(fd, format, list)
 }
 
@@ -48,7 +48,7 @@ pub(crate) unsafe extern "C-unwind" fn __vdprintf_chk(
     list: usize,
 ) -> c_int {
     let native = next!(__vdprintf_chk: fn(c_int, c_int, *const c_char, usize) -> c_int);
-    catch((), || vmmc_socket::lower_descriptor(fd));
+    catch((), || vmmc_socket::lower_for_writing(fd));
     native(fd, flag, format, list)
 }
 
@@ -82,13 +82,13 @@ pub(crate) use before;
 
 #[cfg(target_arch = "x86_64")]
 extern "C" fn before_dprintf(fd: c_int) -> *mut libc::c_void {
-    catch((), || vmmc_socket::lower_descriptor(fd));
+    catch((), || vmmc_socket::lower_for_writing(fd));
     crate::boundary::look_up("dprintf\0")
 }
 
 #[cfg(target_arch = "x86_64")]
 extern "C" fn before_dprintf_chk(fd: c_int) -> *mut libc::c_void {
-    catch((), || vmmc_socket::lower_descriptor(fd));
+    catch((), || vmmc_socket::lower_for_writing(fd));
     crate::boundary::look_up("__dprintf_chk\0")
 }
 

@@ -388,7 +388,7 @@ fn follow(fd: i32, nonblocking: Option<bool>, connected: bool) {
 /// The C library's streams take `fd` over, and will close it without a word: it is lowered, and no longer followed.
 pub fn leave(fd: i32) {
     let Some(index) = descriptor::connection(fd) else { return };
-    crate::lower::lower_descriptor(fd);
+    crate::lower::lower_for_writing(fd);
     if !at_home() {
         return;
     }
@@ -424,7 +424,7 @@ pub fn duplicated(old: i32, new: i32) {
             enter_duplicate(index, new);
             // The C library's streams use the standard numbers by calls that nobody sees.
             if new <= libc::STDERR_FILENO {
-                crate::lower::lower_descriptor(new);
+                crate::lower::lower_for_writing(new);
             }
         }
         // A child of vfork makes it ready for the program that it will become.

@@ -93,7 +93,7 @@ pub use layer::{
 pub use loan::{Lending, Lent, Return, Terms, borrow, commit, lends, release, reserve};
 pub use lower::{
     lower_descriptor, lower_everything, lower_for_spawning, lower_for_unsharing, lower_for_uring,
-    lower_passed,
+    lower_for_writing, lower_passed,
 };
 pub use message::Room;
 pub use options::{

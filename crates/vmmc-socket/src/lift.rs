@@ -20,8 +20,8 @@ use crate::local::{self, Local};
 use crate::slot::{self, Phase, Slot, Way, Why};
 use crate::thread::{self, MICROSECOND};
 use crate::{
-    anew, board, cork, epoll, kernel, options, own_numbers, park, policy, receive, service, tcp,
-    transmit,
+    anew, board, cork, epoll, kernel, lower, options, own_numbers, park, policy, receive, service,
+    tcp, transmit,
 };
 
 mod later;
@@ -544,10 +544,15 @@ fn lose(structure: &mut Structure) {
             wait_longer(index, slot, Why::NoService);
         }
     }
+    let dead = layer::process().is_some_and(Process::service_is_dead);
     let pairs: Vec<_> = structure.pairs.values().copied().collect();
     for (index, serial) in pairs {
         let Some((slot, local)) = current(index, serial) else { continue };
         local.held.store(false, Ordering::Release);
+        // SAFETY: the structure's lock is held.
+        if let (true, Some(&fd)) = (dead, unsafe { local.parts() }.descriptors.first()) {
+            lower::inherit_handover(fd, slot, local);
+        }
         if slot.phase() == Phase::Exchanged {
             take_back(structure, index, Why::NoService);
         }

@@ -7,7 +7,7 @@
 //! peer runs or not; until it says so, the peer sends nothing.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmmc::stream::{
     CLOSED, FIN, FROZEN, HAND_YOURSELF, HANDED, IDLE, LINGERS, Place, take_announcement,
@@ -21,13 +21,19 @@ use crate::layer::{self, STRUCTURE};
 use crate::local::{self, Ends, Local};
 use crate::repeat::Written;
 use crate::slot::{self, Inward, Phase, Slot, Way, Why};
+use crate::tcp::Opening;
 use crate::{
-    anew, board, ending, epoll, half_close, lift, park, policy, receive, repeat, thread, transmit,
-    wait,
+    anew, board, ending, epoll, half_close, lift, park, policy, receive, repeat, tcp, thread,
+    transmit, wait,
 };
 
 /// Brings the connection `fd` back to TCP, for good. What was not lifted yet will not be.
 pub(crate) fn lower(fd: i32, index: u32, why: Why) {
+    lower_with(fd, index, why, Patience::new(fd, index, !why.leaves_sending()));
+}
+
+/// As [`lower`]; when the `patience` with a peer that was first is over, the layer goes on sending, behind what is unread.
+fn lower_with(fd: i32, index: u32, why: Why, mut patience: Patience) {
     let (slot, local) = (slot::get(index), local::get(index));
     // The handshake may be under way: what it still brings is not wanted.
     if slot.phase() != Phase::Attached {
@@ -47,9 +53,9 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
         return;
     }
     let mut ends_late = false;
-    // Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service. Waits
-    // for that, but not for ever.
-    for left in (0..HANDOVER).rev() {
+    // Both sides lower at once, and the peer was first: its unread bytes are on their way to TCP through the service. Nothing may be
+    // written before them.
+    loop {
         {
             let _outward = slot.outward.lock.hold();
             let Some(ends) = local.ends() else { return };
@@ -60,12 +66,11 @@ pub(crate) fn lower(fd: i32, index: u32, why: Why) {
             if slot.outward.way() == Way::Lowered {
                 break;
             }
-            if left == 0 {
-                slot.outward.set_way(Way::Lowered);
-                break;
-            }
         }
-        lift::progress();
+        make_held(fd, slot, local);
+        if patience.is_over() {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
     let came_to_nothing = {
@@ -167,8 +172,33 @@ fn would_lose_bytes(fd: i32, slot: &Slot, local: &Local) -> bool {
     })
 }
 
-/// Milliseconds that a peer's unread bytes may take to TCP.
-const HANDOVER: u32 = 500;
+/// How long a peer's unread bytes may take to TCP.
+#[derive(Debug)]
+struct Patience {
+    fd: i32,
+    opening: Opening,
+    written: Option<u64>,
+    since: Instant,
+    endless: bool,
+}
+
+impl Patience {
+    /// `endless`: the kernel is to have what is written from now on, so that nothing else can keep that behind the bytes. If not,
+    /// it is over when none has come for a while.
+    fn new(fd: i32, index: u32, endless: bool) -> Self {
+        let opening = slot::get(index).opening();
+        Self { fd, opening, written: None, since: Instant::now(), endless }
+    }
+
+    fn is_over(&mut self) -> bool {
+        const WHILE: Duration = Duration::from_millis(500);
+        let written = tcp::written(self.fd, self.opening);
+        if self.endless || written != self.written {
+            (self.written, self.since) = (written, Instant::now());
+        }
+        self.since.elapsed() > WHILE
+    }
+}
 
 /// Waits for what the service writes; `last` says whether that ends with bytes (`POLLIN`) or with the end (`POLLRDHUP`).
 pub(crate) fn await_arrival(fd: i32, slot: &Slot, last: i16) {
@@ -201,10 +231,17 @@ pub fn lower_descriptor(fd: i32) {
     lower_for(fd, Why::Call);
 }
 
+/// As [`lower_descriptor`], where the kernel writes to `fd` for the program from now on, and not the layer.
+pub fn lower_for_writing(fd: i32) {
+    if let Some(index) = descriptor::connection_called(fd) {
+        lower_with(fd, index, Why::Call, Patience::new(fd, index, true));
+    }
+}
+
 /// Nothing of this process shall be lifted any more, nor be lifted later.
 pub fn lower_everything() {
     for (fd, _) in descriptor::between(0, i32::MAX) {
-        lower_descriptor(fd);
+        lower_for_writing(fd);
     }
     layer::stop();
 }
@@ -277,6 +314,24 @@ pub(crate) fn lower_outward(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> 
         transmit::settle_handover(fd, slot, local, ends);
     }
     ends_late
+}
+
+/// Bytes of what the peer lowers unread that are on TCP, which has had nothing else since this side's stream left it.
+pub(crate) fn handed_over(fd: i32, slot: &Slot, ends: Ends) -> Option<u64> {
+    tcp::written(fd, slot.opening())?.checked_sub(ends.theirs.switch_offset()?)
+}
+
+/// The service has died, and may have left what the peer lowered unread half way: this side writes the rest.
+pub(crate) fn inherit_handover(fd: i32, slot: &Slot, local: &Local) {
+    let _held = slot.outward.lock.hold();
+    let Some(ends) = local.ends() else { return };
+    if !is_taken_back(ends) || wait::handover_answered(ends) || slot.outward.way() == Way::Lowered {
+        return;
+    }
+    if let Some(there) = handed_over(fd, slot, ends) {
+        slot.outward.twice.store(there, Ordering::Relaxed);
+        ends.mine.tell(HAND_YOURSELF);
+    }
 }
 
 /// The peer lowers the connection, and what it had not read is on its way to TCP. A call that does not wait would find no
@@ -422,13 +477,14 @@ fn hand_over(slot: &Slot, unread: &[u8], finish: bool) -> u32 {
 
 /// The peer could not hand over what it had not read: writes it to TCP here. False: TCP is full, later.
 pub(crate) fn hand_over_myself(fd: i32, slot: &Slot, local: &Local, ends: Ends) -> bool {
-    let stream = &slot.outward.stream;
-    let pieces = stream.unread_pieces(ends.mine);
-    let settle = |sent| {
-        stream.settle(sent);
-        slot.outward.twice.fetch_add(sent as u64, Ordering::Relaxed);
-    };
-    match repeat::write_pieces(fd, local, pieces, settle) {
+    let (stream, twice) = (&slot.outward.stream, &slot.outward.twice);
+    let unread = stream.tail() - stream.unread(ends.mine);
+    // Behind what is there already.
+    let pieces = stream.pieces_from(unread + twice.load(Ordering::Relaxed));
+    let written = repeat::write_pieces(fd, local, pieces, |sent| {
+        twice.fetch_add(sent as u64, Ordering::Relaxed);
+    });
+    match written {
         Written::All => {}
         Written::Full => return false,
         // Nobody waits for the bytes.

@@ -115,6 +115,11 @@ impl Why {
                 | Self::Parked
         )
     }
+
+    /// Whether what the program sends afterwards still passes through the layer, in this process and in no other.
+    pub(crate) fn leaves_sending(self) -> bool {
+        matches!(self, Self::Call | Self::Set)
+    }
 }
 
 /// See the module's text. One cache line for each rhythm.

@@ -71,7 +71,10 @@ fn begin(fd: i32, flags: i32) -> Result<u32, Option<InFlight>> {
     }
     if flags & !CARRIED != 0 {
         lower::lower(fd, index, Why::Call);
-        return Err(None);
+        // Behind what the peer lowers unread the layer sends it, when that is on TCP.
+        if slot.phase() != Phase::Attached || slot.outward.way() != Way::Handover {
+            return Err(None);
+        }
     }
     let local = local::get(index);
     if !local.held.load(Ordering::Relaxed) {
@@ -567,7 +570,7 @@ pub(crate) fn say_where(ends: Ends) {
 
 /// The peer froze the stream: goes over to TCP if its unread bytes are there, or never will be.
 pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
-    if ends.mine.told(HANDED) {
+    if ends.mine.told(HANDED) || is_seen_handed(fd, slot, ends) {
         leave_ring(slot, ends);
         if slot.finished.load(Ordering::Relaxed) {
             let _ = kernel::call!(SYS_shutdown, fd, libc::SHUT_WR);
@@ -585,9 +588,16 @@ pub(crate) fn settle_handover(fd: i32, slot: &Slot, local: &Local, ends: Ends) {
     } else if kernel::pending(fd, 0) != 0 || has_died(fd, slot, ends) {
         // Nobody says any more that they are.
         slot.outward.set_way(Way::Lowered);
-    } else {
+    } else if slot.why() == Why::Young {
         slot.set_why(Why::Peer);
     }
+}
+
+/// A child of vfork cannot take the mail that tells that all is on TCP, but it can count.
+fn is_seen_handed(fd: i32, slot: &Slot, ends: Ends) -> bool {
+    !layer::at_home()
+        && lower::handed_over(fd, slot, ends)
+            .is_some_and(|there| there >= slot.outward.stream.unread(ends.mine))
 }
 
 /// Whether the peer, whose stream is in the ring, is gone from TCP without having ended it there.

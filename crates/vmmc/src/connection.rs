@@ -243,8 +243,12 @@ impl Connection {
 
     /// Whether the service is gone.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
-            || self.table.view().life().load(Ordering::Relaxed) & LIFE_LOST != 0
+        self.lost.load(Ordering::Relaxed) || self.is_dead()
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.table.view().life().load(Ordering::Relaxed) & LIFE_LOST != 0
     }
 
     /// Gives up on a service that does not answer. When it looks again it finds this process gone, and lets go of all

@@ -200,6 +200,11 @@ impl Process {
         }
     }
 
+    /// Whether the service has ended, and does nothing more that it was asked for. One that is only given up is not known to have.
+    pub fn service_is_dead(&self) -> bool {
+        self.inner.connection().is_dead()
+    }
+
     /// The network namespaces of the processes that the service knows: whether connections to other addresses than one's own
     /// may be worth an offer. Two loads of memory.
     pub fn networks(&self) -> Networks {

@@ -519,3 +519,51 @@ void scenario_other_program_after_shutdown(void) {
     say_ready("after", fd);
     meet();
 }
+
+/* The server lowers with more unread than TCP has room for. */
+static size_t lower_more_than_fits(int fd, unsigned seed) {
+    int on = 1;
+    size_t count = me.client ? fill_up(fd, seed) : 0;
+    if (me.client)
+        tell(count);
+    else
+        count = told();
+    signal(SIGIO, SIG_IGN);
+    if (me.server)
+        T(ioctl(fd, FIOASYNC, &on));
+    meet();
+    return count;
+}
+
+/* A connection with small buffers at both ends. */
+static int narrow_connection(void) {
+    int size = 4096;
+    if (me.server)
+        T(setsockopt(me.listener, SOL_SOCKET, SO_RCVBUF, &size, sizeof size));
+    meet();
+    int fd = connection();
+    if (me.client)
+        T(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size));
+    return fd;
+}
+
+/* Both ends lower, one after the other, and what the first had not read is not all on TCP when the second sends more. */
+void scenario_both_lowered_while_full(void) {
+    enum { MORE = 1000 };
+    int fd = narrow_connection(), on = 1;
+    size_t count = lower_more_than_fits(fd, 1);
+    if (me.client) {
+        unsigned char more[MORE];
+        T(ioctl(fd, FIOASYNC, &on));
+        fill_pattern(more, count, sizeof more, 1);
+        ssize_t sent = send(fd, more, sizeof more, MSG_DONTWAIT);
+        sent = sent < 0 ? 0 : sent;
+        meet();
+        put_pattern(fd, count + sent, MORE - sent, 1);
+    } else {
+        meet();
+        get_pattern(fd, 0, count + MORE, 1);
+    }
+    meet();
+    close(fd);
+}

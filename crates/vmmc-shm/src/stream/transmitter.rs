@@ -302,12 +302,6 @@ impl Transmitter {
         theirs.tail.load(Ordering::Acquire) & (FIN | FROZEN) != 0
     }
 
-    /// The first `len` unread bytes have reached the reader by another way.
-    pub fn settle(&self, len: usize) {
-        let credit = self.credit.load(Ordering::Relaxed) + len as u64;
-        self.credit.store(credit.min(self.tail()), Ordering::Relaxed);
-    }
-
     /// Where the bytes lie that were published and not consumed, in stream order.
     pub fn unread_pieces(&self, mine: &Words) -> impl Iterator<Item = Piece> + use<> {
         self.pieces_from(self.learn_credit(mine))
