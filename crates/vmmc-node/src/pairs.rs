@@ -66,6 +66,8 @@ struct End {
     kept: u64,
     /// Bytes were written into its socket, after which it may write itself.
     handed: bool,
+    /// Its stream has ended: its socket's is to end behind those bytes.
+    finishes: bool,
     /// Waits for the socket to become writable, under this number.
     waiting: Option<u64>,
 }
@@ -353,6 +355,15 @@ impl Pairs {
         self.advance(around, id.peer());
     }
 
+    /// The stream of the holder of `id` has ended, behind bytes that its peer asks to be written into its socket, or will ask.
+    pub(crate) fn finish(&mut self, id: PairId) {
+        if let Some(pair) = self.by_id.get_mut(&base(id)) {
+            let end = &mut pair.ends[id.end()];
+            end.finishes = true;
+            end.finish_if_handed();
+        }
+    }
+
     /// The held socket that waits under `number` can be written.
     pub(crate) fn writable(&mut self, around: &mut Surroundings<'_>, number: u64) {
         if let Some(id) = self.waiting.get(&number).copied() {
@@ -415,8 +426,9 @@ impl Pairs {
         self.keep_account(id);
         let Some(pair) = self.by_id.get_mut(&base(id)) else { return };
         let end = &mut pair.ends[id.end()];
-        let Some(socket) = end.socket.as_ref().and_then(Socket::as_fd) else { return };
         end.handed |= handed > 0;
+        end.finish_if_handed();
+        let Some(socket) = end.socket.as_ref().and_then(Socket::as_fd) else { return };
         for holder in &end.holders {
             for _ in 0..handed {
                 around.posts.push(Post::new(*holder, Answer::PairHanded { pair: id }));
@@ -493,6 +505,14 @@ impl End {
     /// Nothing waits for its socket.
     fn is_idle(&self) -> bool {
         self.injection.is_empty() && !self.away
+    }
+
+    /// Ends the stream on its socket, if that waited only for bytes of before.
+    fn finish_if_handed(&mut self) {
+        if self.finishes && self.handed && self.is_idle() {
+            self.finishes = false;
+            self.socket.iter().for_each(Socket::end_stream);
+        }
     }
 }
 

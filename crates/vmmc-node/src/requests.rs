@@ -154,6 +154,7 @@ impl Service {
             Request::PairHeir { heir } => self.announce(key, heir, goods.descriptors),
             Request::PairDrop { pair, linger } => self.drop_pair(key, pair, linger),
             Request::PairSettle { pair } => self.settle_pair(key, pair),
+            Request::PairFinish { pair } => self.finish_pair(key, pair),
             Request::PairInject { pair, bytes, len, finish } => {
                 self.inject(key, pair, (bytes, len), finish, goods.descriptors);
             }
@@ -268,6 +269,13 @@ impl Service {
     fn settle_pair(&mut self, key: ClientKey, pair: PairId) {
         if self.clients.get(key).is_some_and(|client| client.holds.contains(&pair)) {
             self.with_pairs(|pairs, around| pairs.settle(around, pair.peer()));
+        }
+    }
+
+    /// A process that holds an end has ended its stream, behind what its peer lowers unread.
+    fn finish_pair(&mut self, key: ClientKey, pair: PairId) {
+        if self.clients.get(key).is_some_and(|client| client.holds.contains(&pair)) {
+            self.pairs.finish(pair);
         }
     }
 

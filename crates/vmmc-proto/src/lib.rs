@@ -32,4 +32,4 @@ pub use request::{BellPlace, ExportDeclaration, Hello, Request, Resume, Target};
 pub use status::{NodeStatus, PathStatus};
 
 /// Version of this protocol. A service refuses a library of another version ([`Refusal::Version`]).
-pub const VERSION: u32 = 14;
+pub const VERSION: u32 = 15;

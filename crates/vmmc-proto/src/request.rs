@@ -196,6 +196,12 @@ pub enum Request {
         /// The caller's end.
         pair: PairId,
     },
+    /// No reply. The caller has ended its stream, and its peer lowers what it has not read of it: when that is written into the caller's socket, the
+    /// sending direction there is shut down.
+    PairFinish {
+        /// The caller's end.
+        pair: PairId,
+    },
     /// No reply. The caller is about to fork. Descriptor: one of two connected sockets of packets, whose other one the child will have. As long as
     /// anybody has that, every end that the caller holds now is held for the child too, which says so in its [`Hello`]. Over the socket itself it may
     /// only let go, by `PairDrop` and `PairSettle`.

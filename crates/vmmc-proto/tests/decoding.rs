@@ -56,6 +56,7 @@ fn request() -> impl Strategy<Value = Request> {
             len,
             finish: len % 2 == 0
         }),
+        any::<u64>().prop_map(|pair| Request::PairFinish { pair: PairId(pair) }),
         (any::<u32>(), any::<u64>()).prop_map(|(seq, bytes)| Request::Reserve { seq, bytes }),
         any::<u32>().prop_map(|seq| Request::Queue { seq }),
         any::<u64>().prop_map(|handle| Request::Lane { handle }),

@@ -7,7 +7,7 @@ use vmmc::stream::{CLOSED, FIN, LINGERS, take_announcement};
 use crate::kernel::{self, Errno};
 use crate::local::{self, Ends, Local};
 use crate::slot::{self, Phase, Slot, Way};
-use crate::{descriptor, lower, tcp, transmit};
+use crate::{descriptor, layer, lower, tcp, transmit};
 
 /// Ends the sending direction of `fd`. True: the end stands in the ring, and the kernel shall not end it yet (a FIN on TCP
 /// could overtake bytes that the peer may still have to hand over); false: the kernel's shutdown must follow.
@@ -29,8 +29,12 @@ pub fn finish(fd: i32) -> bool {
     local.ring_own();
     match way {
         Way::Tcp | Way::Lowered => return false,
-        // The kernel is told when the peer's unread bytes are on TCP.
-        Way::Handover => return true,
+        // The kernel is told when the peer's unread bytes are on TCP: by the service, if this process makes no call any more.
+        Way::Handover => {
+            let pair = vmmc::PairId(slot.pair.load(Ordering::Relaxed));
+            let _ = layer::process().map(|process| process.pair_finish(pair));
+            return true;
+        }
         Way::Ring => slot.outward.stream.finish(ends.theirs),
     }
     refuse(fd, slot, ends);

@@ -13,6 +13,7 @@
 //! ...                           the two talk through memory, and wake each other through the events
 //! pair_inject(pair, bytes, end) "write these into my peer's socket": its bytes go on over TCP
 //! Handed { pair }               comes to the peer: they are written, now it may write to its socket itself
+//! pair_finish(pair)             or it has nothing more to write: its stream ends behind them
 //! pair_heir()                   before a fork: what is held is held for the child too
 //! pair_drop(pair)               at the last close; pair_linger(pair) if the peer has not read all
 //! ```
@@ -354,6 +355,15 @@ impl Process {
     /// See [`PairError`].
     pub fn pair_settle(&self, pair: PairId) -> Result<(), PairError> {
         self.tell(&Request::PairSettle { pair }, &[])
+    }
+
+    /// Says that this side's stream has ended, where the *peer* has asked for bytes to be written into this side's socket and they are not, or will ask: its
+    /// sending direction is shut down behind them, whatever this process does meanwhile.
+    ///
+    /// # Errors
+    /// See [`PairError`].
+    pub fn pair_finish(&self, pair: PairId) -> Result<(), PairError> {
+        self.tell(&Request::PairFinish { pair }, &[])
     }
 
     /// Lowering: asks the service to write `bytes` into the *peer's* socket, after those of earlier calls, waiting for room as long

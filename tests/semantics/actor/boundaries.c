@@ -567,3 +567,19 @@ void scenario_both_lowered_while_full(void) {
     meet();
     close(fd);
 }
+
+/* One end lowers, the other ends its direction while not all is on TCP, and makes no further call. */
+void scenario_end_behind_lowered_bytes(void) {
+    int fd = narrow_connection();
+    size_t count = lower_more_than_fits(fd, 2);
+    if (me.client) {
+        T(shutdown(fd, SHUT_WR));
+        meet();
+    } else {
+        meet();
+        get_pattern(fd, 0, count, 2);
+        expect_end(fd);
+    }
+    meet();
+    close(fd);
+}

@@ -472,6 +472,7 @@ macro_rules! for_every_scenario {
             peer_ran_another_then_file: Warm;
             read_across_programs: Warm;
             both_lowered_while_full: Warm;
+            end_behind_lowered_bytes: Warm;
             both_ran_another: Warm;
             both_ran_another_half_read: Warm;
             both_ran_another_read_on: Warm;
