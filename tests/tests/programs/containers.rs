@@ -345,3 +345,56 @@ fn a_service_without_rights_says_why_nothing_is_lifted() {
     };
     talk().unwrap_or_else(|error| panic!("{test}: {error}"));
 }
+
+/// Sends itself bulk over a connection that is lifted in the midst of it.
+const BULK: &str = r#"
+import hashlib, random, socket, threading, time
+SIZE = 8 << 20
+for turn in range(3):
+    listener = socket.create_server(("127.0.0.1", 0))
+    out = socket.create_connection(listener.getsockname())
+    back, _ = listener.accept()
+    back.settimeout(30)
+    for _ in range(2):
+        back.sendall(b"x")
+        out.recv(1)
+    bulk, got = random.Random(turn).randbytes(SIZE), hashlib.sha256()
+    def send():
+        sent = 0
+        while sent < SIZE:
+            sent += out.send(bulk[sent:sent + random.randint(4096, 65536)])
+            if sent < 400000 and random.random() < 0.5:
+                time.sleep(0.0003)
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    left = SIZE
+    while left:
+        some = back.recv(65536)
+        got.update(some)
+        left -= len(some)
+    assert got.digest() == hashlib.sha256(bulk).digest()
+    sender.join()
+print("right")
+"#;
+
+/// A queue that shapes the traffic drops packets, as container platforms limit bandwidth. The kernel counts those as sent.
+#[test]
+fn lifting_where_packets_are_dropped() -> Result<(), Failure> {
+    let test = "lifting_where_packets_are_dropped";
+    if !Container::possible(test) || !missing_programs(test, &["tc", "python3"]).is_empty() {
+        return Ok(());
+    }
+    let _watchdog = Watchdog::new(test, LIMIT);
+    let site = Site::new()?;
+    let container = Container::new(&site)?;
+    let shape = "qdisc replace dev lo root tbf rate 400mbit burst 100k limit 100k";
+    let words: Vec<&str> = std::iter::once("tc").chain(shape.split(' ')).collect();
+    container.succeed(&words)?;
+    for lifted in [false, true] {
+        let mut command = container.command(lifted, "python3");
+        // So late that it meets the queue full.
+        command.args(["-c", BULK]).env("VMMC_LIFT_AFTER", "40");
+        assert_eq!(Running::start(&mut command)?.succeed(LIMIT)?.stdout, "right\n");
+    }
+    Ok(())
+}
