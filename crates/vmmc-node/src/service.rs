@@ -85,7 +85,8 @@ pub fn serve(options: &ServeOptions) -> Result<(), ServeError> {
     };
     let result = service.join(options.cluster.as_ref()).and_then(|()| service.run(options.idle));
     service.directory.release();
-    service.slots.release();
+    // The halls' threads go on with what they are at.
+    service.slots.release(service.customs.is_none());
     result
 }
 

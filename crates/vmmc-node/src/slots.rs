@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use vmmc_os::{
-    Access, Descriptor, Mapping, OsError, announce_life, create_memory, reopen_read_only,
+    Access, Descriptor, LIFE_LOST, Mapping, OsError, announce_life, create_memory, reopen_read_only,
 };
 use vmmc_shm::table::{ExportState, MAIL_SLOTS, Networks, STATE_SLOTS, StatusTable, state_word};
 
@@ -53,8 +53,12 @@ impl Slots {
         Ok(slots)
     }
 
-    /// Keeps the table mapped until the process ends, so that the kernel can mark the life word.
-    pub(crate) fn release(self) {
+    /// Keeps the table mapped until the process ends, so that the kernel can mark the life word. Where the service is `still` already, and writes nothing
+    /// into anybody's socket any more, it is marked now: before the clients lose their connections, and have to know whether they may write themselves.
+    pub(crate) fn release(self, still: bool) {
+        if still {
+            self.view().life().fetch_or(LIFE_LOST, Ordering::Release);
+        }
         std::mem::forget(self.mapping);
     }
 

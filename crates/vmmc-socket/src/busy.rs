@@ -6,7 +6,7 @@
 //! A call holds its direction's lock while it is at work, and notes itself before it lets go of it without being done, to wait or for a moment.
 //! So who has had both locks knows of every call. One that the kernel does notes itself before ([`crate::route::InFlight`]).
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::descriptor::{self, Kind};
@@ -257,7 +257,7 @@ fn is_there(index: u32, stay: Stay, guest: Guest) -> bool {
             Seen::Awake if has_used_its_time(guest) => return false,
             Seen::Awake => {}
         }
-        kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE);
+        kernel::pause(PAUSE);
     }
 }
 

@@ -138,7 +138,7 @@ fn await_change(entry: &AtomicU32) -> u32 {
             let _ = entry.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
             return 0;
         }
-        kernel::futex_wait(&AtomicU32::new(0), 0, PAUSE);
+        kernel::pause(PAUSE);
     }
 }
 

@@ -174,7 +174,7 @@ pub fn before_filter() {
         if attached().next().is_none() {
             break;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
         attached().for_each(|(fd, index)| lower::follow(fd, index));
     }
 }

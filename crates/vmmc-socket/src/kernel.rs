@@ -422,6 +422,11 @@ pub fn give_way() {
     let _ = call!(SYS_sched_yield);
 }
 
+/// Sleeps for so long, or until a signal comes. No point at which the thread may be cancelled, as the C library's sleep is.
+pub(crate) fn pause(time: Duration) {
+    futex_wait(&std::sync::atomic::AtomicU32::new(0), 0, time);
+}
+
 /// Sleeps on `word` while it holds `value`, for `most` at the longest.
 pub fn futex_wait(word: &std::sync::atomic::AtomicU32, value: u32, most: Duration) {
     let time = libc::timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos() as _ };

@@ -69,9 +69,13 @@ fn lower_with(fd: i32, index: u32, why: Why, mut patience: Patience) {
         }
         make_held(fd, slot, local);
         if patience.is_over() {
+            if patience.kernel_writes {
+                let _outward = slot.outward.lock.hold();
+                slot.outward.set_way(Way::Lowered);
+            }
             break;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
     }
     let came_to_nothing = {
         let _inward = slot.inward.lock.hold();
@@ -179,24 +183,24 @@ struct Patience {
     opening: Opening,
     written: Option<u64>,
     since: Instant,
-    endless: bool,
+    kernel_writes: bool,
 }
 
 impl Patience {
-    /// `endless`: the kernel is to have what is written from now on, so that nothing else can keep that behind the bytes. If not,
-    /// it is over when none has come for a while.
-    fn new(fd: i32, index: u32, endless: bool) -> Self {
+    /// It is over when no byte has come for a while. A long one, if `kernel_writes` what the program sends from now on: then nothing else can keep
+    /// that behind the bytes. But not for ever, as whoever is to read them may be this very thread, or be gone.
+    fn new(fd: i32, index: u32, kernel_writes: bool) -> Self {
         let opening = slot::get(index).opening();
-        Self { fd, opening, written: None, since: Instant::now(), endless }
+        Self { fd, opening, written: None, since: Instant::now(), kernel_writes }
     }
 
     fn is_over(&mut self) -> bool {
-        const WHILE: Duration = Duration::from_millis(500);
+        let a_while = Duration::from_millis(if self.kernel_writes { 5000 } else { 500 });
         let written = tcp::written(self.fd, self.opening);
-        if self.endless || written != self.written {
+        if written != self.written {
             (self.written, self.since) = (written, Instant::now());
         }
-        self.since.elapsed() > WHILE
+        self.since.elapsed() > a_while
     }
 }
 
@@ -212,7 +216,7 @@ pub(crate) fn await_arrival(fd: i32, slot: &Slot, last: i16) {
         if kernel::unread(fd) > 0 {
             return;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
     }
 }
 
@@ -345,7 +349,7 @@ pub(crate) fn await_handover(index: u32) -> bool {
         if answered || slot.outward.way() != Way::Handover {
             return true;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
     }
     false
 }

@@ -248,7 +248,12 @@ impl Receiving<'_> {
         let crossing = match beyond {
             Beyond::Ring => return false,
             Beyond::Tcp => true,
-            Beyond::Unknown => slot.look.load(Ordering::Relaxed) || slot.inward.way() != Way::Ring,
+            Beyond::Unknown => match slot.inward.way() {
+                // Up to where it switches the kernel gives what it has, also to calls that it has had since before the lifting.
+                Way::Tcp => false,
+                Way::Ring => slot.look.load(Ordering::Relaxed),
+                Way::Handover | Way::Lowered => true,
+            },
         };
         if !crossing {
             return self.flags & libc::MSG_WAITALL == 0;

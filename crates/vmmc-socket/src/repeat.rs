@@ -127,7 +127,7 @@ pub(crate) fn pass_over_all(fd: i32, slot: &Slot, ends: Ends) {
         if pass_over(fd, slot, ends) == Passed::All {
             return;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
     }
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn leave_for_good(fd: i32, slot: &Slot, ends: Ends) {
         if repeat(slot, ends).is_none_or(|repeat| repeat.until.is_some() && !repeat.complete()) {
             return;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        kernel::pause(Duration::from_millis(1));
     }
 }
 

@@ -463,7 +463,7 @@ fn rouse(direction: Direction, slot: &Slot, local: &Local, ends: Ends) {
 fn let_look(still: impl Fn() -> bool) {
     kernel::give_way();
     if still() {
-        kernel::futex_wait(&AtomicU32::new(0), 0, Duration::from_micros(100));
+        kernel::pause(Duration::from_micros(100));
     }
 }
 
